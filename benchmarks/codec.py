@@ -14,7 +14,6 @@ from benchmarks.common import (
     Row,
     as_script,
     options,
-    positive,
     read_images,
     show,
     side_by_side,
@@ -110,19 +109,9 @@ def _bench_zip(files: Sequence[bytes], count: int, path: Path) -> Row:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the files of a run's test images."""
-    parser = options(__doc__)
+    parser = options(__doc__, images=(1000, "test images"), zipped=(60_000, "in a zip"))
     parser.add_argument(
         "run", nargs="?", default="mnist", metavar="RUN", help="default: the model in the package"
-    )
-    parser.add_argument(
-        "--images", type=positive, default=1000, metavar="N", help="test images (default: 1000)"
-    )
-    parser.add_argument(
-        "--zipped",
-        type=positive,
-        default=60_000,
-        metavar="N",
-        help="in a zip (default: 60000)",
     )
     parser.add_argument(
         "--data", metavar="DIR", help="where the data is, if it has moved since training"

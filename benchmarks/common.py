@@ -23,9 +23,7 @@ from hrvqvae.utils.errors import InputError
 Row = dict[str, Any]
 """Measured values by name."""
 Columns = Mapping[str, str]
-"""The format of a row in each column, by its header, such as {"images/s":
-"{images_per_second:.1f}"}.
-"""
+"""The format of a row in each column, by its header."""
 
 CPU = torch.device("cpu")
 
@@ -98,12 +96,41 @@ def positive(text: str) -> int:
     return value
 
 
-def options(about: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a script, with --json; `about` is the docstring of its module."""
+def fields(section: str, values: str) -> dict[str, str]:
+    """Return the fields "name=value ..." of a section of the configuration."""
+    pairs = (pair.split("=") for pair in values.split())
+    return {f"{section}.{name}": value for name, value in pairs}
+
+
+TINY = (
+    fields("data", "size=12 workers=0")
+    | fields("model", "hidden_units=8 residual_units=8 padding=1")
+    | fields("model.quantizer", "codewords=3 init_vectors=1000")
+    | fields("training", "batch_size=16 device=cpu evaluation_images=40")
+    | fields("prior.network", "hidden_units=8 residual_units=8 residual_blocks=2")
+    | fields("prior.network", "attention_layers=1")
+    | fields("prior.training", "batch_size=16 device=cpu")
+)
+"""Fields of `hrvqvae/mnist` that make a model which trains in seconds."""
+
+
+def options(about: str | None, **numbers: tuple[int, str]) -> argparse.ArgumentParser:
+    """Return the parser of a script, with --json; `about` is the docstring of its module.
+
+    `numbers` are options of a number from 1: default and help by name.
+    """
     parser = argparse.ArgumentParser(
         description=(about or "").partition("\n\n")[0], allow_abbrev=False
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    for name, (default, text) in numbers.items():
+        parser.add_argument(
+            f"--{name}",
+            type=positive,
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default})",
+        )
     return parser
 
 
@@ -148,6 +175,11 @@ class Rows:
             with self.path.open("a") as file:
                 file.write(json.dumps(self.rows[-1]) + "\n")
         return self.rows[-1]
+
+
+def parse_columns(text: str) -> Columns:
+    """Return columns from a line "header: format" for each."""
+    return dict(line.split(": ", 1) for line in text.split("\n") if line)
 
 
 def show(rows: Sequence[Row], columns: Columns) -> None:

@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from benchmarks.common import (
     matrix_rate,
     median_seconds,
     options,
+    parse_columns,
     show,
     side_by_side,
 )
@@ -281,10 +282,10 @@ FULL = Form(
     sampled=256,
     rounds=20,
 )
-SMALL = Form(
+SMALL = replace(
+    FULL,
     name="small",
     matrix=1536,
-    trees=_TREES,
     compared=2**13,
     searched=2**15,
     calls=1,
@@ -341,45 +342,45 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
     }
 
 
-_SIZE = {
-    "search": "{search}",
-    "L": "{levels}",
-    "m": "{codewords}",
-    "D": "{width}",
-    "vectors": "{vectors:,}",
-}
+_SIZE = """
+search: {search}
+L: {levels}
+m: {codewords}
+D: {width}
+vectors: {vectors:,}
+"""
 COLUMNS = {
-    "codes": {
-        **_SIZE,
-        "equal": "{equal:.4%}",
-        "ties": "{ties}",
-        "errors": "{errors}",
-        "clearest": "{worst:.1e}",
-    },
-    "search": {
-        **_SIZE,
-        "MB": "{MB:.1f}",
-        "ms": "{ms:,.3f}",
-        "copy ms": "{copy_ms:,.3f}",
-        "ratio": "{ratio:.1f}",
-        "peak MB": "{peak_MB:,.0f}",
-    },
-    "training": {
-        "trained": "{trained}",
-        "batch": "{batch}",
-        "ms per step": "{step_ms:,.1f}",
-        "images/s": "{images_per_second:,.1f}",
-        "FLOP per step": "{flop:.3e}",
-        "share": "{matrix_share:.1%}",
-        "peak MB": "{peak_MB:,.0f}",
-    },
-    "sampling": {
-        "sampled": "{sampled}",
-        "images": "{images}",
-        "s": "{seconds:.2f}",
-        "images/s": "{images_per_second:,.1f}",
-        "peak MB": "{peak_MB:,.0f}",
-    },
+    "codes": _SIZE
+    + """
+equal: {equal:.4%}
+ties: {ties}
+errors: {errors}
+clearest: {worst:.1e}
+""",
+    "search": _SIZE
+    + """
+MB: {MB:.1f}
+ms: {ms:,.3f}
+copy ms: {copy_ms:,.3f}
+ratio: {ratio:.1f}
+peak MB: {peak_MB:,.0f}
+""",
+    "training": """
+trained: {trained}
+batch: {batch}
+ms per step: {step_ms:,.1f}
+images/s: {images_per_second:,.1f}
+FLOP per step: {flop:.3e}
+share: {matrix_share:.1%}
+peak MB: {peak_MB:,.0f}
+""",
+    "sampling": """
+sampled: {sampled}
+images: {images}
+s: {seconds:.2f}
+images/s: {images_per_second:,.1f}
+peak MB: {peak_MB:,.0f}
+""",
 }
 
 
@@ -393,25 +394,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         if device.type != "cuda":
             print("no GPU here: a small form of the measurements, on the CPU")
-        rate = (
-            f"{report['matrix_rate'] / 1e12:,.3g} TFLOP/s of matrix products in"
-            f" {report['precision']}"
+        line = (
+            "{device_name}, torch {torch}: {rate:,.3g} TFLOP/s of matrix products in {precision};"
+            " {seconds:.0f} s in all"
         )
-        print(
-            f"{report['device_name']}, torch {report['torch']}: {rate}; {report['seconds']:.0f} s"
-            " in all"
-        )
+        print(line.format(rate=report["matrix_rate"] / 1e12, **report))
         for name, title in (
             ("codes", f"codes beside the CPU's (tie: within {TOLERANCE:g} of a distance)"),
             ("search", "search beside a copy of the same bytes"),
-            (
-                "training",
-                f"training (share: of the rate of matrix products in {report['precision']})",
-            ),
+            ("training", "training (share: of the rate of matrix products)"),
             ("sampling", "sampling, with random weights"),
         ):
             print(f"\n{title}")
-            show(report[name], COLUMNS[name])
+            show(report[name], parse_columns(COLUMNS[name]))
     if report["faults"]:
         print(*report["faults"], sep="\n", file=sys.stderr)
         sys.exit(1)

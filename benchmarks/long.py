@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Row, Rows, as_script, options, read_images
+from benchmarks.common import Row, Rows, as_script, fields, options, read_images
 from benchmarks.laboratory.folder import Folder, run_cases
 from benchmarks.laboratory.instruments import Validation
 from benchmarks.laboratory.report import compare, draw_curves, group_rows
@@ -32,42 +32,41 @@ STEPS = 10_000
 DEPTH_STEPS = 2_000
 LONGEST_STEPS = 50_000
 SEEDS = 3
-COMMON: Fields = {
-    "training.threads": "1",
-    "training.evaluate_every": "500",
-    "training.checkpoint_every": "500",
-    "training.evaluation_images": "2000",
-}
+COMMON: Fields = fields(
+    "training", "threads=1 evaluate_every=500 checkpoint_every=500 evaluation_images=2000"
+)
 IMAGES = 2_000
 """Test images that the depth study encodes."""
 
 _OPTIMIZER = "training.optimizer"
 _RATE = "training.learning_rate"
-_Q = "model.quantizer."
-_DECAY = f"{_Q}decay"
-_BETA = f"{_Q}beta"
+_Q = "model.quantizer"
+_DECAY = f"{_Q}.decay"
 
 
-def _searched(rate: str, decay: str, beta: str) -> Fields:
-    return {_OPTIMIZER: "muon", _RATE: rate, _DECAY: decay, _BETA: beta}
+def _quantizer(values: str) -> Fields:
+    return fields(_Q, values)
+
+
+def _searched(rate: str, quantizer: str) -> Fields:
+    return {_OPTIMIZER: "muon", _RATE: rate, **_quantizer(quantizer)}
 
 
 SEARCHED: Mapping[str, Fields] = {
-    "hrvqvae": _searched("0.003", "0.5", "0.25"),
-    "treevq": _searched("0.003", "0.8", "1.0"),
-    "vqvae": _searched("0.003", "0.8", "0.25"),
-    "rqvae": _searched("0.003", "0.95", "1.0"),
-    "vqvae2": _searched("0.003", "0.8", "0.25"),
+    "hrvqvae": _searched("0.003", "decay=0.5 beta=0.25"),
+    "treevq": _searched("0.003", "decay=0.8 beta=1.0"),
+    "vqvae": _searched("0.003", "decay=0.8 beta=0.25"),
+    "rqvae": _searched("0.003", "decay=0.95 beta=1.0"),
+    "vqvae2": _searched("0.003", "decay=0.8 beta=0.25"),
 }
 """The best settings of docs/data/decides-cifar10."""
 FURTHER: Mapping[str, Fields] = {
-    "hrvqvae": {_DECAY: "0.2"},
-    "rqvae": {_BETA: "4.0"},
-    "vqvae2": {_BETA: "0.06"},
+    "hrvqvae": _quantizer("decay=0.2"),
+    "rqvae": _quantizer("beta=4.0"),
+    "vqvae2": _quantizer("beta=0.06"),
 }
 """One step beyond an optimum that was the last value tried."""
-_BEAM: Fields = {f"{_Q}beam": "4", f"{_Q}joint_beam": "true", f"{_Q}coarse_weight": "0.1"}
-_AT_3000: Fields = {f"{_Q}codewords": "15"}
+_AT_3000 = _quantizer("codewords=15")
 
 System = tuple[str, str, Fields]
 """Preset, the system whose settings it takes ("": as printed), fields of its own."""
@@ -76,45 +75,38 @@ GROUPS: Sequence[Mapping[str, System]] = (
         "hrvqvae": ("hrvqvae", "hrvqvae", {}),
         "treevq": ("treevq", "treevq", {}),
         "vqvae": ("vqvae", "vqvae", {}),
-        "rqvae": ("rqvae", "rqvae", _BEAM),
+        "rqvae": ("rqvae", "rqvae", _quantizer("beam=4 joint_beam=true coarse_weight=0.1")),
         "printed": ("hrvqvae", "", {}),
     },
     {
         "vqvae2": ("vqvae2", "vqvae2", {}),
         "hrvqvae15": ("hrvqvae", "hrvqvae", _AT_3000),
         "treevq15": ("treevq", "treevq", _AT_3000),
-        "treevq15size": ("treevq", "treevq", _AT_3000 | {"model.hidden_units": "212"}),
-        "treevq15time": ("treevq", "treevq", _AT_3000 | {"model.hidden_units": "120"}),
+        "treevq15size": ("treevq", "treevq", _AT_3000 | fields("model", "hidden_units=212")),
+        "treevq15time": ("treevq", "treevq", _AT_3000 | fields("model", "hidden_units=120")),
     },
 )
 LONGEST = ("hrvqvae", "vqvae", "treevq")
 
-_UNLINKED: Fields = {
-    f"{_Q}levels": "3",
-    f"{_Q}codewords": "4096",
-    f"{_Q}linked": "1",
-    f"{_Q}beam": "1",
-}
-_JOINT: Fields = {f"{_Q}beam": "4", f"{_Q}joint_beam": "true"}
-_PLAIN_LOSS: Fields = {f"{_Q}coarse_weight": "0", f"{_Q}level_betas": "0"}
+_UNLINKED = "levels=3 codewords=4096 linked=1 beam=1"
+_JOINT = "beam=4 joint_beam=true"
+_PLAIN_LOSS = "coarse_weight=0 level_betas=0"
 DEPTH: Mapping[str, Fields] = {
     "groups4": {},
-    "rq3x4096": _UNLINKED,
-    "groups4joint": _JOINT,
-    "rq3x4096joint": _UNLINKED | _JOINT,
-    "groups4plain": _PLAIN_LOSS,
-    "rq3x4096plain": _UNLINKED | _PLAIN_LOSS,
+    "rq3x4096": _quantizer(_UNLINKED),
+    "groups4joint": _quantizer(_JOINT),
+    "rq3x4096joint": _quantizer(f"{_UNLINKED} {_JOINT}"),
+    "groups4plain": _quantizer(_PLAIN_LOSS),
+    "rq3x4096plain": _quantizer(f"{_UNLINKED} {_PLAIN_LOSS}"),
 }
 """Variants of treevq-deep, 36 bits for each of 8x8 positions."""
 COARSE_WEIGHTS = ("0", "0.1")
+_WIDTHS = ("1", "4", "16")
 SEARCHES: Mapping[str, Fields] = {
-    **{
-        f"by group, beam {n}": {f"{_Q}beam": n, f"{_Q}joint_beam": "false"}
-        for n in ("1", "4", "16")
-    },
-    **{f"joint, beam {n}": {f"{_Q}beam": n, f"{_Q}joint_beam": "true"} for n in ("1", "4", "16")},
+    **{f"by group, beam {n}": _quantizer(f"beam={n} joint_beam=false") for n in _WIDTHS},
+    **{f"joint, beam {n}": _quantizer(f"beam={n} joint_beam=true") for n in _WIDTHS},
     # 512 kept sums times 8 codewords are all 4,096 leaves of a group of four levels
-    "every leaf of a group": {f"{_Q}beam": "512", f"{_Q}joint_beam": "false"},
+    "every leaf of a group": _quantizer("beam=512 joint_beam=false"),
 }
 
 
@@ -186,7 +178,7 @@ def study_depth(folder: Path) -> None:
         run = folder / "runs" / case.name
         for search in searches_of(any(case.config.model.linked)):
             for weight in COARSE_WEIGHTS:
-                fields = {**SEARCHES[search], f"{_Q}coarse_weight": weight}
+                fields = {**SEARCHES[search], f"{_Q}.coarse_weight": weight}
                 labels = {**case.labels, "search": search, "coarse_weight": weight}
                 beams.get(labels, partial(encode_error, run, fields))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, finish, options, positive, side_by_side
+from benchmarks.common import Row, as_script, finish, options, parse_columns, side_by_side
 from hrvqvae.config import Config, Levels, presets
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
@@ -86,27 +86,21 @@ def draws(model: Autoencoder, priors: Sequence[Prior], batch: int) -> Callable[[
     )
 
 
-COLUMNS = {
-    "preset": "{preset}",
-    "network": "{kind}",
-    "codes": "{codes}",
-    "parameters": "{parameters:,}",
-    "images/s": "{images_per_second:.1f}",
-}
+COLUMNS = parse_columns("""
+preset: {preset}
+network: {kind}
+codes: {codes}
+parameters: {parameters:,}
+images/s: {images_per_second:.1f}
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Time the training of presets' priors."""
-    parser = options(__doc__)
+    parser = options(__doc__, batch=(32, "images"), rounds=(5, "steps of each"))
     few = ["hrvqvae/cifar10", "treevq/cifar10", "treevq-deep/cifar10"]
     parser.add_argument(
         "--presets", nargs="+", default=few, metavar="PRESET", help=f"default: {' '.join(few)}"
-    )
-    parser.add_argument(
-        "--batch", type=positive, default=32, metavar="N", help="images (default: 32)"
-    )
-    parser.add_argument(
-        "--rounds", type=positive, default=5, metavar="N", help="steps of each (default: 5)"
     )
     arguments = parser.parse_args(argv)
     finish(

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from benchmarks.common import Row, as_script, finish, matrix_rate, median_seconds, options, positive
+from benchmarks.common import (
+    Row,
+    as_script,
+    finish,
+    matrix_rate,
+    median_seconds,
+    options,
+    parse_columns,
+    positive,
+)
 from benchmarks.prior import draws, random_priors
 from hrvqvae.config import level_names, presets
 from hrvqvae.models.build import build
@@ -114,16 +123,16 @@ def bench_sample(
     return rows + [bench_images(preset, batch, rounds, rate) for preset, batch in images]
 
 
-COLUMNS = {
-    "method": "{method}",
-    "drawn": "{drawn}",
-    "batch": "{batch}",
-    "parameters": "{parameters:,}",
-    "s per image": "{seconds_per_image:.4f}",
-    "from positions": "{timed_positions}",
-    "ratio": "{ratio:.1f}",
-    "one forward pass at best": "{floor_seconds:.4f}",
-}
+COLUMNS = parse_columns("""
+method: {method}
+drawn: {drawn}
+batch: {batch}
+parameters: {parameters:,}
+s per image: {seconds_per_image:.4f}
+from positions: {timed_positions}
+ratio: {ratio:.1f}
+one forward pass at best: {floor_seconds:.4f}
+""")
 
 
 def _parse_pair(text: str) -> tuple[str, int]:
@@ -134,17 +143,8 @@ def _parse_pair(text: str) -> tuple[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Time the samplers of presets, with random weights."""
-    parser = options(__doc__)
-    parser.add_argument(
-        "--rounds", type=positive, default=3, metavar="N", help="calls of each row (default: 3)"
-    )
-    parser.add_argument(
-        "--positions",
-        type=positive,
-        default=24,
-        metavar="N",
-        help="of the plain sampler that are timed",
-    )
+    positions = (24, "of the plain sampler that are timed")
+    parser = options(__doc__, rounds=(3, "calls of each row"), positions=positions)
     usual = [("hrvqvae/mnist", 1), ("hrvqvae/ffhq", 2)]
     text = "that both samplers draw"
     parser.add_argument(

@@ -22,6 +22,7 @@ from benchmarks.common import (
     finish,
     import_rival,
     options,
+    parse_columns,
     positive,
     seconds,
 )
@@ -238,25 +239,22 @@ def plot_growth(rows: Sequence[Row], path: Path) -> None:
     save_figure(figure, path)
 
 
-COLUMNS = {
-    "method": "{method}",
-    "L": "{levels}",
-    "m": "{codewords}",
-    "leaves": "{leaves:,}",
-    "distances": "{distances:,}",
-    "ms": "{ms:,.2f}",
-    "timed on": "{timed_on:,}",
-    "tree is faster": "{ratio:,.1f}",
-    "oracle": "{agreement:.4f}",
-}
+COLUMNS = parse_columns("""
+method: {method}
+L: {levels}
+m: {codewords}
+leaves: {leaves:,}
+distances: {distances:,}
+ms: {ms:,.2f}
+timed on: {timed_on:,}
+tree is faster: {ratio:,.1f}
+oracle: {agreement:.4f}
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Time every method at one size, or at all sizes of `GRID`."""
-    parser = options(__doc__)
-    parser.add_argument(
-        "--vectors", type=positive, default=VECTORS, metavar="N", help=f"default: {VECTORS}"
-    )
+    parser = options(__doc__, vectors=(VECTORS, "vectors"))
     parser.add_argument(
         "--size", type=positive, nargs=2, metavar=("L", "M"), help="only L levels of M codewords"
     )

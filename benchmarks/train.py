@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Row, as_script, finish, options, positive, preset_of, side_by_side
+from benchmarks.common import (
+    Row,
+    as_script,
+    finish,
+    options,
+    parse_columns,
+    preset_of,
+    side_by_side,
+)
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
@@ -169,34 +177,31 @@ def bench_sizes(config: Config, sizes: Sequence[str], rounds: int) -> list[Row]:
     return rows
 
 
-COLUMNS_OF_SIZES = {
-    "preset": "{preset}",
-    "pixels": "{size}",
-    "batch": "{batch}",
-    "precision": "{precision}",
-    "images/s": "{images_per_second:.1f}",
-}
-COLUMNS = {
-    "method": "{method}",
-    "preset": "{preset}",
-    "batch": "{batch}",
-    "images/s": "{images_per_second:.1f}",
-    "ratio": "{ratio:.2f}",
-    "ms per step": "{step_ms:.1f}",
-    "quantizer, ms": "{quantizer_ms:.1f}",
-    "quantizer's share": "{share:.1%}",
-    "its MB": "{megabytes:.1f}",
-}
+COLUMNS_OF_SIZES = parse_columns("""
+preset: {preset}
+pixels: {size}
+batch: {batch}
+precision: {precision}
+images/s: {images_per_second:.1f}
+""")
+COLUMNS = parse_columns("""
+method: {method}
+preset: {preset}
+batch: {batch}
+images/s: {images_per_second:.1f}
+ratio: {ratio:.2f}
+ms per step: {step_ms:.1f}
+quantizer, ms: {quantizer_ms:.1f}
+quantizer's share: {share:.1%}
+its MB: {megabytes:.1f}
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Time the training of a preset's autoencoder; `--section.field VALUE` changes the preset."""
-    parser = options(__doc__)
+    parser = options(__doc__, rounds=(12, "steps of each side"))
     parser.add_argument(
         "--preset", default="hrvqvae/mnist", metavar="PRESET", help="default: hrvqvae/mnist"
-    )
-    parser.add_argument(
-        "--rounds", type=positive, default=12, metavar="N", help="steps of each side (default: 12)"
     )
     parser.add_argument(
         "--sizes", nargs="+", metavar="SIZE", help="time images of these sizes on one CPU core"

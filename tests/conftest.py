@@ -2,15 +2,18 @@
 
 import dataclasses
 import io
+import json
 import os
 import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 from PIL import Image, ImageDraw
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist runs one process a core
@@ -29,10 +32,14 @@ from hrvqvae.config import (
 )
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 from hrvqvae.data.sets.mnist import write_idx
+from hrvqvae.utils import progress
 from hrvqvae.utils.errors import InputError
 
 torch.set_num_threads(1)
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 parametrize = pytest.mark.parametrize
+shared_fixture = pytest.fixture(scope="module")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 
@@ -180,6 +187,10 @@ def with_quantizer(config, **changes):
     return dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer))
 
 
+def read_json(path):
+    return json.loads(path.read_text())
+
+
 def write_file(config, path):
     path.write_text(yaml.safe_dump(to_dict(config)))
     return path
@@ -205,6 +216,11 @@ def do(*arguments):
     return out
 
 
+def cells_of(text):
+    """Return the cells of each line, which stand between bars."""
+    return [line.strip().split(" | ") for line in text.strip().splitlines()]
+
+
 def input_error(message):
     """Expect an InputError whose message holds the pattern."""
     return pytest.raises(InputError, match=message)
@@ -212,7 +228,9 @@ def input_error(message):
 
 def refused(command):
     """Run a command that is refused with exit code 2; return its only line."""
-    code, out, err = done(*([command] if isinstance(command, str) else command))
+    # one line, however slow the machine is
+    with patch.multiple(progress, SAY_AFTER_SECONDS=600, LINE_SECONDS=600):
+        code, out, err = done(*([command] if isinstance(command, str) else command))
     err = "".join(
         line for line in err.splitlines(keepends=True) if "compiling for this processor" not in line
     )

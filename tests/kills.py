@@ -69,7 +69,6 @@ def in_another_process(path, lock="lock_folder"):
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
         try:
             assert process.stdout.readline() == "locked\n"
             yield process.pid

@@ -36,9 +36,8 @@ def test_the_notebook(tmp_path):
     nbformat.validate(notebook)
     assert path.stat().st_size < 300_000
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), (
-        "as they were run, in order"
-    )
+    # as they were run, in order
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     shown = [kinds(cell) for cell in code]
     for cell in code:
         cell.outputs = []

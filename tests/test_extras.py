@@ -17,12 +17,11 @@ from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
-import pytest
 from packaging.utils import canonicalize_name
 from PIL import Image
 
 from hrvqvae.utils.extras import packages
-from tests.conftest import parametrize, write_picture
+from tests.conftest import parametrize, shared_fixture, write_picture
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "hrvqvae"
@@ -75,7 +74,7 @@ def modules_of(package):
     return modules | {package.replace("-", "_")}
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bare")
     write_picture(folder / "x.png", 1, (28, 28), "L")
@@ -97,7 +96,7 @@ def test_what_uses_trained_models_needs_no_extra(command, results):
     assert results[1][command][0] == 0, results[1][command]
 
 
-@parametrize(("extra", "command"), [(extra, command) for extra in NEED for command in NEED[extra]])
+@parametrize("extra, command", [(extra, command) for extra in NEED for command in NEED[extra]])
 def test_a_missing_extra_is_one_line_before_anything_is_written(extra, command, results):
     code, errors = results[1][command]
     assert (code, errors.count("\n")) == (2, 1), errors
@@ -112,19 +111,16 @@ def test_whatever_is_imported_is_required_or_in_an_extra():
     imported = set()
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += (
-                [node.module]
-                if isinstance(node, ast.ImportFrom) and node.module and not node.level
-                else []
-            )
-            imported |= {name.partition(".")[0] for name in names}
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.partition(".")[0])
     needed = imported - set(sys.stdlib_module_names) - base - {"hrvqvae"}
     brought = set().union(*(modules_of(name) for names in packages().values() for name in names))
     assert needed <= brought, (
         f"{sorted(needed - brought)} are imported, but neither required nor in an extra"
     )
-    assert "matplotlib" in needed, "and not required"
+    assert "matplotlib" in needed  # and not required
     names_of_extras = set(PROJECT["optional-dependencies"]) - {"all", "browser", "dev", "play"}
     assert (
         set(re.findall(r"[\w-]+", PROJECT["optional-dependencies"]["all"][0])) - {"hrvqvae"}
@@ -161,7 +157,7 @@ def run(*command, cwd, **more):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def built(tmp_path_factory):
     """A folder with source archive and wheel, the wheel built from the archive, of a copy of this
     tree.
@@ -194,14 +190,7 @@ def test_everything_of_the_package_is_in_both(built):
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     assert {f"src/{name}" for name in ours} <= names
-    assert {
-        "README.md",
-        "LICENSE",
-        "CHANGELOG.md",
-        "CITATION.cff",
-        "docs/method.md",
-        "tests/conftest.py",
-    } <= names
+    assert {"README.md", "LICENSE", "docs/method.md", "tests/conftest.py"} <= names
     assert not [name for name in names if "__pycache__" in name]
 
 
@@ -210,20 +199,8 @@ def test_the_wheel_works_outside_of_the_repository(built, tmp_path):
     site = tmp_path / "site"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-index",
-        "--no-deps",
-        "--no-compile",
-        "--target",
-        site,
-        wheel,
-        cwd=elsewhere,
-    )
+    options = "--quiet --no-index --no-deps --no-compile --target"
+    run(sys.executable, "-m", "pip", "install", *options.split(), site, wheel, cwd=elsewhere)
     # compiled from these very sources, by which it is known
     for path in (ROOT / "src").rglob("*.nbc"):
         copy = site / path.relative_to(ROOT / "src")

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 import hrvqvae
-from tests.conftest import parametrize
+from tests.conftest import generator, parametrize, shared_fixture
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def model():
     return hrvqvae.load("mnist")
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def images():
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (3, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    rng = generator()
+    return torch.randint(256, (3, 1, 28, 28), generator=rng, dtype=torch.uint8)
 
 
 def test_images_as_python_has_them(model, images, tmp_path):

@@ -12,12 +12,13 @@ import pytest
 import torch
 import yaml
 from torch.distributed.run import get_args_parser
+from torch.testing import assert_close
 
 from hrvqvae.cli import _parser
 from hrvqvae.cli.console import split_fields
 from hrvqvae.config import presets
 from hrvqvae.config.registry import LOGGERS
-from tests.conftest import do, parametrize, write_picture
+from tests.conftest import do, generator, parametrize, write_picture
 from tests.replay import blocks, cut, drawn_mnist, replay
 from tests.trained_run import GIVEN, trained_copy, undrawn
 
@@ -105,7 +106,7 @@ def test_the_readme(folder):
             exec(block.replace("(max_steps=2000)", f"(max_steps=1, **{TINY_PRIOR})"), names)
     assert names["indices"].shape == (1, 1024, 3)
     assert names["coarse"].shape == (16, 1, 28, 28)
-    assert names["images"].mean() > 0.02, "digits are drawn"
+    assert names["images"].mean() > 0.02  # digits are drawn
     assert len(names["files"]) == 16
     assert Path("runs/mine/model.safetensors").is_file()
 
@@ -177,21 +178,19 @@ def test_the_page_of_the_layer():
     state = names["optimizer"].state
     quantize.schedule.start_vectors, quantize.schedule.restart_every = 256, 3
     counts = [buffer for name, buffer in quantize.named_buffers() if name.endswith("count")]
-    generator = torch.Generator().manual_seed(0)
+    rng = generator()
     moved_rows = 0
     for index in range(6):
         before = [parameter.detach().clone() for parameter in quantize.parameters()]
         for count in counts:
             count[:, 0] = 0  # a codeword of each codebook is dead
-        step(torch.randn(1, 256, 64, generator=generator))
+        step(torch.randn(1, 256, 64, generator=rng))
         for old, new in zip(before, quantize.parameters(), strict=True):
             moved = (old - new).norm(dim=-1) > 0.1  # further than a step of Adam leads
             if index and moved.any():  # its moments are those of this one step
                 moved_rows += int(moved.sum())
-                torch.testing.assert_close(state[new]["exp_avg"][moved], 0.1 * new.grad[moved])
-                torch.testing.assert_close(
-                    state[new]["exp_avg_sq"][moved], 0.001 * new.grad[moved] ** 2
-                )
+                assert_close(state[new]["exp_avg"][moved], 0.1 * new.grad[moved])
+                assert_close(state[new]["exp_avg_sq"][moved], 0.001 * new.grad[moved] ** 2)
     assert moved_rows > 0
 
 
@@ -264,7 +263,7 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet
     command = [sys.executable, *options, str(ROOT / "docs"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "class_name" in (tmp_path / "api.html").read_text(), "signatures are read from the code"
+    assert "class_name" in (tmp_path / "api.html").read_text()  # signatures are read from the code
     loads = r"<(?:script|img|iframe)[^>]*\ssrc=\"(?:https?:)?//|<link[^>]*\shref=\"(?:https?:)?//"
     pages = [page.read_text() for page in tmp_path.rglob("*.html")]
     assert len(pages) > len(list((ROOT / "docs").glob("*.md")))

@@ -13,7 +13,7 @@ import torch
 
 import hrvqvae
 from benchmarks import compare
-from tests.conftest import do, refused
+from tests.conftest import do, read_json, refused, shared_fixture
 from tests.trained_run import undrawn
 
 PAGE = (Path(__file__).parent.parent / "docs" / "add-a-system.md").read_text()
@@ -59,7 +59,7 @@ def commands():
     return lines
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def installed(tmp_path_factory):
     """The page's package, installed by pip from its pyproject.toml without a network."""
     source = tmp_path_factory.mktemp("binary-codes")
@@ -67,20 +67,9 @@ def installed(tmp_path_factory):
     for name, content in files().items():
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(content)
-    install = [
-        "install",
-        "--quiet",
-        "--no-index",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-compile",
-        "--target",
-    ]
-    subprocess.run(
-        [sys.executable, "-m", "pip", *install, str(site), str(source)],
-        check=True,
-        capture_output=True,
-    )
+    options = "--quiet --no-index --no-deps --no-build-isolation --no-compile --target"
+    install = [sys.executable, "-m", "pip", "install", *options.split(), site, source]
+    subprocess.run(install, check=True, capture_output=True)
     return site
 
 
@@ -107,7 +96,7 @@ def test_page(installed, site, mnist_root, tmp_path, monkeypatch):
     )
     assert "resuming runs/binary at step 3" in resumed
     assert json.loads(results["hrvqvae evaluate runs/binary --json"])["bits_per_image"] == 64 * 6
-    rows = {row["system"]: row for row in json.loads(Path("compared", "results.json").read_text())}
+    rows = {row["system"]: row for row in read_json(Path("compared", "results.json"))}
     searched = {name: row["codewords_searched"] for name, row in rows.items()}
     assert searched == {"hrvqvae": 12, "binary": None}
     check_contract()
@@ -121,17 +110,16 @@ def check_contract():
     assert 0 <= codes.min() <= codes.max() < 64
     signs = model.autoencoder.latents(images) > 0
     signed = sum(signs[..., bit].long() << bit for bit in range(6))
-    assert torch.equal(codes, signed), "the code is not the signs' number"
-    assert torch.equal(model.autoencoder.quantizer.lookup((codes,)) > 0, signs), (
-        "the code does not give its signs back"
-    )
+    assert torch.equal(codes, signed)  # the code is not the signs' number
+    # the code does not give its signs back
+    assert torch.equal(model.autoencoder.quantizer.lookup((codes,)) > 0, signs)
     assert model.decode((codes,)).shape == images.shape
     with pytest.raises(hrvqvae.InputError, match=r"codes lie in 0\.\.63"):
         model.decode((codes + 64,))
 
     single, three = (model.draw(count, seed=3, class_name="7").codes[0] for count in (1, 3))
-    assert torch.equal(single, three[:1]), "a sample depends on its batch"
-    assert not torch.equal(three[0], three[1]), "two samples are equal"
+    assert torch.equal(single, three[:1])  # a sample depends on its batch
+    assert not torch.equal(three[0], three[1])  # two samples are equal
 
     prior = model.priors.networks[0]
     changed = codes.clone()
@@ -140,9 +128,8 @@ def check_contract():
     changed[:, 5:] = (changed[:, 5:] + 1) % 64
     (before,), (after,) = (prior.level_logits([maps], (), label) for maps in (codes, changed))
     same = (before == after).all(1)
-    assert same[:, :4].all(), "a position sees later ones"
-    assert same[:, 4, :5].all(), "a position sees later ones"
-    assert not same[:, 6:].any(), "a position does not see earlier ones"
-    assert not torch.equal(before, prior.level_logits([codes], (), 1 - label)[0]), (
-        "the class does not matter"
-    )
+    assert same[:, :4].all()  # a position sees later ones
+    assert same[:, 4, :5].all()  # a position sees later ones
+    assert not same[:, 6:].any()  # a position does not see earlier ones
+    # the class does not matter
+    assert not torch.equal(before, prior.level_logits([codes], (), 1 - label)[0])

@@ -20,7 +20,7 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import NATURAL
 from hrvqvae.evaluation.report import evaluate_run
-from tests.conftest import input_error, parametrize, write_picture
+from tests.conftest import cells_of, generator, parametrize, write_picture
 from tests.models.small import TREE, config_of, model_of
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 from tests.trained_run import undrawn
@@ -155,22 +155,14 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
             defaults.write_text(sampling)
         replay([word for word in cut(words, cuts) if word])
     exported = tmp_path / "out" / "export"
-    beside = {"treevq-cifar10": ("s-1-4",), "treevq-mnist": ("s-1-5",)}.get(
-        name, ("-1", "-2", "-3")
-    )
-    folders = [
-        "",
-        *(f"priors/level{levels}/" for levels in beside),
-        *(["prefixes/"] if "treevq" in name else []),
-        *(["generation/"] if name == "treevq-cifar10" else []),
-    ]
-    files = {
-        "tables.hrvt",
-        "config.json",
-        "README.md",
-        *(f"{folder}model.safetensors" for folder in folders),
-        *(["sampling.json"] if sampling else []),
-    }
+    parts = {
+        "treevq-cifar10": ("priors/levels-1-4/", "prefixes/", "generation/"),
+        "treevq-mnist": ("priors/levels-1-5/", "prefixes/"),
+    }.get(name, [f"priors/level-{level}/" for level in (1, 2, 3)])
+    files = {f"{part}model.safetensors" for part in ("", *parts)}
+    files |= {"tables.hrvt", "config.json", "README.md"}
+    if sampling:
+        files.add("sampling.json")
     exported_files = {path.relative_to(exported).as_posix() for path in exported.rglob("*.*")}
     # drawn images are not those of the classifier in the package, so that one is trained
     assert exported_files - {"classifier.safetensors"} == files
@@ -202,58 +194,34 @@ def test_the_classifier(tmp_path, monkeypatch):
     )
 
 
-def figure(name, *arguments):
-    return replay(["python", str(RECIPES / "figures" / f"{name}.py"), *map(str, arguments)])
+def figure(line):
+    name, *words = line.split()
+    return replay(["python", str(RECIPES / "figures" / f"{name}.py"), *words])
 
 
 def test_the_figure_of_the_hierarchy(run, tmp_path, capsys):
     out = tmp_path / "figure.png"
-    for arguments, drawn in (
-        (["--path", "2,1,3"], "3 levels of 4 codewords, synthetic"),
-        ([run], "tiny, most used path"),
-        ([run, "--path", "1,2,0"], "tiny, the path given"),
-        ([run, "--position", "3", "2"], "tiny, position (3, 2) of the first test image"),
-    ):
-        assert drawn in figure("hierarchy", *arguments, "-o", out)
+    for line, drawn in cells_of(f"""
+            --path 2,1,3 | 3 levels of 4 codewords, synthetic
+            {run} | tiny, most used path
+            {run} --path 1,2,0 | tiny, the path given
+            {run} --position 3 2 | tiny, position (3, 2) of the first test image
+        """):
+        assert drawn in figure(f"hierarchy {line} -o {out}")
     assert read_image(out, 3).shape[2] > 500
-    for arguments, message in (
-        (["--position", "1", "1"], "name a RUN"),
-        (["--path", "1,x"], "--path"),
-        ([run, "--position", "9", "0"], "latent grid of 7x7"),
+    for line, message in (
+        ("--position 1 1", "name a RUN"),
+        ("--path 1,x", "--path"),
+        (f"{run} --position 9 0", "latent grid of 7x7"),
     ):
         with pytest.raises(SystemExit):
-            figure("hierarchy", *arguments, "-o", out)
+            figure(f"hierarchy {line} -o {out}")
         assert message in capsys.readouterr().err
-
-
-def test_figure_10_has_its_codewords():
-    """A panel has the codewords out of reach, then those within reach, at the sums of choices."""
-    drawing = runpy.run_path(str(RECIPES / "figures" / "hierarchy.py"))
-    rng = np.random.default_rng(0)
-    books = [rng.normal(size=(4**level, 4, 2)) * 0.4**level for level in range(3)]
-    path = [2, 1, 3]
-    tree = drawing["Tree"](books, rng.normal(size=2), "random", path)
-    total = np.zeros(2)
-    place = 0
-    for level, axes in enumerate(drawing["draw_tree"](tree).axes):
-        out_of_reach, within_reach = axes.collections[:2]
-        assert len(out_of_reach.get_offsets()) == 4 ** (level + 1) - 4
-        np.testing.assert_allclose(within_reach.get_offsets(), total + books[level][place])
-        assert f"4 of {4 ** (level + 1)} codewords" in axes.get_title()
-        total = total + books[level][place, path[level]]
-        place = place * 4 + path[level]
-    for codes, message in (
-        ([0, 1], "2 levels; this tree has 3"),
-        ([0, 1, 4], "are 0 to 3"),
-        ([0, -1, 0], "are 0 to 3"),
-    ):
-        with input_error(message):
-            drawing["draw_tree"](tree._replace(codes=codes))
 
 
 def test_figure_10_shows_the_codes_of_every_position():
     drawing = runpy.run_path(str(RECIPES / "figures" / "hierarchy.py"))
-    rng = torch.Generator().manual_seed(0)
+    rng = generator()
     image = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8, generator=rng)
     sizes = dataclasses.replace(TREE, level_codewords=(4, 3, 2))
     for config in (config_of("treevq"), config_of("hrvqvae", quantizer=sizes)):
@@ -266,10 +234,10 @@ def test_figure_10_shows_the_codes_of_every_position():
 
 def test_a_row_of_samples_for_each_class(run, tmp_path, capsys):
     out = tmp_path / "classes.png"
-    assert "3 samples per class, 10 classes" in figure("classes", run, "-n", "3", "-o", out)
+    assert "3 samples per class, 10 classes" in figure(f"classes {run} -n 3 -o {out}")
     assert read_image(out, 3).shape[1] > 10 * 60
     with pytest.raises(SystemExit):
-        figure("classes", run, "-o", out, "--guidance", "2")
+        figure(f"classes {run} -o {out} --guidance 2")
     assert "class_dropout" in capsys.readouterr().err
 
 
@@ -278,27 +246,24 @@ def test_the_error_of_prefixes(run, tmp_path, capsys):
     for name in ("one-0", "one-1", "two-0"):
         (tmp_path / "runs").mkdir(exist_ok=True)
         (tmp_path / "runs" / name).symlink_to(run)
-    lines = figure("prefixes", tmp_path, "-n", "20", "-o", tmp_path / "figure.png").splitlines()
+    lines = figure(f"prefixes {tmp_path} -n 20 -o {tmp_path}/figure.png").splitlines()
     report = evaluate_run(run, limit=20, rate=False).report
-    bits = [report.bits_per_image * levels / 3 for levels in (1, 2, 3)]
-    assert (
-        lines[2]
-        == f"one, levels 1 to 3, {bits[2]:.0f} bits: {report.mse:.3e} ± 0.0e+00 (n = 2, p 1)"
-    )
-    for line, level, level_bits, level_report in zip(
-        lines[3:], (1, 2, 3), bits, report.levels, strict=True
-    ):
-        assert line == f"two, levels 1 to {level}, {level_bits:.0f} bits: {level_report.mse:.3e}"
+    expected = [
+        f"levels 1 to {level}, {report.bits_per_image * level / 3:.0f} bits: {row.mse:.3e}"
+        for level, row in enumerate(report.levels, start=1)
+    ]
+    assert lines[2] == f"one, {expected[2]} ± 0.0e+00 (n = 2, p 1)"
+    assert lines[3:] == [f"two, {line}" for line in expected]
     with pytest.raises(SystemExit):
-        figure("prefixes", tmp_path / "elsewhere", "-o", tmp_path / "figure.png")
+        figure(f"prefixes {tmp_path}/elsewhere -o {tmp_path}/figure.png")
     assert "no runs" in capsys.readouterr().err
 
 
 def test_nearest_training_images(run, tmp_path):
     out = tmp_path / "near.png"
-    assert "4 samples, MSE" in figure("nearest", run, "-n", "4", "-o", out)
+    assert "4 samples, MSE" in figure(f"nearest {run} -n 4 -o {out}")
     _, height, width = read_image(out, 3).shape
-    assert width > 1.7 * height, "pairs side by side"
+    assert width > 1.7 * height  # pairs side by side
     config = RunFolder(run).read_config()
     train = load_images(config.data, "train")
     images = (

@@ -1,7 +1,6 @@
 """Images that are no squares: `--data.size 12x16` for every stage (height x width)."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,15 +8,20 @@ import torch
 import hrvqvae
 from hrvqvae.config import DataConfig
 from hrvqvae.data.images import decode_image, read_image, to_pil
-from tests.conftest import do, input_error, parametrize, write_file
+from tests.conftest import cells_of, do, input_error, parametrize, write_file
 from tests.trained_run import GIVEN, GIVEN_GPT, tiny_systems
 
 SIDES = (12, 16)
 
 
 @parametrize(
-    ("value", "message"),
-    [("12x", "HEIGHTxWIDTH"), ("0x4", "HEIGHTxWIDTH"), ("0", "at least 1"), ("x", "whole number")],
+    "value, message",
+    cells_of("""
+            12x | HEIGHTxWIDTH
+            0x4 | HEIGHTxWIDTH
+            0 | at least 1
+            x | whole number
+        """),
 )
 def test_sizes_that_are_none_are_refused(value, message):
     assert DataConfig(size="12").size == 12
@@ -48,26 +52,28 @@ def test_every_stage_takes_rectangles(system, picture_folder, tmp_path):
     config = tiny_systems(tmp_path)[system].replace(
         **{"data.dataset": "mine", "data.root": str(picture_folder), "data.channels": 3}
     )
-    file = str(write_file(config, tmp_path / "tiny.yaml"))
-    run = str(tmp_path / "run")
+    file = write_file(config, tmp_path / "tiny.yaml")
+    run = tmp_path / "run"
     prior = GIVEN_GPT if system == "treevq" else GIVEN
     if system == "vqgan":
         prior = {name: value for name, value in prior.items() if "network" not in name}
     prior = prior | {"prior.training.max_steps": "2"}
-    steps = ["--max-steps", "2"]
-    do("train", file, "--data.size", "12x16", "--out", run, *steps)
-    options = [f"--{name}={value}" for name, value in prior.items()]
-    do("train-prior", run, *options)
-    do("evaluate", run, "--samples", "4")
-    image = str(next(picture_folder.rglob("*.png")))
-    do("complete", run, image, "--keep", "left", "-n", "2", "-o", str(tmp_path / "left.png"))
-    do("tokenize", run, str(picture_folder), str(tmp_path / "codes"), "--workers", "0")
-    if system == "treevq":
-        shutil.rmtree(Path(run) / "priors")
-        do("train-prior", run, "--codes", str(tmp_path / "codes"), *options)
-
+    fields = " ".join(f"--{name}={value}" for name, value in prior.items())
+    train_prior = f"train-prior {run} {fields}"
+    image = next(picture_folder.rglob("*.png"))
     samples = tmp_path / "samples"
-    do("sample", run, "-n", "3", "--save-dir", str(samples), "-o", str(tmp_path / "sheet.png"))
+    for command in (
+        f"train {file} --data.size 12x16 --out {run} --max-steps 2",
+        train_prior,
+        f"evaluate {run} --samples 4",
+        f"complete {run} {image} --keep left -n 2 -o {tmp_path}/left.png",
+        f"tokenize {run} {picture_folder} {tmp_path}/codes --workers 0",
+        f"sample {run} -n 3 --save-dir {samples} -o {tmp_path}/sheet.png",
+    ):
+        do(command)
+    if system == "treevq":
+        shutil.rmtree(run / "priors")
+        do(f"{train_prior} --codes {tmp_path}/codes")
     assert {read_image(path).shape[1:] for path in samples.glob("*.png")} == {SIDES}
     model = hrvqvae.load(run)
     assert "12x16" in repr(model)

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 
+from benchmarks.common import TINY, fields
 from hrvqvae.checkpoints import codemaps
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
@@ -70,12 +71,6 @@ def undrawn():
         yield
 
 
-def fields(section, values):
-    """Return the fields "name=value ..." of a section of the configuration."""
-    pairs = (pair.split("=") for pair in values.split())
-    return {f"{section}.{name}": value for name, value in pairs}
-
-
 SHORT = """
 max_steps=12 evaluate_every=4 checkpoint_every=3 log_every=4 warmup_steps=2 polyak_decay=0.5
 precision=fp32 device=cpu
@@ -125,31 +120,13 @@ def tiny_run(mnist_root):
     """Return the configuration of HR-VQVAE with three levels of three codewords, and small
     priors.
     """
-    arguments = {
-        "data.root": str(mnist_root),
-        "data.size": "12",
-        "data.workers": "0",
-        "model.hidden_units": "8",
-        "model.residual_units": "8",
-        "model.padding": "1",
-        "model.quantizer.codewords": "3",
-        "model.quantizer.init_vectors": "1000",
-        "training.batch_size": "16",
-        "training.device": "cpu",
-        "training.checkpoint_every": "20",
-        "training.evaluation_images": "40",
-        "name": "tiny",
-        "prior.network.hidden_units": "8",
-        "prior.network.residual_units": "8",
-        "prior.network.residual_blocks": "2",
-        "prior.network.attention_layers": "1",
-        "prior.training.batch_size": "16",
-        "prior.training.device": "cpu",
-        "prior.training.warmup_steps": "3",
-        "prior.training.learning_rate": "0.01",
-        "prior.training.polyak_decay": "0.5",
-    }
-    return override(presets.get("hrvqvae/mnist").config, arguments)
+    changes = (
+        TINY
+        | {"data.root": str(mnist_root), "name": "tiny"}
+        | fields("training", "checkpoint_every=20")
+        | fields("prior.training", "warmup_steps=3 learning_rate=0.01 polyak_decay=0.5")
+    )
+    return override(presets.get("hrvqvae/mnist").config, changes)
 
 
 def tiny_systems(mnist_root):
@@ -162,30 +139,21 @@ def tiny_systems(mnist_root):
         for name in ("stride", "padding", "hidden_units", "residual_units")
     }
     ours = dataclasses.replace(tree.model.quantizer, beam=2, coarse_weight=0.1, level_betas=(0.0,))
-    fields = {
-        "hrvqvae": {"quantizer": tree.model.quantizer},
-        "treevq": {"quantizer": ours},
-        "vqvae": {"quantizer": _FLAT},
-        "vqvae2": {"quantizer": _FLAT, "grids": 2},
-        "vqgan": {
-            "quantizer": _FLAT,
-            "perceptual": "none",
-            "adversarial_start": 2,
-            "discriminator_units": 4,
-            "discriminator_layers": 1,
-        },
-        "rqvae": {
-            "quantizer": QuantizerConfig(levels=3, codewords=3, linked=1, dim=8, init_vectors=1000)
-        },
-    }
-    models = {
-        name: dataclasses.replace(SYSTEMS.get(name).config, **network, **changes)
-        for name, changes in fields.items()
-    }
-    configs = {
-        name: dataclasses.replace(tree, name=f"{name}/mnist", model=model)
-        for name, model in models.items()
-    }
+    unlinked = QuantizerConfig(levels=3, codewords=3, linked=1, dim=8, init_vectors=1000)
+    adversarial = {"perceptual": "none", "adversarial_start": 2}
+    adversarial |= {"discriminator_units": 4, "discriminator_layers": 1}
+    configs = {}
+    for name, quantizer, more in (
+        ("hrvqvae", tree.model.quantizer, {}),
+        ("treevq", ours, {}),
+        ("vqvae", _FLAT, {}),
+        ("vqvae2", _FLAT, {"grids": 2}),
+        ("vqgan", _FLAT, adversarial),
+        ("rqvae", unlinked, {}),
+    ):
+        changes = {**network, "quantizer": quantizer, **more}
+        model = dataclasses.replace(SYSTEMS.get(name).config, **changes)
+        configs[name] = dataclasses.replace(tree, name=f"{name}/mnist", model=model)
     gpt = GPTConfig(hidden_units=16, layers=1, heads=2, path_units=8)
     prior = PriorConfig(network=gpt, training=tree.prior.training)
     return {**configs, "vqgan": dataclasses.replace(configs["vqgan"], prior=prior)}

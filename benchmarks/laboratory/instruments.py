@@ -24,21 +24,25 @@ Say = Callable[[str], None]
 Row = dict[str, Any]
 """The labels of a case, then its measurements by name."""
 
+_COLUMNS = """
+parameters | parameters | {:,.0f}
+bits_per_image | bits per image | {:,.0f}
+mse | MSE | {:.3e}
+psnr | PSNR, dB | {:.2f}
+ssim | SSIM | {:.4f}
+perceptual_distance | {perceptual} | {:.4f}
+frechet_reconstructions | {frechet} | {:.3f}
+usage | codewords used | {:.1%}
+perplexity | perplexity, finest | {:.1f}
+codewords_searched | searched per position | {:,.0f}
+training_seconds | training, s | {:,.0f}
+steps_per_second | steps/s | {:.2f}
+encode_images_per_second | encode, images/s | {:,.0f}
+decode_images_per_second | decode, images/s | {:,.0f}
+"""
 COLUMNS: Mapping[str, tuple[str, str]] = {
-    "parameters": ("parameters", "{:,.0f}"),
-    "bits_per_image": ("bits per image", "{:,.0f}"),
-    "mse": ("MSE", "{:.3e}"),
-    "psnr": ("PSNR, dB", "{:.2f}"),
-    "ssim": ("SSIM", "{:.4f}"),
-    "perceptual_distance": ("{perceptual}", "{:.4f}"),
-    "frechet_reconstructions": ("{frechet}", "{:.3f}"),
-    "usage": ("codewords used", "{:.1%}"),
-    "perplexity": ("perplexity, finest", "{:.1f}"),
-    "codewords_searched": ("searched per position", "{:,.0f}"),
-    "training_seconds": ("training, s", "{:,.0f}"),
-    "steps_per_second": ("steps/s", "{:.2f}"),
-    "encode_images_per_second": ("encode, images/s", "{:,.0f}"),
-    "decode_images_per_second": ("decode, images/s", "{:,.0f}"),
+    name: (head, form)
+    for name, head, form in (line.split(" | ") for line in _COLUMNS.strip().splitlines())
 }
 """Columns of a table: name in a row -> (header, format). A name in braces is a value of the row."""
 

@@ -37,7 +37,7 @@ import torch
 import yaml
 from PIL import Image
 
-from benchmarks.common import Row, as_script, finish, options
+from benchmarks.common import TINY, Row, as_script, fields, finish, options, parse_columns
 from benchmarks.torture.bombs import BOMBS
 from benchmarks.torture.commands import COMMANDS, Disturbances
 from benchmarks.torture.escapes import WRITERS, wrong
@@ -54,6 +54,22 @@ from hrvqvae.utils.quantities import counted
 _CHUNK = 100  # cases of a reader that one process takes
 
 
+COLUMNS = parse_columns(f"""
+reader or command: {{what}}
+cases: {{cases:,}}
+not run: {{missing}}
+crashes: {{crash}}
+over {SECONDS} s: {{hang}}
+over 64 MB + 50 x input: {{memory}}
+most memory, MB: {{megabytes}}
+x its input: {{times}}
+longest, s: {{seconds}}
+other content accepted: {{accepted}}
+share: {{share:.1e}}
+what a check lets pass: {{check}}
+""")
+
+
 class Torture:
     """Cases that are run on a ground, and what was wrong in them."""
 
@@ -62,9 +78,8 @@ class Torture:
         self.seed = seed
         self._disturb = Disturbances(ground, seed)
         self.counts: dict[str, Counter[str]] = {}
-        self.most: dict[
-            str, Measured
-        ] = {}  # the case of a reader that took the most memory for its input
+        # the case of a reader that took the most memory for its input
+        self.most: dict[str, Measured] = {}
         self.slowest: dict[str, float] = {}
         self.faults: dict[tuple[str, str], list[int | str]] = {}  # cases, by name and what is wrong
         self._expected: dict[str, dict[str, Parts]] = {}
@@ -90,11 +105,8 @@ class Torture:
         if measured.excess >= (self.most[name].excess if name in self.most else 0.0):
             self.most[name] = measured
         self.slowest[name] = max(measured.seconds, self.slowest.get(name, 0.0))
-        if (
-            fault
-            and fault != "not run"
-            and (fault != "accepted" or name in COMMANDS or READERS[name].check > 8)
-        ):
+        let_pass = fault == "accepted" and name in READERS and READERS[name].check <= 8
+        if fault not in ("", "not run") and not let_pass:
             self.faults.setdefault((name, fault), []).append(case)
 
     def construct(self, only: Sequence[str]) -> None:
@@ -135,13 +147,8 @@ class Torture:
         rows: list[Row] = []
         for name, counts in self.counts.items():
             row: Row = dict.fromkeys(("accepted", "crash", "hang", "memory", "not run"), 0)
-            row |= {
-                "what": name,
-                "check": "-",
-                "megabytes": "-",
-                "times": "-",
-                "seconds": "-",
-            } | counts
+            row |= dict.fromkeys(("check", "megabytes", "times", "seconds"), "-")
+            row |= {"what": name, **counts}
             if name in READERS:
                 bits = READERS[name].check
                 sealed = READERS[name].sealed is not None
@@ -149,27 +156,11 @@ class Torture:
                 if bits and row["accepted"] > 2 + 3 * row["cases"] * 2.0**-bits:
                     self.faults[name, f"more is accepted than {bits} check bits let pass"] = []
                 most = self.most[name]
-                row["megabytes"], row["times"] = (
-                    f"{most.bytes / 1e6:.0f}",
-                    f"{most.bytes / max(most.size, 1):,.0f}",
-                )
+                row["megabytes"] = f"{most.bytes / 1e6:.0f}"
+                row["times"] = f"{most.bytes / max(most.size, 1):,.0f}"
                 row["seconds"] = f"{self.slowest[name]:.1f}"
             rows.append({**row, "share": row["accepted"] / row["cases"], "missing": row["not run"]})
-        heads = {
-            "reader or command": "{what}",
-            "cases": "{cases:,}",
-            "not run": "{missing}",
-            "crashes": "{crash}",
-            f"over {SECONDS} s": "{hang}",
-            "over 64 MB + 50 x input": "{memory}",
-            "most memory, MB": "{megabytes}",
-            "x its input": "{times}",
-            "longest, s": "{seconds}",
-            "other content accepted": "{accepted}",
-            "share": "{share:.1e}",
-            "what a check lets pass": "{check}",
-        }
-        finish(rows, heads, as_json)
+        finish(rows, COLUMNS, as_json)
         print(
             f"{len(READERS)} readers, {len(COMMANDS)} commands that write; constructed:"
             f" {len(BOMBS)} files, {len(WRITERS)} commands with names that lead out, links and"
@@ -210,34 +201,14 @@ def prepare(ground: Path) -> None:
     for path, array in zip(codemaps.array_paths(ground / "maps", "train", 2), maps, strict=True):
         codemaps.write_array(path, array)
     codemaps.write_maps(ground / "maps", "train", {"of": 1}, 2, lambda _: ["a", "b"])
-    given = {
-        "data.root": str(ground / "data"),
-        "data.size": "12",
-        "data.workers": "0",
-        "model.hidden_units": "8",
-        "model.residual_units": "8",
-        "model.padding": "1",
-        "model.quantizer.codewords": "3",
-        "model.quantizer.init_vectors": "500",
-        "training.batch_size": "16",
-        "training.device": "cpu",
-        "training.epochs": "0",
-        "training.max_steps": "5",
-        "training.evaluate_every": "100",
-        "training.checkpoint_every": "2",
-        "training.log_every": "2",
-        "training.evaluation_images": "20",
-        "training.warmup_steps": "2",
-        "prior.network.hidden_units": "8",
-        "prior.network.residual_units": "8",
-        "prior.network.residual_blocks": "2",
-        "prior.network.attention_layers": "1",
-        "prior.training.batch_size": "16",
-        "prior.training.device": "cpu",
-        "prior.training.epochs": "0",
-        "prior.training.max_steps": "6",
-        "progressive.network.hidden_units": "8",
-    }
+    given = (
+        TINY
+        | {"data.root": str(ground / "data")}
+        | fields("training", "epochs=0 max_steps=5 evaluate_every=100 checkpoint_every=2")
+        | fields("training", "log_every=2 warmup_steps=2")
+        | fields("prior.training", "epochs=0 max_steps=6")
+        | fields("progressive.network", "hidden_units=8")
+    )
     config = to_dict(override(presets.get("hrvqvae/mnist").config, given))
     (ground / "tiny.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     pictures = sorted((ground / "pictures").rglob("*.png"))
@@ -297,11 +268,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     known = {**READERS, **COMMANDS}
     named, _, number = (arguments.case or "").rpartition(" ")
-    chosen = (
-        [named]
-        if arguments.case
-        else [one for one in arguments.only.split(",") if one] or [*known, "escapes"]
-    )
+    only = [name for name in (named or arguments.only).split(",") if name]
+    chosen = only or [*known, "escapes"]
     if unknown := {*chosen} - {*known, "escapes"}:
         raise InputError(
             f"no reader or command is named {', '.join(unknown)}; there are: {', '.join(known)}"

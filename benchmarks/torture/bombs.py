@@ -12,11 +12,15 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.torture.readers import MODEL, READERS
+from benchmarks.torture import readers
+from benchmarks.torture.readers import MODEL
+from hrvqvae.checkpoints import storage
 from hrvqvae.compression.entropy_model import MAGIC
 from hrvqvae.model import Model
 
@@ -28,7 +32,6 @@ BOMBS: dict[tuple[str, str], Bomb] = {}
 
 def _bomb(reader: str, name: str) -> Callable[[Bomb], Bomb]:
     def add(make: Bomb) -> Bomb:
-        assert reader in READERS
         BOMBS[reader, name] = make
         return make
 
@@ -38,6 +41,11 @@ def _bomb(reader: str, name: str) -> Callable[[Bomb], Bomb]:
 def _written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def _single(reader: str, name: str, file: str, content: Callable[[], bytes]) -> None:
+    """Add a case of one file."""
+    BOMBS[reader, name] = lambda _, folder: _written(folder / file, content())
 
 
 # Zips
@@ -60,31 +68,27 @@ def _shared(_: Path, folder: Path) -> Path:
     return folder / "x.zip"
 
 
-@_bomb("zip", "100,000 headers, each of which says that the rest of the file is its entry")
-def _nested(_: Path, folder: Path) -> Path:
-    count = 100_000
-    header = struct.pack("<4s4xH4xII4xHH", b"PK\3\4", 0, 0, 35 * count, 5, 0) + b"x.hrv"
-    return _written(folder / "x.zip", header * count)
+_single(
+    "zip",
+    "100,000 headers, each of which says that the rest of the file is its entry",
+    "x.zip",
+    lambda: 100_000 * (struct.pack("<4s4xH4xII4xHH", b"PK\3\4", 0, 0, 3_500_000, 5, 0) + b"x.hrv"),
+)
 
 
 # Files and tables
 
 
-@_bomb("file of codes", "8192x8192 pixels in 200 bytes")
-def _pixels(_: Path, folder: Path) -> Path:
-    model = Model(MODEL).entropy_model
-    return _written(folder / "x.hrv", b"\xd7" + model.fingerprint + b"\xff\x3f" + b"\x55" * 200)
+def _pixels(size: bytes) -> bytes:
+    return b"\xd7" + Model(MODEL).entropy_model.fingerprint + size + b"\x55" * 200
 
 
-@_bomb("file of codes", "2048x2048 pixels in 200 bytes")
-def _fewer_pixels(_: Path, folder: Path) -> Path:
-    model = Model(MODEL).entropy_model
-    return _written(folder / "x.hrv", b"\xd7" + model.fingerprint + b"\xff\x0f" + b"\x55" * 200)
+for side, size in (("8192", b"\xff\x3f"), ("2048", b"\xff\x0f")):
+    _single("file of codes", f"{side}x{side} pixels in 200 bytes", "x.hrv", partial(_pixels, size))
 
 
-def _tables(
-    groups: int = 1, hidden: int = 1, symbols: int = 2, zeros: int | None = None, **changes: object
-) -> bytes:
+def _tables(groups: int = 1, hidden: int = 1, zeros: int | None = None) -> bytes:
+    symbols = 2
     rows = symbols + 1 + 256
     level = {
         "groups": [[0, 0]] * groups,
@@ -99,98 +103,78 @@ def _tables(
         "geometry": {"unit": 1, "margin": 0, "times": [1]},
         "symbols": [symbols],
         "levels": [level],
-        **changes,
     }
     text = json.dumps(header).encode()
     size = (
         rows * hidden + 4 * hidden + 2 * symbols * hidden + 4 * symbols if zeros is None else zeros
     )
     body = zlib.compress(bytes(size) + zlib.crc32(text).to_bytes(4, "little"), 9)
-    return MAGIC + len(text).to_bytes(4, "little") + text + body
+    return _framed(text, body)
 
 
-@_bomb("tables", "a body of 64 MB")
-def _body(_: Path, folder: Path) -> Path:
-    return _written(folder / "tables.hrvt", _tables(zeros=1 << 26))
+def _framed(header: bytes, body: bytes) -> bytes:
+    return MAGIC + len(header).to_bytes(4, "little") + header + body
 
 
-@_bomb("tables", "a million hidden units")
-def _hidden(_: Path, folder: Path) -> Path:
-    return _written(folder / "tables.hrvt", _tables(hidden=300_000))
+def _laughs() -> bytes:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    for level in range(1, 10):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]")
+    return "\n".join(lines).encode()
 
 
-@_bomb("tables", "100,000 groups")
-def _many_groups(_: Path, folder: Path) -> Path:
-    return _written(folder / "tables.hrvt", _tables(groups=100_000))
-
-
-@_bomb("tables", "brackets in brackets")
-def _deep_header(_: Path, folder: Path) -> Path:
-    text = b"[" * 100_000
-    return _written(
-        folder / "tables.hrvt",
-        MAGIC + len(text).to_bytes(4, "little") + text + zlib.compress(b"1234"),
-    )
-
+for name, changes in (
+    ("a body of 64 MB", {"zeros": 1 << 26}),
+    ("a million hidden units", {"hidden": 300_000}),
+    ("100,000 groups", {"groups": 100_000}),
+):
+    _single("tables", name, "tables.hrvt", partial(_tables, **changes))
+_single(
+    "tables",
+    "brackets in brackets",
+    "tables.hrvt",
+    lambda: _framed(b"[" * 100_000, zlib.compress(b"1234")),
+)
 
 # Texts
 
-
-@_bomb("configuration", "YAML that refers to itself")
-def _itself(_: Path, folder: Path) -> Path:
-    return _written(folder / "x.yaml", b"&a\nsystem: hrvqvae\nmodel: *a\n")
-
-
-@_bomb("configuration", "YAML of nine lists of nine")
-def _laughs(_: Path, folder: Path) -> Path:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [
-        f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 10)
-    ]
-    return _written(folder / "x.yaml", "\n".join(lines).encode())
-
-
-@_bomb("configuration", "JSON 994 deep")
-def _deep(_: Path, folder: Path) -> Path:
-    return _written(folder / "x.json", b'{"a":' * 994 + b"1" + b"}" * 994)
-
-
-@_bomb("metrics", "a line 100,000 deep")
-def _deep_metrics(_: Path, folder: Path) -> Path:
-    return _written(folder / "metrics.jsonl", b"[" * 100_000)
-
+for name, file, content in (
+    ("YAML that refers to itself", "x.yaml", lambda: b"&a\nsystem: hrvqvae\nmodel: *a\n"),
+    ("YAML of nine lists of nine", "x.yaml", _laughs),
+    ("JSON 994 deep", "x.json", lambda: b'{"a":' * 994 + b"1" + b"}" * 994),
+):
+    _single("configuration", name, file, content)
+_single("metrics", "a line 100,000 deep", "metrics.jsonl", lambda: b"[" * 100_000)
 
 # Weights
 
 
+def _retold(ground: Path, folder: Path, change: Callable[[Any], None]) -> Path:
+    """Return weights whose configuration is another."""
+    path = _weights(ground, folder)
+    content = path.read_bytes()
+    meta = json.loads(storage._header(content)[0])
+    change(meta["config"]["model"])
+    return _written(path, readers._with_meta(content, json.dumps(meta).encode()))
+
+
+def _weights(ground: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(ground / "trained", folder / "run")) / "model.safetensors"
+
+
 @_bomb("sealed run", "a configuration of a large network")
 def _network(ground: Path, folder: Path) -> Path:
-    from benchmarks.torture.readers import _with_meta
-    from hrvqvae.checkpoints import storage
-
-    shutil.copytree(ground / "trained", folder / "run")
-    path = folder / "run" / "model.safetensors"
-    meta = json.loads(storage._header(path.read_bytes())[0])
-    meta["config"]["model"]["hidden_units"] = 8192
-    return _written(path, _with_meta(path.read_bytes(), json.dumps(meta).encode()))
+    return _retold(ground, folder, lambda model: model.update(hidden_units=8192))
 
 
 @_bomb("sealed run", "weights of another shape")
 def _shape(ground: Path, folder: Path) -> Path:
-    from benchmarks.torture.readers import _with_meta
-    from hrvqvae.checkpoints import storage
-
-    shutil.copytree(ground / "trained", folder / "run")
-    path = folder / "run" / "model.safetensors"
-    meta = json.loads(storage._header(path.read_bytes())[0])
-    meta["config"]["model"]["quantizer"]["codewords"] = 4
-    return _written(path, _with_meta(path.read_bytes(), json.dumps(meta).encode()))
+    return _retold(ground, folder, lambda model: model["quantizer"].update(codewords=4))
 
 
 @_bomb("run", "a header of 2^62 bytes")
 def _header(ground: Path, folder: Path) -> Path:
-    shutil.copytree(ground / "trained", folder / "run")
-    path = folder / "run" / "model.safetensors"
+    path = _weights(ground, folder)
     return _written(path, (1 << 62).to_bytes(8, "little") + path.read_bytes()[8:])
 
 
@@ -199,12 +183,8 @@ def _header(ground: Path, folder: Path) -> Path:
 
 def _png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            len(content).to_bytes(4, "big")
-            + kind
-            + content
-            + zlib.crc32(kind + content).to_bytes(4, "big")
-        )
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
     packer = zlib.compressobj(9)
     rows = b"".join(packer.compress(bytes(1 + width)) for _ in range(height)) + packer.flush()
@@ -212,31 +192,32 @@ def _png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-@_bomb("image", "a PNG of 40,000x20,000 pixels")
-def _large_png(_: Path, folder: Path) -> Path:
-    return _written(folder / "x.png", _png(40_000, 20_000))
+_single("image", "a PNG of 40,000x20,000 pixels", "x.png", lambda: _png(40_000, 20_000))
+
+
+def _npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
+    header = str({"descr": kind, "fortran_order": False, "shape": shape}).encode()
+    header += b" " * (-(11 + len(header)) % 64) + b"\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header
 
 
 @_bomb("npy and npz", "an npz of 1 GB of zeros")
 def _npz(_: Path, folder: Path) -> Path:
     with zipfile.ZipFile(folder / "b.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
         for name, shape, kind in (("x", (1 << 20, 32, 32), "|u1"), ("y", (1 << 20,), "|u1")):
-            header = str({"descr": kind, "fortran_order": False, "shape": shape}).encode()
-            header += b" " * (-(11 + len(header)) % 64) + b"\n"
             with file.open(f"{name}.npy", "w") as out:
-                out.write(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
+                out.write(_npy_header(kind, shape))
                 for _megabyte in range(int(np.prod(shape)) >> 20):
                     out.write(bytes(1 << 20))
     return folder / "b.npz"
 
 
-@_bomb("npy and npz", "an npy that says 2^60 images")
-def _npy(_: Path, folder: Path) -> Path:
-    header = str({"descr": "|u1", "fortran_order": False, "shape": (1 << 60, 9, 9)}).encode()
-    header += b" " * (-(11 + len(header)) % 64) + b"\n"
-    return _written(
-        folder / "a.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(81)
-    )
+_single(
+    "npy and npz",
+    "an npy that says 2^60 images",
+    "a.npy",
+    lambda: _npy_header("|u1", (1 << 60, 9, 9)) + bytes(81),
+)
 
 
 @_bomb("tar", "a member of 2^60 bytes")

@@ -85,13 +85,9 @@ class Ended:
             return "memory"
         line = self.told.strip().rpartition("\n")[2]
         well = self.code == 0 or (refused and self.code == 2 and line.startswith("hrvqvae: "))
-        return (
-            ""
-            if well and "Traceback" not in self.told
-            else "hang"
-            if self.code == -signal.SIGALRM
-            else "crash"
-        )
+        if well and "Traceback" not in self.told:
+            return ""
+        return "hang" if self.code == -signal.SIGALRM else "crash"
 
 
 class Running:

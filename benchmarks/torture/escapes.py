@@ -82,16 +82,10 @@ def _shards(ground: Path, folder: Path) -> Path:
     shutil.copytree(ground / "shards", folder / "shards")
     for path in sorted((folder / "shards").glob("[!.]*.parquet")):
         table = pq.read_table(path)
-        keys = pa.array(
-            [
-                NAMES[row % len(NAMES)].replace("\x00", "") + f"{path.stem}" * (row >= len(NAMES))
-                for row in range(len(table))
-            ]
-        )
-        pq.write_table(
-            table.set_column(table.schema.get_field_index("key"), table.schema.field("key"), keys),
-            path,
-        )
+        keys = [NAMES[row % len(NAMES)] for row in range(len(table))]
+        keys[len(NAMES) :] = [name + path.stem for name in keys[len(NAMES) :]]
+        place = table.schema.get_field_index("key")
+        pq.write_table(table.set_column(place, table.schema.field("key"), pa.array(keys)), path)
     return folder / "shards"
 
 
@@ -108,50 +102,55 @@ def _classes(ground: Path, folder: Path) -> Path:
     return folder / "run"
 
 
-Prepare = Callable[[Path, Path], Path]
-WRITERS: dict[str, tuple[Prepare | None, str]] = {
-    "decompress names": (_zip, "decompress {source} -o {out}"),
-    "decompress over a link": (_zip, "decompress {source} -o {linked} --force"),
-    "compress names to files": (_tar, "compress {model} {source} -o {out}"),
-    "compress names to a zip": (_tar, "compress {model} {source} -o {out}/x.zip"),
-    "detokenize names": (_shards, "detokenize {source} {out}"),
-    "detokenize over a link": (_shards, "detokenize {source} {linked} --force"),
-    "sample names": (_classes, "sample {source} -n 6 -o {out}/sheet.png --save-dir {out}/each"),
-    "reconstruct over a picture": (None, "reconstruct {model} {mine} -o {out}/mine.png"),
-    "reconstruct over its input": (None, "reconstruct {model} {mine} -o {mine} --force"),
-    "reconstruct over a link to its input": (None, "reconstruct {model} {mine} -o {link} --force"),
-    "complete over its input": (None, "complete {model} {mine} -n 1 -o {mine} --force"),
-    "inspect over a picture": (None, "inspect {file} -o {mine}"),
-    "compress over its input": (None, "compress {model} {mine} -o {mine} --force"),
-    "compress over a file": (None, "compress {model} {mine} -o {file}"),
-    "compress to a typo": (None, "compress {model} {mine} -o {out}/x.hvr"),
-    "decompress over a picture": (None, "decompress {file} -o {mine}"),
-    "decompress over its input": (None, "decompress {file} -o {file} --force"),
-    "compress over a zip": (None, "compress {model} {mine} -o {zip}"),
-    "export over a folder": (None, "export {ground}/trained {out}"),
-    "tokenize into a file": (None, "tokenize {model} {ground}/pictures {mine} --workers 0"),
+SOURCES: dict[str, Callable[[Path, Path], Path]] = {
+    "named_zip": _zip,
+    "named_tar": _tar,
+    "named_shards": _shards,
+    "named_run": _classes,
 }
-"""What a command reads, made in a folder, and its words."""
+"""What a command reads, made in a folder."""
+_WRITERS = """
+decompress names: decompress {named_zip} -o {out}
+decompress over a link: decompress {named_zip} -o {linked} --force
+compress names to files: compress {model} {named_tar} -o {out}
+compress names to a zip: compress {model} {named_tar} -o {out}/x.zip
+detokenize names: detokenize {named_shards} {out}
+detokenize over a link: detokenize {named_shards} {linked} --force
+sample names: sample {named_run} -n 6 -o {out}/sheet.png --save-dir {out}/each
+reconstruct over a picture: reconstruct {model} {mine} -o {out}/mine.png
+reconstruct over its input: reconstruct {model} {mine} -o {mine} --force
+reconstruct over a link to its input: reconstruct {model} {mine} -o {link} --force
+complete over its input: complete {model} {mine} -n 1 -o {mine} --force
+inspect over a picture: inspect {file} -o {mine}
+compress over its input: compress {model} {mine} -o {mine} --force
+compress over a file: compress {model} {mine} -o {file}
+compress to a typo: compress {model} {mine} -o {out}/x.hvr
+decompress over a picture: decompress {file} -o {mine}
+decompress over its input: decompress {file} -o {file} --force
+compress over a zip: compress {model} {mine} -o {zip}
+export over a folder: export {ground}/trained {out}
+tokenize into a file: tokenize {model} {ground}/pictures {mine} --workers 0
+"""
+WRITERS = dict(line.split(": ") for line in _WRITERS.strip().splitlines())
+"""The words of a command."""
 
 
 def _tree(folder: Path) -> dict[str, str]:
     """Every file, folder and link below a folder, with what it holds."""
-    found = {}
+    contents = {}
     for path in sorted(folder.rglob("*")):
-        content = (
-            str(path.readlink())
-            if path.is_symlink()
-            else digest(path.read_bytes())
-            if path.is_file()
-            else ""
-        )
-        found[path.relative_to(folder).as_posix()] = content
-    return found
+        content = ""
+        if path.is_symlink():
+            content = str(path.readlink())
+        elif path.is_file():
+            content = digest(path.read_bytes())
+        contents[path.relative_to(folder).as_posix()] = content
+    return contents
 
 
 def wrong(name: str, ground: Path, folder: Path) -> tuple[str, str]:
     """Return what is wrong in a case, "" for nothing, and what the command told."""
-    prepare, words = WRITERS[name]
+    words = WRITERS[name]
     place = {key: folder / "inside" / "deep" / key for key in ("out", "linked")}
     place["outside"] = folder / "outside"
     for path in place.values():
@@ -170,12 +169,10 @@ def wrong(name: str, ground: Path, folder: Path) -> tuple[str, str]:
         (place["linked"] / link).symlink_to(
             place["outside"] / ("none.png" if link.endswith("g") else "")
         )
-    source = prepare(ground, folder) if prepare else folder
+    place |= {key: make(ground, folder) for key, make in SOURCES.items() if key in words}
     before = _tree(folder)
     elsewhere = Path("/tmp/hrvqvae-torture-out.png")
-    split = [
-        word.format(ground=ground, source=source, model=MODEL, **place) for word in words.split()
-    ]
+    split = [word.format(ground=ground, model=MODEL, **place) for word in words.split()]
     ended = Running(split, folder.parent, 300).wait()
     after = _tree(folder)
     changed = [path for path, content in before.items() if after.get(path) != content]

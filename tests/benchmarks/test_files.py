@@ -39,7 +39,7 @@ from benchmarks.files.linear import Linear, from_blocks, to_blocks
 from benchmarks.files.trained import TrainedFiles
 from hrvqvae.checkpoints.folder import locate
 from hrvqvae.utils.quantities import psnr
-from tests.conftest import drawn_digits, input_error, parametrize
+from tests.conftest import drawn_digits, input_error, parametrize, shared_fixture
 
 
 def smooth_images(count, channels=3, height=32, width=32, seed=0):
@@ -71,7 +71,7 @@ def test_by_command(
     titles = [curve["title"] for curve in report["curves"]]
     assert titles == ["hrvqvae mnist", "WebP", "JPEG", "PCA, ideal codes"]
     jpeg = report["curves"][2]
-    assert (jpeg["within"][0], jpeg["fitted"][0]) == (None, None), "no JPEG is so small"
+    assert (jpeg["within"][0], jpeg["fitted"][0]) == (None, None)  # no JPEG is so small
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "sheet.png"]
     main([*command, "--no-linear", "--models"])
     assert "\nWebP " in capsys.readouterr().out
@@ -103,12 +103,12 @@ def test_what_counts_of_a_jpeg_and_of_an_avif():
     # the header of a scan of three components has 12 bytes
     scan = file[file.rindex(b"\xff\xda") + 2 + 12 : -2]
     assert scan_bytes(file) == len(scan)
-    assert b"\xff" not in scan.replace(b"\xff\x00", b""), "no further marker"
+    assert b"\xff" not in scan.replace(b"\xff\x00", b"")  # no further marker
     avif = Avif(qualities=(0, 30, 60))
     avif.speed = 6
     files = [file for setting in avif.settings for file in avif.encode(smooth_images(3), setting)]
     beside = [len(file) - frame_bytes(file) for file in files]
-    assert max(beside) - min(beside) <= 2, "lengths of 127 bytes and more take a second byte"
+    assert max(beside) - min(beside) <= 2  # lengths of 127 bytes and more take a second byte
 
 
 def curve_of(sizes, errors, title="some", whole=True):
@@ -132,7 +132,7 @@ class Shaved(FileCodec):
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 5), st.floats(0, 120))
 def test_budgets_against_plain_searches(seed, count, images, budget):
     generator = np.random.default_rng(seed)
@@ -189,14 +189,14 @@ def test_a_curve_beside_others():
     ideal = curve_of(np.array([[1]]), np.array([[0.001]]), "ideal", whole=False)
     small, large = against(ours, [good, poor, ideal])
     settings = (small["setting"], large["setting"])
-    assert settings == ("setting 1", "setting 2"), "what others beat is left out"
+    assert settings == ("setting 1", "setting 2")  # what others beat is left out
     assert small["ahead_of"]["poor"] == pytest.approx(10 * math.log10(2))
     assert large["ahead_of"]["good"] == pytest.approx(10 * math.log10(2))
     assert small["ahead_of"]["good"] is None
     assert large["ahead_of"]["ideal"] == pytest.approx(-10)
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def linear():
     return Linear(smooth_images(400, 3, 16, 16, seed=1), steps=(0.05, 0.2, 0.8))
 

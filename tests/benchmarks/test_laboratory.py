@@ -2,15 +2,13 @@
 put into tables.
 """
 
-import json
 import shutil
 import signal
 from contextlib import ExitStack, suppress
 from math import log2
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import compare
@@ -25,11 +23,11 @@ from hrvqvae.config.parsing import override
 from hrvqvae.data.images import read_image
 from hrvqvae.evaluation.samples import Features
 from hrvqvae.training.autoencoder import AutoencoderTask
-from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.utils.errors import NonFiniteError
 from hrvqvae.utils.outputs import TEMPORARY
+from tests.conftest import cells_of, input_error, parametrize, read_json
 from tests.kills import in_another_process
 
-Row = dict[str, Any]
 SECTIONS = ("data", "model", "training", "prior")
 # of treevq/cifar10
 DIGESTS = ["97462af6fca1ce17", "64c6c45addbd3a27", "7879b174cd59ae2c", "4f3c46e89e677c94"]
@@ -37,14 +35,17 @@ RATE, DECAY, BETA = LADDERS
 START = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))
 
 
+with_systems = pytest.mark.usefixtures("systems")
+
+
 def run(out, words):
     """Compare on MNIST; return the rows."""
     compare.main(["mnist", *words.split(), "--out", str(out)])
-    return json.loads((out / "results.json").read_text())
+    return read_json(out / "results.json")
 
 
 def refused(out, words):
-    with pytest.raises(InputError) as error:
+    with input_error(None) as error:
         run(out, words)
     return str(error.value)
 
@@ -68,7 +69,7 @@ def model_time(out, name):
     return (out / "runs" / name / "model.safetensors").stat().st_mtime_ns
 
 
-@pytest.mark.usefixtures("systems")
+@with_systems
 def test_every_system_is_measured_by_every_instrument(tmp_path, capsys):
     words = "--max-steps 4 --systems vqvae,wide=vqgan --wide.model.hidden_units 10"
     rows = run(tmp_path, words)
@@ -77,7 +78,7 @@ def test_every_system_is_measured_by_every_instrument(tmp_path, capsys):
         assert row.keys() > {"machine", "commit", "test_errors", "leaves_used", *COLUMNS}
         assert row["frechet"] == "Frechet distance of 40 images, features of a classifier of mnist"
         missing = {name for name in COLUMNS if row[name] is None}
-        assert missing == {"frechet_reconstructions"}, "40 images are fewer than 128 features"
+        assert missing == {"frechet_reconstructions"}  # 40 images are fewer than 128 features
         assert row["steps_per_second"] == pytest.approx(4 / row["training_seconds"])
         assert 0 < row["usage"] <= 1
     assert rows[0]["parameters"] < rows[1]["parameters"]
@@ -86,7 +87,7 @@ def test_every_system_is_measured_by_every_instrument(tmp_path, capsys):
     assert read_image(tmp_path / "curves.png", 3).shape[2] > 800
 
 
-@pytest.mark.usefixtures("systems")
+@with_systems
 def test_systems_and_seeds_are_added_to_a_folder(tmp_path):
     first = run(tmp_path, "--max-steps 2 --systems vqvae --seeds 2")
     times = [model_time(tmp_path, name) for name in ("vqvae-0", "vqvae-1")]
@@ -96,7 +97,7 @@ def test_systems_and_seeds_are_added_to_a_folder(tmp_path):
     shutil.rmtree(tmp_path / "runs" / "vqvae-1")
     (tmp_path / "rows" / "vqvae-1.json").unlink()
     again = run(tmp_path, "--max-steps 2 --systems vqvae --seeds 2")
-    assert [row["mse"] for row in again] == [row["mse"] for row in rows], "the same run again"
+    assert [row["mse"] for row in again] == [row["mse"] for row in rows]  # the same run again
     assert model_time(tmp_path, "vqvae-0") == times[0]
     for words, message in (
         ("--max-steps 7 --systems vqvae", "max_steps is 2 there, 7 here"),
@@ -109,7 +110,7 @@ def test_systems_and_seeds_are_added_to_a_folder(tmp_path):
         assert message in refused(tmp_path, words)
 
 
-@pytest.mark.usefixtures("systems")
+@with_systems
 def test_rows_alone_are_enough(tmp_path, monkeypatch):
     """What is small is taken along, the runs are not: nothing is trained again."""
     here = tmp_path / "here"
@@ -134,7 +135,7 @@ def test_rows_alone_are_enough(tmp_path, monkeypatch):
     assert f"delete {here / 'rows'}" in line
     shutil.rmtree(here / "rows")
     assert run(here, words)[0]["frechet"] == "FID of 40 images"
-    assert model_time(here, "vqvae-0") == trained, "not trained again"
+    assert model_time(here, "vqvae-0") == trained  # not trained again
 
     for damaged in (row, there / "comparison.json"):
         content = damaged.read_bytes()
@@ -143,7 +144,7 @@ def test_rows_alone_are_enough(tmp_path, monkeypatch):
         damaged.write_bytes(content)
 
 
-@pytest.mark.usefixtures("systems")
+@with_systems
 def test_rows_do_not_mix_precisions(tmp_path, monkeypatch):
     fields = {"training.precision": "auto", "training.device": "auto"}
     tiny = presets.Preset(
@@ -157,7 +158,7 @@ def test_rows_do_not_mix_precisions(tmp_path, monkeypatch):
         assert config.training.precision == "bf16"
 
 
-@pytest.mark.usefixtures("systems")
+@with_systems
 def test_what_another_process_makes_is_passed_over(tmp_path, capsys):
     words = "--max-steps 2 --systems vqvae,rqvae"
     held = tmp_path / "runs" / "vqvae-0"
@@ -172,32 +173,17 @@ def test_what_another_process_makes_is_passed_over(tmp_path, capsys):
 
 def test_what_can_not_be_compared(tmp_path):
     (tmp_path / "results.md").touch()
-    for words, message in (
-        ("--systems vqvae", f"{tmp_path / 'results.md'} exists, but"),
-        ("--systems vqgam", "did you mean vqgan/mnist"),
-        ("--systems model=vqvae", "the name 'model'"),
-        ("--systems hrvqvae --training.seed 7", "--training.seed is decided by --seeds"),
-        ("--systems hrvqvae --hrvqvae.training.epochs 7", "is decided by --max-steps"),
-        ("--systems hrvqvae --hrvqvae.data.size 64", "must be a field of the data"),
-        ("--systems hrvqvae --vqgan.model.kernel 5", "must be a field of the data"),
-        ("--systems hrvqvae --hrvqvae.model.strid 2", "did you mean stride"),
-    ):
+    for words, message in cells_of(f"""
+            --systems vqvae | {tmp_path / "results.md"} exists, but
+            --systems vqgam | did you mean vqgan/mnist
+            --systems model=vqvae | the name 'model'
+            --systems hrvqvae --training.seed 7 | --training.seed is decided by --seeds
+            --systems hrvqvae --hrvqvae.training.epochs 7 | is decided by --max-steps
+            --systems hrvqvae --hrvqvae.data.size 64 | must be a field of the data
+            --systems hrvqvae --vqgan.model.kernel 5 | must be a field of the data
+            --systems hrvqvae --hrvqvae.model.strid 2 | did you mean stride
+        """):
         assert message in refused(tmp_path, f"--max-steps 1 {words}")
-
-
-def test_variants_have_names_and_fields_of_their_own():
-    fields = {
-        "wide.model.quantizer.codewords": "7",
-        "wide.training.learning_rate": "0.5",
-        "training.batch_size": "3",
-    }
-    both = Comparison(
-        dataset="mnist", systems={"vqvae": "vqvae", "wide": "vqvae"}, max_steps=1, fields=fields
-    )
-    plain, wide = (both.config(name, 0) for name in both.systems)
-    assert (plain.model.num_symbols, wide.model.num_symbols) == ((64,), (7,))
-    assert (plain.training.learning_rate, wide.training.learning_rate) == (0.003, 0.5)
-    assert plain.training.batch_size == wide.training.batch_size == 3
 
 
 def test_distances_of_a_search():
@@ -245,7 +231,6 @@ def searched(start, error, most=99):
     return tried
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**9))
 def test_a_search_ends_at_the_best_of_each_line(seed):
     def error(fields):
@@ -260,7 +245,7 @@ def test_a_search_ends_at_the_best_of_each_line(seed):
         line = [{**best, name: value} for value in ladder[max(0, place - 1) : place + 2]]
         neighbours = [fields for fields in line if tuple(fields.items()) in tried]
         assert min(neighbours, key=error) == best
-        assert name != BETA or neighbours == line, "the neighbours on the last ladder were tried"
+        assert name != BETA or neighbours == line  # the neighbours on the last ladder were tried
 
 
 def test_a_search_goes_on_beyond_an_end():
@@ -272,7 +257,7 @@ def test_a_search_goes_on_beyond_an_end():
     assert dict(min(tried, key=tried.__getitem__)) == best
 
 
-@pytest.mark.usefixtures("systems")
+@with_systems
 def test_a_stopped_search_goes_on(tmp_path, monkeypatch):
     """The rows are trained with the settings of the trial of least error; one trial diverges."""
     original = AutoencoderTask.step
@@ -289,7 +274,7 @@ def test_a_stopped_search_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(AutoencoderTask, "step", step)
     words = "--max-steps 3 --systems rqvae,adam=vqvae --adam.training.optimizer adam --tune 5"
     assert stops(tmp_path, words) > 1
-    trials = [json.loads(path.read_text()) for path in (tmp_path / "tuning/rows").glob("*.json")]
+    trials = [read_json(path) for path in (tmp_path / "tuning/rows").glob("*.json")]
     by_system = {
         name: [row for row in trials if row["system"] == name] for name in ("rqvae", "adam")
     }
@@ -319,7 +304,7 @@ def test_a_stopped_search_goes_on(tmp_path, monkeypatch):
     assert "has no search" in refused(tmp_path / "new", longer.replace(str(tmp_path), "nowhere"))
 
 
-@pytest.mark.usefixtures("systems")
+@with_systems
 def test_two_processes_share_a_search(tmp_path, monkeypatch):
     """A trial that another process holds is waited for, and made here where it is given up."""
     made = []
@@ -342,28 +327,25 @@ def test_two_processes_share_a_search(tmp_path, monkeypatch):
     assert trials[-1] == first
 
 
-def test_what_decides_the_result_changes_the_digest():
+SAME = """
+training.device=cuda:1 training.threads=3 training.loggers=tensorboard data.root=/elsewhere
+data.workers=0 prior.training.checkpoint_every=7 progressive.training.max_steps=7
+"""
+OTHER = """
+training.seed=7 data.size=32 training.max_steps=7 training.precision=bf16 prior.network.kind=gpt
+model.quantizer.level_betas=0.1,0.2,0.3 prior.training.evaluate_every=7
+"""
+
+
+@parametrize("field", (SAME + OTHER).split())
+def test_what_decides_the_result_changes_the_digest(field):
     config = presets.get("hrvqvae/mnist").config
-    for name, value, same in (
-        ("training.device", "cuda:1", True),
-        ("training.threads", "3", True),
-        ("training.loggers", "tensorboard", True),
-        ("data.root", "/elsewhere", True),
-        ("data.workers", "0", True),
-        ("prior.training.checkpoint_every", "7", True),
-        ("progressive.training.max_steps", "7", True),
-        ("training.seed", "7", False),
-        ("data.size", "32", False),
-        ("training.max_steps", "7", False),
-        ("training.precision", "bf16", False),
-        ("prior.network.kind", "gpt", False),
-        ("model.quantizer.level_betas", "0.1,0.2,0.3", False),
-        ("prior.training.evaluate_every", "7", False),
-    ):
-        changed = override(config, {name: value})
-        assert (digest_of(changed, *SECTIONS) == digest_of(config, *SECTIONS)) == same, name
-        unchanged = [section for section in SECTIONS if not name.startswith(f"{section}.")]
-        assert digest_of(changed, *unchanged) == digest_of(config, *unchanged)
+    name, value = field.split("=")
+    changed = override(config, {name: value})
+    same = digest_of(changed, *SECTIONS) == digest_of(config, *SECTIONS)
+    assert same == (field in SAME.split())
+    unchanged = [section for section in SECTIONS if not name.startswith(f"{section}.")]
+    assert digest_of(changed, *unchanged) == digest_of(config, *unchanged)
 
 
 def test_digests_differ_between_systems_and_stay():

@@ -9,13 +9,14 @@ import pytest
 
 from benchmarks import long
 from hrvqvae.training.autoencoder import AutoencoderTask
+from tests.conftest import read_json
 from tests.kills import at_step
 
 Q = "model.quantizer."
 
 
 def rows(folder):
-    return [json.loads(path.read_text()) for path in sorted((folder / "rows").glob("*.json"))]
+    return [read_json(path) for path in sorted((folder / "rows").glob("*.json"))]
 
 
 @pytest.mark.usefixtures("systems")
@@ -48,10 +49,10 @@ def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
     words = ["--out", str(tmp_path)]
     with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
         long.main(words)
-    assert not rows(tmp_path / "longest"), "stopped in the longest training"
+    assert not rows(tmp_path / "longest")  # stopped in the longest training
     lines = (tmp_path / "depth" / "beams.jsonl").read_text()
     long.main(words)
-    assert (tmp_path / "depth" / "beams.jsonl").read_text() == lines, "nothing is made again"
+    assert (tmp_path / "depth" / "beams.jsonl").read_text() == lines  # nothing is made again
 
     trials = rows(tmp_path / "trials")
     assert {(row["learning_rate"], row["decay"]) for row in trials} == {
@@ -77,34 +78,3 @@ def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
         errors[row["system"], row["search"], row["coarse_weight"]] = row["mse"]
     assert len(errors) == 2 * 3 + 2 * 2
     assert errors["groups2", "every leaf of a group", "0"] > 0
-
-
-def test_trials_and_variants_of_the_protocol():
-    settings = [
-        (trial["training.learning_rate"], trial[f"{Q}decay"], trial[f"{Q}beta"])
-        for trial in long.trials_of("hrvqvae")
-    ]
-    assert settings == [
-        ("0.003", "0.5", "0.25"),
-        ("0.0015", "0.5", "0.25"),
-        ("0.003", "0.75", "0.25"),
-        ("0.003", "0.2", "0.25"),
-    ]
-    bits = {}
-    for systems in long.GROUPS:
-        comparison = long.make_comparison(systems, long.SEARCHED, long.STEPS, long.SEEDS)
-        for name in systems:
-            model = comparison.config(name, 0).model
-            symbols = model.num_symbols
-            bits[name] = (len(symbols), symbols[0])
-    assert bits["hrvqvae"] == (3, 8)
-    assert bits["vqvae"] == (1, 512)
-    assert bits["treevq15size"] == (3, 15)
-    deep = {
-        name: ("treevq-deep", "", {"training.learning_rate": "0.003", **fields})
-        for name, fields in long.DEPTH.items()
-    }
-    comparison = long.make_comparison(deep, {}, long.DEPTH_STEPS, long.SEEDS)
-    leaves = {name: comparison.config(name, 0).model.num_symbols for name in deep}
-    assert leaves["groups4"] == (8,) * 12
-    assert leaves["rq3x4096joint"] == (4096,) * 3

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+from torch.testing import assert_close
 
 import hrvqvae
 from benchmarks.laboratory.systems import Comparison, codewords_searched
@@ -46,7 +48,7 @@ def fsq(rivals, *levels, dim=6):
     return rivals.FSQQuantizer(config)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(levels=st.lists(st.integers(3, 9), min_size=1, max_size=4), seed=st.integers(0, 10**6))
 def test_fsq_agrees_with_the_paper(levels, seed):
     """Section 3.1 and appendix A.1: bound, round, and number the grid points."""
@@ -72,7 +74,7 @@ def test_fsq_agrees_with_the_paper(levels, seed):
         codes.append(code)
         points.append(point)
     assert result.codes[0].flatten().tolist() == codes
-    np.testing.assert_allclose(result.latents.reshape(-1, len(levels)).numpy(), points, atol=1e-6)
+    assert_allclose(result.latents.reshape(-1, len(levels)).numpy(), points, atol=1e-6)
     assert dict(result.losses) == {}
 
 
@@ -86,19 +88,7 @@ def test_simvq_s_loss_is_on_the_scale_of_ours(rivals):
     loss = result.losses["auxiliary"]
     assert float(loss.detach()) == pytest.approx(1.25 * error, rel=1e-4)
     (gradient,) = torch.autograd.grad(loss, z)
-    torch.testing.assert_close(gradient, 0.5 * (z.detach() - codewords), rtol=1e-4, atol=1e-4)
-
-
-def test_vq_starts_from_the_latents_it_is_given(rivals):
-    z = normal(4, 10, 10, 6)
-    results = []
-    for seed in (0, 0, 1):
-        quantizer = library(rivals, name="vq", codewords=8)
-        quantizer.initialize(z, generator(seed))
-        results.append(quantizer.eval()(z).latents)
-    assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], results[2])
-    assert float((results[0] - z).square().mean()) < 0.8 * float(z.square().mean())
+    assert_close(gradient, 0.5 * (z.detach() - codewords), rtol=1e-4, atol=1e-4)
 
 
 @parametrize("levels", [1, 3])
@@ -119,7 +109,7 @@ def test_the_contract_of_a_quantizer(rivals, name, levels):
     assert same(quantizer.state_dict(), before)
     assert [(code.shape, code.dtype) for code in codes] == [((2, 3, 4), torch.int64)] * levels
     assert same(codes, result.codes)
-    torch.testing.assert_close(quantizer.lookup(codes), result.latents, rtol=1e-4, atol=1e-4)
+    assert_close(quantizer.lookup(codes), result.latents, rtol=1e-4, atol=1e-4)
     prefixes = [quantizer.lookup(codes[:count]) for count in range(1, levels + 1)]
     assert len({tuple(prefix.flatten().tolist()) for prefix in prefixes}) == levels
     with pytest.raises(NonFiniteError, match="latents: 72 of 72 values"):
@@ -135,23 +125,17 @@ def test_the_contract_of_a_quantizer(rivals, name, levels):
 
 
 def test_presets_have_the_tree_s_network_and_bits(rivals):
-    for data in ("mnist", "imagenet"):
-        tree = presets.get(f"hrvqvae/{data}").config
-        for system in ("fsq", "vqpytorch"):
-            config = presets.get(f"{system}/{data}").config
-            assert dataclasses.replace(config, name="", model=tree.model) == dataclasses.replace(
-                tree, name=""
-            )
-            assert config.model.num_symbols == (np.prod(tree.model.num_symbols),)
-            size = config.data.image_size
-            assert bits_per_image(config.model, *size) == bits_per_image(tree.model, *size)
+    tree = presets.get("hrvqvae/imagenet").config
+    for system, searched in (("fsq", 0), ("vqpytorch", 8**3)):
+        config = presets.get(f"{system}/imagenet").config
+        alike = dataclasses.replace(config, name=tree.name, model=tree.model)
+        assert alike == tree
+        size = config.data.image_size
+        assert bits_per_image(config.model, *size) == bits_per_image(tree.model, *size)
+        assert codewords_searched(config.model) == searched
     lfq = override(presets.get("vqpytorch/mnist").config, {"model.quantizer.name": "lfq"})
     assert type(build(lfq).quantizer.residual).__name__ == "ResidualLFQ"
-    searched = [
-        codewords_searched(presets.get(f"{name}/mnist").config.model)
-        for name in ("fsq", "vqpytorch")
-    ]
-    assert [*searched, codewords_searched(lfq.model)] == [0, 64, 0]
+    assert codewords_searched(lfq.model) == 0
     fsq_config = presets.get("fsq/mnist").config
     for config, name, value, message in (
         (lfq, "codewords", "100", r"quantizer\.codewords is '?100'?; it must be a power of"),
@@ -197,7 +181,7 @@ def test_a_run_of_a_rival_from_training_to_files(rivals, mnist_root, tmp_path, m
     expected = model.decode(model.encode(images))
     files = model.compress(images)
     assert torch.equal(torch.stack(hrvqvae.load(run).decompress(files)), expected)
-    line = refused(["export", run, tmp_path / "graphs", "--onnx"])
+    line = refused(f"export {run} {tmp_path}/graphs --onnx")
     assert "torch.export can't trace the system vqpytorch" in line
 
     forget_rivals()

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, gpu
-from benchmarks.common import as_script
+from benchmarks import common, compare, gpu
+from benchmarks.common import as_script, fields
 from benchmarks.gpu import SEARCHES
 from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
 from benchmarks.torture.readers import Reader
@@ -34,6 +34,10 @@ SMALL = (
 )
 
 
+def figures_of(row, *names):
+    return tuple(row[name] for name in names)
+
+
 def printed(name, arguments, capsys):
     capsys.readouterr()
     importlib.import_module(f"benchmarks.{name}").main(arguments.split())
@@ -42,7 +46,6 @@ def printed(name, arguments, capsys):
 
 SCRIPTS = {
     "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
-    "ids": ("--synthetic 300 --size 8 3 --passes 1", ("IDs", "by", "seed"), 3),
     "effort": (
         "mnist --models mnist --images 3 --lmbda 0.01 --bytes 60",
         ("model", "coding", "MSE"),
@@ -106,7 +109,7 @@ def test_what_can_not_be_measured_is_a_line(capsys):
 
 def test_files_of_codes(run, capsys):
     row = json.loads(printed("codec", f"{run} --images 64 --zipped 200 --json", capsys))
-    assert row["images"] == 40, "all test images that there are"
+    assert row["images"] == 40  # all test images that there are
     assert row["bytes"] == pytest.approx(sum(row["parts"]))
     assert row["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
     assert row["zip"]["overhead per image"] == pytest.approx(76 + 2 * len("000000.hrv") + 22 / 200)
@@ -145,7 +148,7 @@ def test_each_case_is_told(tmp_path, capfd):
     )
     for index, case in enumerate(cases):
         path, content = reader.case(tmp_path, 0, index)
-        assert path.read_bytes() == b'{"a": 1234}', "the file is put back"
+        assert path.read_bytes() == b'{"a": 1234}'  # the file is put back
         same = content == b'{"a": 1234}'
         fault = faults[len(content) % 6]
         assert case.fault.startswith("" if same else fault)
@@ -157,7 +160,7 @@ def test_each_case_is_told(tmp_path, capfd):
     assert "KeyError" in capfd.readouterr().err
 
 
-@parametrize(("width", "weight"), [(1, 0.0), (3, 0.0), (4, 0.3)])
+@parametrize("width, weight", [(1, 0.0), (3, 0.0), (4, 0.3)])
 def test_the_oracle_of_searches_by_all_paths(width, weight):
     case = make_problem(3, 4, vectors=40, width=5)
     books = [book.double().numpy() for book in case.books]
@@ -179,18 +182,13 @@ def test_vectors_that_rounding_decides_are_not_judged():
         vectors = torch.full((3, 1), float(vector))
         books = [torch.tensor([[[float(first)], [float(second)]]])]
         difference = gpu.compare(vectors, books, right, wrong, SEARCHES["greedy"])
-        assert (difference["equal"], difference["ties"], difference["errors"]) == (
-            0,
-            3 * tie,
-            3 * (not tie),
-        )
+        counts = figures_of(difference, "equal", "ties", "errors")
+        assert counts == (0, 3 * tie, 3 * (not tie))
         assert (difference["worst"] > TOLERANCE) != tie
         same = gpu.compare(vectors, books, right, right, SEARCHES["greedy"])
-        assert (same["equal"], same["ties"], same["errors"], same["worst"]) == (1, 0, 0, 0)
-    assert (
-        measure_agreement(vectors, books, right[0]),
-        measure_agreement(vectors, books, wrong[0]),
-    ) == (1, 0)
+        assert figures_of(same, "equal", "ties", "errors", "worst") == (1, 0, 0, 0)
+    agreements = [measure_agreement(vectors, books, leaves[0]) for leaves in (right, wrong)]
+    assert agreements == [1, 0]
 
 
 TINY = dataclasses.replace(
@@ -201,18 +199,9 @@ TINY = dataclasses.replace(
     searched=300,
     rounds=1,
     steps=1,
-    trained={
-        "hrvqvae/cifar10": {
-            "training.batch_size": "2",
-            "model.hidden_units": "8",
-            "model.quantizer.init_vectors": "512",
-        }
-    },
-    prior={
-        "prior.training.batch_size": "2",
-        "prior.network.residual_blocks": "1",
-        "prior.network.attention_layers": "1",
-    },
+    trained={"hrvqvae/cifar10": common.TINY | {"training.batch_size": "2", "data.size": "32"}},
+    prior=fields("prior", "training.batch_size=2 network.residual_blocks=1")
+    | fields("prior.network", "attention_layers=1"),
     prior_levels=(2,),
 )
 
@@ -223,17 +212,14 @@ def test_the_gpu_report_in_its_small_form(monkeypatch, capsys):
     gpu.main(["--json"])
     report = json.loads(capsys.readouterr().out)
     assert (report["device"], report["form"], report["faults"]) == ("cpu", "small", [])
-    assert [(row["search"], row["levels"], row["codewords"]) for row in report["codes"]] == [
-        ("greedy", 2, 3),
-        ("beam of 4", 2, 3),
-        ("flat", 1, 9),
-    ]
+    sizes = [figures_of(row, "search", "levels", "codewords") for row in report["codes"]]
+    assert sizes == [("greedy", 2, 3), ("beam of 4", 2, 3), ("flat", 1, 9)]
     for row in report["search"]:
-        assert row["bytes"] == 300 * (4 * 4 + 8 * row["levels"]), "latents in, codes out"
+        assert row["bytes"] == 300 * (4 * 4 + 8 * row["levels"])  # latents in, codes out
         assert row["ratio"] == pytest.approx(row["seconds"] / row["copy_seconds"])
     (sampling,) = report["sampling"]
     assert sampling["images_per_second"] == pytest.approx(2 / sampling["seconds"])
-    assert len(report["training"]) == 2, "an autoencoder and a prior"
+    assert len(report["training"]) == 2  # an autoencoder and a prior
     assert all(row["flop"] > 0 for row in report["training"])
     for row in report["training"]:
         assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"])
@@ -266,7 +252,7 @@ def test_wrong_codes_end_it(monkeypatch, capsys):
     assert "of 300 vectors are not coded as on the CPU" in fault
 
 
-@parametrize(("part", "every"), [("codes", 5), ("samples", 17), ("layer", 83)])
+@parametrize("part, every", [("codes", 5), ("samples", 17), ("layer", 83)])
 def test_odd_uses_are_refused_in_one_line(part, every, tmp_path):
     uses = islice(PARTS[part](tmp_path), 0, None, every)
     faults = {name: judge(call, expected) for name, call, expected in uses}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch.testing import assert_close
 
 import hrvqvae
 from hrvqvae.checkpoints import storage
@@ -18,9 +19,18 @@ from hrvqvae.checkpoints.storage import compacted, restored
 from hrvqvae.config import flatten
 from hrvqvae.config.parsing import override
 from hrvqvae.training.loggers import read_records
-from tests.conftest import do, input_error, parametrize, refused, same, write_picture
+from tests.conftest import (
+    do,
+    generator,
+    input_error,
+    parametrize,
+    read_json,
+    refused,
+    same,
+    write_picture,
+)
 
-IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(3, 1, 12, 12, generator=generator())
 
 
 def front_matter(card):
@@ -46,7 +56,7 @@ def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole, tmp_p
     assert share_of_size(whole, out, prior_folder(whole, 1).model) < 0.7
     assert not any(str(whole.parent.parent).encode() in path.read_bytes() for path in files)
     for name, exported, original in prior_tensors(out, whole):
-        torch.testing.assert_close(exported, original, rtol=1e-3, atol=1e-5, msg=name)
+        assert_close(exported, original, rtol=1e-3, atol=1e-5, msg=name)
     there, here = (hrvqvae.load(run) for run in (out, whole))
     coarse = (model.decode(model.encode(IMAGES)[:1], 1) for model in (there, here))
     assert torch.equal(*coarse)
@@ -71,7 +81,7 @@ def test_a_compact_export_is_half_the_size(whole, tmp_path, caplog):
     there, here = (hrvqvae.load(run).autoencoder for run in (out, whole))
     for name, tensor in there.state_dict().items():
         if not name.endswith(".total"):  # the moving average, which is roughly codewords * count
-            torch.testing.assert_close(tensor, here.state_dict()[name], rtol=2e-3, atol=1e-5)
+            assert_close(tensor, here.state_dict()[name], rtol=2e-3, atol=1e-5)
     codes = zip(there.encode(IMAGES), here.encode(IMAGES), strict=True)
     assert sum(int((exported == original).sum()) for exported, original in codes) > 300
     for name, exported, original in prior_tensors(out, whole):
@@ -154,7 +164,7 @@ def test_the_card_and_what_it_shows(whole, tmp_path, monkeypatch):
 
 
 @parametrize(
-    ("dataset", "root", "title"),
+    "dataset, root, title",
     [
         ("ffhq", "/home/me/mix", "images of one's own"),
         ("ffhq", "/data/ffhq", "FFHQ"),
@@ -194,7 +204,7 @@ def test_the_configuration_beside_the_weights_is_theirs(run, tmp_path):
     saved = tmp_path / "saved"
     hrvqvae.load(run).save_pretrained(saved)
     file = RunFolder(saved).config_json
-    config = json.loads(file.read_text())
+    config = read_json(file)
     assert config["data"]["root"] is None
     file.write_text(json.dumps({**config, "name": "another"}))
     hrvqvae.load(saved)

@@ -7,13 +7,13 @@ import torch
 
 import hrvqvae
 from hrvqvae.checkpoints.export import export
-from hrvqvae.checkpoints.folder import GENERATION, RunFolder, SamplingDefaults, prior_folder
+from hrvqvae.checkpoints.folder import GENERATION, RunFolder, prior_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config.parsing import override
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.utils.errors import DamagedFileError
 from tests.checkpoints.conftest import change, write_decoder
-from tests.conftest import do, input_error, parametrize
+from tests.conftest import cells_of, do, input_error, parametrize
 
 BY_GENERATION = '{"levels": 2, "decoder": "generation"}'
 
@@ -79,17 +79,19 @@ def test_without_a_decoder_of_samples_its_levels_mean_nothing(generative):
 
 
 @parametrize(
-    ("text", "reason"),
+    "text, reason",
     [
-        ("[1]", "mapping"),
-        ("[", "Expecting"),
-        ('{"guidence": 2}', "guidence"),
-        ('{"guidance": "x"}', "guidance is 'x'; it must be from 0 to 1000"),
-        ('{"guidance": [2, NaN]}', "guidance is nan; it must be from 0 to 1000"),
+        *cells_of("""
+            [1] | mapping
+            [ | Expecting
+            {"guidence": 2} | guidence
+            {"guidance": "x"} | guidance is 'x'; it must be from 0 to 1000
+            {"guidance": [2, NaN]} | guidance is nan; it must be from 0 to 1000
+            {"levels": "all"} | levels is no whole number
+            {"levels": true} | levels is no whole number
+            {"decoder": "best"} | decoder is neither progressive nor generation
+        """),
         ('{"guidance": []}', r"guidance is \[\]; it must be"),
-        ('{"levels": "all"}', "levels is no whole number"),
-        ('{"levels": true}', "levels is no whole number"),
-        ('{"decoder": "best"}', "decoder is neither progressive nor generation"),
     ],
 )
 def test_a_wrong_sampling_json_is_one_line(text, reason, tmp_path):
@@ -98,13 +100,6 @@ def test_a_wrong_sampling_json_is_one_line(text, reason, tmp_path):
     with pytest.raises(DamagedFileError, match=rf"sampling\.json is damaged: .*{reason}") as error:
         folder.read_sampling()
     assert "\n" not in str(error.value)
-
-
-def test_sampling_json_may_leave_out_any_field(tmp_path):
-    folder = RunFolder(tmp_path)
-    assert folder.read_sampling() == SamplingDefaults()
-    folder.sampling.write_text('{"levels": 3}')
-    assert folder.read_sampling() == SamplingDefaults(levels=3)
 
 
 def test_samples_of_the_first_levels_need_their_priors_alone(whole, tmp_path):

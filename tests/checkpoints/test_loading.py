@@ -2,13 +2,11 @@
 MNIST model.
 """
 
-import json
 import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 import hrvqvae
@@ -19,11 +17,15 @@ from hrvqvae.data.images import read_image
 from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from tests.conftest import (
+    cells_of,
     do,
     drawn_digits,
+    generator,
     input_error,
     parametrize,
+    read_json,
     same,
+    shared_fixture,
     with_quantizer,
     with_training,
 )
@@ -53,13 +55,13 @@ def test_runs_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.yaml").touch()
     storage.write(tmp_path / "file", {}, {})
-    for name, message in (
-        ("none", "there is no such run folder"),
-        ("empty", "is not a run folder"),
-        ("begun", "has no model.safetensors yet.* train begun --resume$"),
-        ("file", "is no model: give a run folder"),
-        ("vqvae/mnist", "is a preset.* mnist .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$"),
-    ):
+    for name, message in cells_of("""
+            none | there is no such run folder
+            empty | is not a run folder
+            begun | has no model.safetensors yet.* train begun --resume$
+            file | is no model: give a run folder
+            vqvae/mnist | is a preset.* mnist .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$
+        """):
         with input_error(message):
             hrvqvae.load(name)
 
@@ -181,18 +183,6 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole, tmp_pa
         assert torch.equal(written, (image * 255).round().byte())
 
 
-def test_without_a_class_all_come_and_batches_change_nothing(whole, monkeypatch):
-    model = hrvqvae.load(whole)
-    together = model.draw(40, seed=0)
-    assert together.images.shape == (40, 1, 12, 12)
-    assert len(set(together.classes)) > 5
-    monkeypatch.setattr("hrvqvae.model._BATCH_SIZE", 7)
-    in_parts = model.draw(40, seed=0)
-    assert in_parts.classes == together.classes
-    assert same(in_parts.codes, together.codes)
-    torch.testing.assert_close(in_parts.images, together.images)
-
-
 def test_a_mask_lies_over_the_codes_as_the_image_does(whole):
     mask = torch.ones(12, 12, dtype=torch.bool)
     mask[1, 2] = mask[0, 11] = False  # the image has a margin of a pixel, and a code has two
@@ -200,11 +190,11 @@ def test_a_mask_lies_over_the_codes_as_the_image_does(whole):
         assert (~where).nonzero().tolist() == [[0, 6], [1, 1]]
 
 
-@parametrize(("keep", "rows", "columns"), [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)])
+@parametrize("keep, rows, columns", [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)])
 def test_completions_keep_the_codes_of_that_part(whole, keep, rows, columns):
     model = hrvqvae.load(whole)
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(256, (1, 12, 12), dtype=torch.uint8, generator=generator)
+    rng = generator()
+    image = torch.randint(256, (1, 12, 12), dtype=torch.uint8, generator=rng)
     kept = model.keep_part(image, keep)
     drawn = model.draw(5, seed=2, class_name="3", kept=kept)
     for codes, original in zip(drawn.codes, model.encode(image[None]), strict=True):
@@ -223,10 +213,10 @@ def test_completions_keep_the_codes_of_that_part(whole, keep, rows, columns):
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mnist_codes.json"
-CODES = json.loads(GOLDEN.read_text())
+CODES = read_json(GOLDEN)
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def model():
     return hrvqvae.load("mnist")
 

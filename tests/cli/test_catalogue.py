@@ -31,12 +31,8 @@ def test_presets_are_listed():
 
 def test_a_preset_is_shown():
     rows = rows_of(do("presets hrvqvae/ffhq"))
-    assert rows["hrvqvae/ffhq:"][:1] == ["FFHQ,"]
     assert rows["model.quantizer.codewords"] == ["8", "Table", "6"]
-    assert rows["model.quantizer.decay"] == ["0.95", "ours"]
     assert rows["compression_ratio"] == ["170.67", "computed;", "printed:", "171"]
-    assert rows["training_steps"] == ["750,000", "computed;", "printed:", "875,000"]
-    assert rows["Note:"]
     entry = json.loads(do("presets hrvqvae/mnist --json"))
     assert entry["values"]["prior.training.batch_size"] == {"value": [512], "source": "Table 8"}
     assert entry["derived"]["training_steps"] == entry["printed"]["training_steps"] == 468_281

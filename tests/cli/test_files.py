@@ -25,7 +25,7 @@ from hrvqvae.data.images import read_image
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.outputs import TEMPORARY
-from tests.conftest import do, done, parametrize, refused, write_picture
+from tests.conftest import cells_of, do, done, parametrize, refused, shared_fixture, write_picture
 from tests.data.stored import folder_of, write_parquet, write_tar
 from tests.trained_run import tiny_run_with_entropy_model
 
@@ -37,12 +37,12 @@ def save_images(folder):
     return folder
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def run(mnist_root):
     return tiny_run_with_entropy_model(mnist_root)
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def images(tmp_path_factory):
     return save_images(tmp_path_factory.mktemp("images"))
 
@@ -209,9 +209,6 @@ def test_the_shipped_model_is_found_by_what_it_wrote(images, tmp_path):
 
 
 def test_what_can_not_be_done(run, images, tmp_path, monkeypatch):
-    # one line, however slow the machine is
-    for name in ("SAY_AFTER_SECONDS", "LINE_SECONDS"):
-        monkeypatch.setattr(f"hrvqvae.utils.progress.{name}", 600)
     monkeypatch.chdir(tmp_path)
     image = images / "0.png"
     Path("notes.txt").write_text("words")
@@ -220,30 +217,32 @@ def test_what_can_not_be_done(run, images, tmp_path, monkeypatch):
     with tarfile.open("twice.tar", "w") as tar:
         tar.add(image, "0.png")
         tar.add(images / "1.png", "0.png")
-    for command, message in (
-        (f"compress {run} {images} -o y.hrv", "takes one image, and there are more"),
-        (f"compress {run} {image} {images}/more/0.png -o d", "would both be named 0"),
-        (f"compress {run} twice.tar -o d", "would both be named 0"),
-        (f"compress {run} notes.txt -o new.hrv", "notes.txt is read as a list of images, and"),
-        (f"compress {run} {image} -o x.hrv", "exists already"),
-        (f"compress {run} {image} -o x.hvr", "end in .hrv or .zip, or be a folder that exists"),
-        (f"compress {run} {image} -o new.hrv --bytes 6", f"{image} takes"),
+    for command, message in [
+        *cells_of(f"""
+            compress {run} {images} -o y.hrv | takes one image, and there are more
+            compress {run} {image} {images}/more/0.png -o d | would both be named 0
+            compress {run} twice.tar -o d | would both be named 0
+            compress {run} notes.txt -o new.hrv | notes.txt is read as a list of images, and
+            compress {run} {image} -o x.hrv | exists already
+            compress {run} {image} -o x.hvr | end in .hrv or .zip, or be a folder that exists
+            compress {run} {image} -o new.hrv --bytes 6 | {image} takes
+            decompress x.hrv -o y.png | not inside the package: name it with --model
+            decompress x.zip -o y.png | x.zip: 0.hrv was made by a model
+            decompress x.hrva -o y.png | hrvqvae 1.0.0 reads X.hrva
+            compress {run} {image} -o x.hrva | archives are zips now (X.zip)
+            compress {run} x.hrva -o new.hrv | archives are zips now (X.zip)
+            inspect x.hrva | archives are zips now (X.zip)
+            decompress {image} -o y.png --model {run} | is not a file of codes
+            decompress no.hrv -o y.png --model {run} | no.hrv': there is no such file
+            inspect x.zip -o s.png | -o and --model are for one file
+            inspect x.zip --model {run} | -o and --model are for one file
+            fit-entropy-model {run} --effort 0 | --effort is 0.0; it must be above 0
+        """),
         (
             f"compress {run} {image} -o new.hrv --bytes 60 --lmbda 1",
             "a limit of bytes, or a lambda and an effort",
         ),
-        ("decompress x.hrv -o y.png", "not inside the package: name it with --model"),
-        ("decompress x.zip -o y.png", "x.zip: 0.hrv was made by a model"),
-        ("decompress x.hrva -o y.png", "hrvqvae 1.0.0 reads X.hrva"),
-        (f"compress {run} {image} -o x.hrva", "archives are zips now (X.zip)"),
-        (f"compress {run} x.hrva -o new.hrv", "archives are zips now (X.zip)"),
-        ("inspect x.hrva", "archives are zips now (X.zip)"),
-        (f"decompress {image} -o y.png --model {run}", "is not a file of codes"),
-        (f"decompress no.hrv -o y.png --model {run}", "no.hrv': there is no such file"),
-        ("inspect x.zip -o s.png", "-o and --model are for one file"),
-        (f"inspect x.zip --model {run}", "-o and --model are for one file"),
-        (f"fit-entropy-model {run} --effort 0", "--effort is 0.0; it must be above 0"),
-    ):
+    ]:
         assert message in refused(command)
     assert {*folder_of(tmp_path)} == {"notes.txt", "twice.tar", "x.hrv", "x.zip"}
 

@@ -23,7 +23,16 @@ from hrvqvae.config.parsing import from_file
 from hrvqvae.data import fetch
 from hrvqvae.data.images import read_image
 from hrvqvae.training.autoencoder import AutoencoderTask
-from tests.conftest import do, done, refused, same, write_file, write_picture
+from tests.conftest import (
+    cells_of,
+    do,
+    done,
+    refused,
+    same,
+    shared_fixture,
+    write_file,
+    write_picture,
+)
 from tests.kills import at_step
 from tests.trained_run import tiny_run, tiny_run_with_priors, undrawn
 
@@ -129,7 +138,7 @@ def test_the_demo(mnist_root, tmp_path, monkeypatch):
     assert (code, "holds a run of tiny, not of treevq-deep/mnist" in told) == (2, True)
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def run(tmp_path_factory, mnist_root):
     """A run without priors."""
     folder = tmp_path_factory.mktemp("cli") / "run"
@@ -195,13 +204,13 @@ def test_lambda_is_of_the_levels_that_are_shown(run, tmp_path):
 def test_bad_runs_and_images(run, tmp_path):
     write_picture(tmp_path / "grey.png", 1, mode="L")
     sheet = f"reconstruct {run} {tmp_path}/grey.png -o {tmp_path}/sheet.png --levels"
-    for command, message in (
-        (f"{sheet} 0", "--levels is 0; it must be at least 1"),
-        (f"{sheet} 4", "levels is 4; this model decodes 1, 2, 3"),
-        (f"evaluate {run} --split dev", "unknown --split 'dev': there are test, train"),
-        (f"evaluate {run} --data {tmp_path}/nowhere", "there is no such file or folder"),
-        (f"evaluate {run} --images 0", "--images is 0; it must be at least 1"),
-    ):
+    for command, message in cells_of(f"""
+            {sheet} 0 | --levels is 0; it must be at least 1
+            {sheet} 4 | levels is 4; this model decodes 1, 2, 3
+            evaluate {run} --split dev | unknown --split 'dev': there are test, train
+            evaluate {run} --data {tmp_path}/nowhere | there is no such file or folder
+            evaluate {run} --images 0 | --images is 0; it must be at least 1
+        """):
         assert message in refused(command)
     assert not (tmp_path / "sheet.png").exists()
 

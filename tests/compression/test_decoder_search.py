@@ -12,7 +12,6 @@ from hrvqvae.compression.decoder_search import DecoderSearch
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.levels import encode_level
 from hrvqvae.compression.zips import read_zip
-from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.models.tiles import divide_grid
 from tests.compression.made import (
     ALL,
@@ -24,18 +23,16 @@ from tests.compression.made import (
     squared_errors,
     untrained,
 )
-from tests.conftest import do, input_error, on_each_device, parametrize, refused
+from tests.conftest import do, generator, input_error, on_each_device, parametrize, refused, same
 from tests.trained_run import tiny_systems
 
 
 def errors(model, images, codes):
-    return squared_errors(
-        model.decode(codes, len(codes), (images.shape[-2], images.shape[-1])), images
-    )
+    return squared_errors(model.decode(codes, len(codes), images.shape[-2:]), images)
 
 
 def bits(entropy_model, images, codes):
-    size = (images.shape[-2], images.shape[-1])
+    size = tuple(images.shape[-2:])
     return torch.from_numpy(bits_of(entropy_model, size, flat_codes(codes), len(codes)))
 
 
@@ -55,7 +52,7 @@ def _float32(monkeypatch):
 def test_effort_2_never_has_more_error_than_the_nearest_codewords(name, mnist_root):
     """Of groups of levels, a flat codebook, and unlinked levels; images that do not fill a grid."""
     model, entropy_model = untrained(single_grid(name, mnist_root))
-    model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
+    model.initialize(digits(40) / 255, generator())
     search = DecoderSearch(model, entropy_model)
     for images in (digits(), digits(3)[:, :, 2:7]):
         nearest = model.encode(images)
@@ -74,8 +71,7 @@ def test_a_leaf_is_moved_only_where_it_comes_nearer_to_its_goal(
 ):
     """The turn of effort 1 against the equations of docs/method.md, written out for one image."""
     model, entropy_model = untrained(single_grid("groups", mnist_root))
-    model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
-    assert isinstance(model, SingleGridAutoencoder)
+    model.initialize(digits(40) / 255, generator())
     image = digits(1)
     latents = model.latents(image / 255).detach()
     nearest = model.encode(image)
@@ -97,8 +93,8 @@ def test_a_leaf_is_moved_only_where_it_comes_nearer_to_its_goal(
             for code, moved_code in zip(expected, leaf, strict=True):
                 code[0, row, column] = moved_code[0, 0, 0]
     chosen = DecoderSearch(model, entropy_model).encode(image, effort=1)
-    assert torch.equal(torch.stack(chosen), torch.stack(expected))
-    assert not torch.equal(torch.stack(chosen), torch.stack(nearest))
+    assert same(chosen, expected)
+    assert not same(chosen, nearest)
 
 
 def test_more_effort_means_less_error(run):
@@ -183,14 +179,14 @@ def test_the_command_writes_files_and_zips_of_the_same_images(run, tmp_path):
     images.mkdir()
     for number, pixels in enumerate(digits(4)):
         Image.fromarray(pixels[0].numpy()).save(images / f"{number}.png")
-    options = ["--lmbda", "0.05", "--device", "cpu", "--levels", "2"]
+    command = f"compress {run} {images} --device cpu --levels 2"
     for out in ("files", "all.zip"):
-        do("compress", run, images, "-o", tmp_path / out, *options)
+        do(f"{command} -o {tmp_path}/{out} --lmbda 0.05")
     files = [path.read_bytes() for path in sorted((tmp_path / "files").iterdir())]
     assert files == hrvqvae.load(run).compress(digits(4), 2, lmbda=0.05)
     assert [content for _, content in read_zip(tmp_path / "all.zip")] == files
-    bad = ["compress", run, images, "-o", tmp_path / "bad.zip", "--lmbda", 1000001]
-    assert "the lambda is 1000001.0; it must be from 0 to 1e6" in refused(bad)
+    told = refused(f"{command} -o {tmp_path}/bad.zip --lmbda 1000001")
+    assert "the lambda is 1000001.0; it must be from 0 to 1e6" in told
     assert not (tmp_path / "bad.zip").exists()
 
 
@@ -212,7 +208,7 @@ def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run, monkeypa
     monkeypatch.setattr(decoder_search, "_HALO", 6)
     assert len(divide_grid(tuple(usual[0].shape[1:]), 12, 6)) == 9
     found = encoder.encode(image, lmbda)
-    assert not torch.equal(torch.stack(found), torch.stack(whole))
+    assert not same(found, whole)
     least, most, tiled = (
         float(total(model, image, codes, lmbda)) for codes in (whole, usual, found)
     )
@@ -312,7 +308,7 @@ def test_each_position_takes_the_option_of_the_least_sum(name, monkeypatch):
         problem.choose(lmbda)
         assert np.array_equal(problem.codes, expected)
         assert problem.choice.bits == pytest.approx(problem.bits(expected), rel=1e-5)
-    assert (problem.codes != start).any(), "nothing was better than what there was"
+    assert (problem.codes != start).any()  # nothing was better than what there was
 
 
 @parametrize("name", ENTROPY_MODELS)

@@ -16,7 +16,7 @@ from hrvqvae.compression.network import Contexts, usual_contexts
 from hrvqvae.config import Geometry
 from hrvqvae.utils.errors import DamagedFileError
 from tests.compression.made import ALL, TREE, files_of, made_network
-from tests.conftest import input_error, parametrize
+from tests.conftest import cells_of, input_error, parametrize
 
 
 def bits_of(codes, symbols, network):
@@ -51,9 +51,8 @@ def test_what_coarser_levels_tell_to_the_right_and_below_is_learned():
     fine[:, -1], fine[:, :, -1] = 0, 0
     network, bits = learn_level((coarse[:250], fine[:250]), (3, 3), 0.3)
     assert bits < 0.1
-    assert bits_of((coarse[250:], fine[250:]), (3, 3), network) < 0.3, (
-        "and a byte at the end of each stream"
-    )
+    # and a byte at the end of each stream
+    assert bits_of((coarse[250:], fine[250:]), (3, 3), network) < 0.3
 
 
 def test_the_path_selects_what_neighbours_mean():
@@ -66,9 +65,8 @@ def test_the_path_selects_what_neighbours_mean():
     for x in range(8):
         before = fine[:, :, x - 1] if x else random.integers(0, 4, (400, 8))
         fine[:, :, x] = (before + coarse[:, :, x]) % 4
-    assert learn_level((coarse, fine), (4, 4), 0.5)[1] < 0.35, (
-        "a quarter of a bit is the first column's"
-    )
+    # a quarter of a bit is the first column's
+    assert learn_level((coarse, fine), (4, 4), 0.5)[1] < 0.35
 
 
 def test_networks_code_new_images_in_fewer_bits_as_integers_as_well():
@@ -77,7 +75,7 @@ def test_networks_code_new_images_in_fewer_bits_as_integers_as_well():
     assert bits < 0.8 * np.log2(5)
     assert bits_of((maps[300:],), (5,), network) == pytest.approx(bits + 8 * 0.6 / 64, rel=0.06)
     little, usual = (learn_level((blobs(40, 3, 0),), (3,), effort)[1] for effort in (0.005, 0.15))
-    assert usual < 0.9 * little, "effort is how much is learned from"
+    assert usual < 0.9 * little  # effort is how much is learned from
 
 
 def test_copies_of_the_images_teach_and_held_out_images_are_not_among_them():
@@ -121,7 +119,7 @@ def test_a_file_holds_all_of_it(entropy_model):
     found = read_entropy_model(entropy_model.content)
     for name in ("model", "geometry", "symbols"):
         assert getattr(found, name) == getattr(entropy_model, name)
-    assert dataclasses.replace(found).content == entropy_model.content, "as it is written again"
+    assert dataclasses.replace(found).content == entropy_model.content  # as it is written again
 
 
 def test_a_file_is_written_so_that_it_can_be_read(monkeypatch):
@@ -162,18 +160,20 @@ def test_files_that_say_what_can_not_be_are_refused():
     length = int.from_bytes(content[8:12], "little")
     text = content[12 : 12 + length].decode()
     body = zlib.decompress(content[12 + length :])
-    for old, new in (
-        ('"0123', '"x123'),
-        ('"unit":2', '"unit":0'),
-        ('"times":[1,1,1]', '"times":[1,1,9999]'),
-        ('"symbols":[3,', '"symbols":[0,'),
-        ('"symbols":[3,', '"symbols":[5000,'),
-        ('"groups":[[0,0]]', '"groups":[]'),
-        ('"shift":8', '"shift":31'),
+    for old, new in [
+        *cells_of("""
+            "0123 | "x123
+            "unit":2 | "unit":0
+            "times":[1,1,1] | "times":[1,1,9999]
+            "symbols":[3, | "symbols":[0,
+            "symbols":[3, | "symbols":[5000,
+            "groups":[[0,0]] | "groups":[]
+            "shift":8 | "shift":31
+            "symbols":[3, | "symbols":[3,3,
+            "selecting":-1 | "selecting":0
+        """),
         ('"unit":2', '"unit":' + "[" * 2000),
-        ('"symbols":[3,', '"symbols":[3,3,'),
-        ('"selecting":-1', '"selecting":0'),
-    ):
+    ]:
         assert old in text
         changed = text.replace(old, new, 1).encode()
         packed = zlib.compress(body[:-4] + zlib.crc32(changed).to_bytes(4, "little"))
@@ -205,13 +205,3 @@ def test_networks_that_could_overflow_or_look_ahead_are_refused():
             Contexts(1, (3, 3), ((1, 1),), (feature,), -1)
     with pytest.raises(DamagedFileError, match="not there"):
         Contexts(1, (3, 3), ((0, 1),), (), 0)
-
-
-def test_levels_are_taken_together_up_to_512_values_on_one_grid():
-    for symbols, sides, values, sets in (
-        ((8, 8, 8), (4, 4, 4), 512, 64),
-        ((512,) * 4, (4,) * 4, 512, 1),
-        ((8, 8), (4, 8), 8, 8),
-    ):
-        contexts = usual_contexts(len(symbols) - 1, symbols, [(side, side) for side in sides])
-        assert (contexts.count_values(0), contexts.sets) == (values, sets)

@@ -3,7 +3,6 @@ the range coder.
 """
 
 import dataclasses
-import json
 import math
 import re
 from pathlib import Path
@@ -31,12 +30,12 @@ from tests.compression.made import (
     random_codes,
     read_one,
 )
-from tests.conftest import input_error, parametrize
+from tests.conftest import input_error, parametrize, read_json
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     symbols=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     unit=st.integers(1, 9),
@@ -76,9 +75,8 @@ def test_codes_come_back(
             for (height, width), values in zip(grids, symbols, strict=True)
         )
         assert found.lengths[0] <= (6 if max(size) <= 128 else 8)
-        assert len(file) <= found.lengths[0] + np.ceil(bits / 8) + 2 * len(symbols), (
-            "raw, header and checks"
-        )
+        # raw, header and checks
+        assert len(file) <= found.lengths[0] + np.ceil(bits / 8) + 2 * len(symbols)
 
 
 def test_networks_that_do_not_fit_cost_nothing():
@@ -150,9 +148,8 @@ def test_a_small_file_of_a_large_image_takes_no_memory(monkeypatch):
     files = [b"\xd7" + TREE.fingerprint + head + bytes([number]) for number in range(200)]
     monkeypatch.setattr(hrv, "read_levels", reads := Mock(wraps=hrv.read_levels))
     assert not any(image.codes for image in read(TREE, files))
-    assert {len(call.args[1]) for call in reads.call_args_list} == {1}, (
-        "memory for the codes of one at a time"
-    )
+    # memory for the codes of one at a time
+    assert {len(call.args[1]) for call in reads.call_args_list} == {1}
     with pytest.raises(DamagedFileError, match="at most 1000 are admitted"):
         read(TREE, files, max_pixels=1000)
 
@@ -161,7 +158,6 @@ def test_the_likeliest_codes_take_no_fewer_bytes_than_is_presumed():
     """A model that is as sure as can be, and codes that it is sure of."""
     entropy_model = made_entropy_model((9,), Geometry(1, 0, (1,)), hidden=1)
     network = entropy_model.networks[0]
-    assert network is not None
     offsets = np.array([[2**28, *[0] * 8]], np.int32)
     sure = dataclasses.replace(network, weights=network.weights * 0, offsets=offsets)
     entropy_model = dataclasses.replace(entropy_model, networks=(sure,))
@@ -206,7 +202,7 @@ def decode(content, count, kinds):
     return found, coder.end_decoding(state)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=CASES, after=st.binary(max_size=8))
 def test_bytes_are_those_of_the_oracle(case, after):
     kinds, numbers = case
@@ -237,7 +233,7 @@ def test_a_carry_runs_through_bytes_that_are_full():
 
 
 FOLDER = Path(__file__).parents[1] / "golden" / "files"
-INDEX = json.loads((FOLDER / "codes.json").read_text())
+INDEX = read_json(FOLDER / "codes.json")
 
 
 def row_of(entropy_model, size, codes):

@@ -53,7 +53,7 @@ def test_another_tool_reads_it_and_a_file_takes_76_bytes_and_twice_its_name(tmp_
         assert (tmp_path / "out" / name).read_bytes() == file
     sizes = [len(file) + 76 + 2 * len(name) for name, file in FILES.items()]
     assert len(content) == sum(sizes) + 22
-    assert content == write_zip(tmp_path / "again.zip"), "the time is not in it"
+    assert content == write_zip(tmp_path / "again.zip")  # the time is not in it
 
 
 def test_zips_of_other_tools_are_read(tmp_path):

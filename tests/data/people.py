@@ -39,9 +39,9 @@ def drawn(count=1, mode="RGB"):
     return Image.fromarray(pixels).convert(mode)
 
 
-def encoded(form, mode="RGB", **options):
+def encoded(form, image=None, **options):
     stream = io.BytesIO()
-    drawn(mode=mode).save(stream, form, **options)
+    (image or drawn()).save(stream, form, **options)
     return stream.getvalue()
 
 
@@ -143,12 +143,12 @@ def links():
 def pixels():
     """Modes, depths and colour profiles."""
     for mode in ("L", "1", "P", "LA", "RGB", "RGBA"):
-        yield People(four(encoded("PNG", mode)), divided(4))
+        yield People(four(encoded("PNG", drawn(mode=mode))), divided(4))
     deep = Image.fromarray(np.full((16, 16), 40_000, np.uint16))
     for files, told in (
         (four(encoded("PNG", icc_profile=swapped_profile())), "colour profile to sRGB"),
         (four(encoded("PNG", icc_profile=b"no profile")), "damaged colour profile ignored"),
-        (four(encoded("JPEG", "CMYK"), end=".jpg"), "CMYK to RGB"),
+        (four(encoded("JPEG", drawn(mode="CMYK")), end=".jpg"), "CMYK to RGB"),
         (four(deep), "16 bits to 8"),
     ):
         yield People(files, divided(4), f"images are converted ({told})")

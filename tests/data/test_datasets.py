@@ -5,6 +5,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from numpy.testing import assert_array_equal
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
@@ -69,11 +70,11 @@ def test_items_of_every_kind_are_the_same_images():
         hugging_face(),
         DataLoader(TENSORS, batch_size=3),
     ):
-        np.testing.assert_array_equal(loaded(items).pixels, TENSORS[:18], err_msg=str(type(items)))
+        assert_array_equal(loaded(items).pixels, TENSORS[:18], err_msg=str(type(items)))
     assert loaded(mappings).classes == ("0", "1", "2")
     pair = {"train": TENSORS[:12], "validation": TENSORS[12:]}
     images = load_images(folder_config(Path(register_datasets("pair", pair))), "test")
-    np.testing.assert_array_equal(images.pixels, TENSORS[12:])
+    assert_array_equal(images.pixels, TENSORS[12:])
 
 
 def test_parts_of_a_data_set_keep_its_classes_and_are_read_once():
@@ -113,7 +114,7 @@ class Stream(IterableDataset[torch.Tensor]):
 
 
 @parametrize(
-    ("items", "fault"),
+    "items, fault",
     [
         ([GREY[0]], r"item 0 of the data set is not an image .its shape is \(12, 12\)"),
         ([GREY - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),

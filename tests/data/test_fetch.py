@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torchvision
+from numpy.testing import assert_array_equal
 from PIL import Image
 
 from hrvqvae.config import DataConfig
@@ -245,7 +246,7 @@ def test_mnist_from_the_wheel_is_exact(tmp_path, monkeypatch):
         ("test", pixels[2], [*range(4)]),
     ):
         stored = mnist.read_mnist(tmp_path, split)
-        np.testing.assert_array_equal(stored.images, images.reshape(-1, 1, 28, 28))
+        assert_array_equal(stored.images, images.reshape(-1, 1, 28, 28))
         assert stored.labels.tolist() == labels
 
 
@@ -278,7 +279,7 @@ def test_cifar10_is_read_and_what_is_damaged_is_named(tmp_path):
     config = DataConfig(dataset="cifar10", root=str(tmp_path), size=32, channels=3)
     train, test = (load_images(config, split) for split in ("train", "test"))
     assert (len(train), len(test)) == (20, 4)
-    np.testing.assert_array_equal(train.pixels[5], IMAGES[1, 1])
+    assert_array_equal(train.pixels[5], IMAGES[1, 1])
     assert test.labels.tolist() == LABELS[5].tolist()
     assert test.classes[2] == "bird"
     path = Path("data_batch_4.bin")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageCms
 
 from hrvqvae.data.images import as_images, decode_image, list_images, read_image, to_pil
@@ -27,9 +28,9 @@ def test_images_of_every_kind_are_one_batch():
         assert torch.equal(as_images(stacked, 3), BATCH)
     assert torch.equal(as_images(PIXELS / 255, 3), BATCH.double().div(255).float())
     assert torch.equal(read_image(PATH), BATCH[0])
-    np.testing.assert_array_equal(to_pil(read_image(PATH)), PIXELS)
+    assert_array_equal(to_pil(read_image(PATH)), PIXELS)
     grey = np.array(picture.convert("L"))
-    np.testing.assert_array_equal(as_images(picture, 1)[0, 0], grey)
+    assert_array_equal(as_images(picture, 1)[0, 0], grey)
     assert as_images(grey, 3).shape == (1, 3, 5, 7)
     sizes = [image.shape for image in list_images([PATH, PIXELS[:3], BATCH[0, :, :2]], 3)]
     assert sizes == [(3, 5, 7), (3, 3, 7), (3, 2, 7)]
@@ -37,7 +38,7 @@ def test_images_of_every_kind_are_one_batch():
 
 
 @parametrize(
-    ("images", "fault"),
+    "images, fault",
     [
         ([], "there is no image"),
         ([PIXELS, PIXELS[:3]], r"\(3, 5, 7\) uint8 and \(3, 3, 7\) uint8: give them in several"),
@@ -60,7 +61,7 @@ def test_only_images_become_pil():
 
 
 @parametrize(
-    ("dtype", "values", "pixels"),
+    "dtype, values, pixels",
     [
         ("int32", [0, 100, 255], [0, 100, 255]),
         ("int32", [0, 257 * 100, 65_535], [0, 100, 255]),
@@ -73,7 +74,7 @@ def test_only_images_become_pil():
 )
 def test_the_range_of_values_tells_their_scale(dtype, values, pixels):
     image = Image.fromarray(np.array([values], dtype))
-    np.testing.assert_allclose(decode_image(lambda: image, 1).pixels[0, 0], pixels, atol=0.5)
+    assert_allclose(decode_image(lambda: image, 1).pixels[0, 0], pixels, atol=0.5)
 
 
 @parametrize("values", [[-1, 5], [0, 65_536], [0.0, np.nan], [-0.5, 0.5]])
@@ -96,7 +97,7 @@ def test_colours_of_a_profile_become_those_of_srgb(mode):
         image.save(PATH, icc_profile=profile)
         pixels, lost = decode_image(PATH, 3)
         assert lost == told
-        np.testing.assert_allclose(pixels[:, 0, 0], pixel, atol=2)
+        assert_allclose(pixels[:, 0, 0], pixel, atol=2)
 
 
 def test_a_profile_keeps_transparency():

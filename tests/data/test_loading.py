@@ -43,8 +43,10 @@ PICTURE = Path("x.png")
 SPLITS = ("train", "test")
 
 
-def pixels_of(batches):
-    return torch.cat([batch.images for batch in batches])
+def pixels_of(images, size, **options):
+    return torch.cat(
+        [batch.images for batch in evaluation_batches(images, batch_size=size, **options)]
+    )
 
 
 def test_published_sets_are_held_in_memory(mnist_root):
@@ -175,7 +177,7 @@ def test_every_stream_is_its_own():
 def test_a_part_of_a_split_is_spread_over_its_classes(limit, picture_folder):
     images = loaded(picture_folder)
     size = len(images)
-    pixels = pixels_of(evaluation_batches(images, batch_size=3, limit=limit))
+    pixels = pixels_of(images, 3, limit=limit)
     count = min(limit or size, size)
     assert len(pixels) == count
     whole = content(images)
@@ -190,10 +192,10 @@ def test_one_core_gets_one_worker(picture_folder):
     """torch warns of more, and a warning is an error here; the images are the same."""
     cores = os.sched_getaffinity(0)
     images = loaded(picture_folder)
-    expected = pixels_of(evaluation_batches(images, batch_size=7))
+    expected = pixels_of(images, 7)
     os.sched_setaffinity(0, {min(cores)})
     try:
-        pixels = pixels_of(evaluation_batches(images, batch_size=7, workers=3))
+        pixels = pixels_of(images, 7, workers=3)
     finally:
         os.sched_setaffinity(0, cores)
     assert torch.equal(pixels, expected)

@@ -7,10 +7,6 @@ from tests.data.people import PEOPLE, drawn, write
 from tests.data.stored import folder_config
 
 
-def test_they_are_a_hundred():
-    assert len(PEOPLE) >= 100
-
-
 @parametrize("people", PEOPLE, ids=range(len(PEOPLE)))
 def test_what_is_meant_is_understood(people, tmp_path, caplog):
     told_once.cache_clear()

@@ -27,7 +27,8 @@ from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources import HELD_OUT, arrays, parquet, tars
 from hrvqvae.data.sources.files import match_files, read_list
-from tests.conftest import input_error, parametrize
+from tests.conftest import cells_of, input_error, parametrize
+from tests.data.people import encoded
 from tests.data.stored import (
     content,
     folder_of,
@@ -44,10 +45,7 @@ FORMS = ("folder", "tar", "parquet", "npy", "npz")
 
 
 def png(seed, size=(16, 16)):
-    pixels = noise(*size[::-1], 3, seed=seed)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
+    return encoded("PNG", Image.fromarray(noise(*size[::-1], 3, seed=seed)))
 
 
 PNGS = [png(seed) for seed in range(6)]
@@ -103,12 +101,7 @@ def drawn(count, seed=0):
     return {name: png(seed + index) for index, name in enumerate(names)}
 
 
-@pytest.fixture(autouse=True)
-def _separate_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@parametrize(("form", "held_out"), [*zip(FORMS, 2 * [*HELD_OUT], strict=False)])
+@parametrize("form, held_out", [*zip(FORMS, 2 * [*HELD_OUT], strict=False)])
 def test_a_given_split(form, held_out):
     stored = {"train": drawn(21), held_out: drawn(8, 100)}
     for word, files in stored.items():
@@ -217,7 +210,7 @@ def names_of(folder, split="train", **changes):
 
 
 @parametrize(
-    ("names", "message"),
+    "names, message",
     [
         (
             ["train/a/0.png", "train/b/1.png", "2.png"],
@@ -254,15 +247,17 @@ def test_linked_folders_are_followed_unless_they_lead_back(tmp_path):
     for split in SPLITS:
         write_tar(f"disk/{split}/0.tar", {"a.png": PNGS[0]})
     Path("tars").mkdir()
-    for link, target in (
-        ("set/val", "elsewhere"),
-        ("set/self", "set"),
+    for link, target in [
+        *cells_of("""
+            set/val | elsewhere
+            set/self | set
+            tars/train | disk/train
+            tars/test | disk/test
+            deep/a/b/link | elsewhere
+            elsewhere/back | deep/a
+        """),
         ("set/up", ""),
-        ("tars/train", "disk/train"),
-        ("tars/test", "disk/test"),
-        ("deep/a/b/link", "elsewhere"),
-        ("elsewhere/back", "deep/a"),
-    ):
+    ]:
         Path(link).symlink_to(tmp_path / target)
     assert names_of("set") == ["train/2.png"]
     assert [len(loaded("tars", split)) for split in SPLITS] == [1, 1]
@@ -301,22 +296,24 @@ def test_images_of_a_folder_come_before_its_tars(picture_folder, caplog):
 
 def test_names_that_stand_for_files():
     touch("a-8.tar", "a-9.tar", "a-10.tar", "b-1.tar", "c[1].tar", ".hidden.tar")
-    for pattern, names in (
-        ("a-{8..10}.tar", "a-8.tar a-9.tar a-10.tar"),
-        ("{a-8,b-1}.tar", "a-8.tar b-1.tar"),
-        ("{b,a}-[19]*.tar", "b-1.tar a-10.tar a-9.tar"),
-        ("*.tar", "a-10.tar a-8.tar a-9.tar b-1.tar c[1].tar"),
-        ("c[1].tar", "c[1].tar"),
-    ):
+    for pattern, names in cells_of("""
+            a-{8..10}.tar | a-8.tar a-9.tar a-10.tar
+            {a-8,b-1}.tar | a-8.tar b-1.tar
+            {b,a}-[19]*.tar | b-1.tar a-10.tar a-9.tar
+            *.tar | a-10.tar a-8.tar a-9.tar b-1.tar c[1].tar
+            c[1].tar | c[1].tar
+        """):
         assert [path.name for path in match_files(Path(pattern))] == names.split()
-    for pattern, message in (
-        ("a-{8..11}.tar", "a-11.tar is missing; get it, or name the files"),
-        ("a-{08..10}.tar", "a-08.tar is missing"),
+    for pattern, message in [
+        *cells_of("""
+            a-{8..11}.tar | a-11.tar is missing; get it, or name the files
+            a-{08..10}.tar | a-08.tar is missing
+            a-{9..8}.tar | no range
+            a-{0..99999999}.tar | no range of at most
+        """),
         ("d*.tar", r"no file is named like .*d\*.tar"),
-        ("a-{9..8}.tar", "no range"),
-        ("a-{0..99999999}.tar", "no range of at most"),
-        ("d**.tar", r"d\*\*.tar"),  # a ValueError of pathlib before Python 3.13
-    ):
+        ("d**.tar", r"d\*\*.tar"),
+    ]:
         with input_error(message):
             match_files(Path(pattern))
 

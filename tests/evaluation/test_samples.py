@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from torch.testing import assert_close
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.kid import poly_mmd
 
@@ -52,6 +53,7 @@ from hrvqvae.utils.errors import InputError
 from tests.conftest import (
     do,
     done,
+    generator,
     input_error,
     parametrize,
     refused,
@@ -73,10 +75,8 @@ def frechet_by_hand(left, right):
 
 
 def sets(count):
-    generator = torch.Generator().manual_seed(0)
-    return tuple(
-        torch.rand(count, 1, 2, 3, generator=generator) * scale for scale in (1.0, 0.9, 0.3)
-    )
+    rng = generator()
+    return tuple(torch.rand(count, 1, 2, 3, generator=rng) * scale for scale in (1.0, 0.9, 0.3))
 
 
 @patch.object(samples, "_BLOCK", 32)
@@ -146,11 +146,11 @@ def test_a_classifier_of_greyscale_images_is_trained_once(mnist_root, tmp_path):
         choose_features(
             dataclasses.replace(config, validation=0.5), tmp_path / "classifier.safetensors"
         )
-        assert train.call_count == 2, "other images take another classifier"
+        assert train.call_count == 2  # other images take another classifier
     assert first.source == "a classifier of mnist"
     assert first(images).shape == (3, 128)
     # kept in half precision
-    torch.testing.assert_close(first(images), again(images), atol=1e-3, rtol=1e-2)
+    assert_close(first(images), again(images), atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.usefixtures("cache")
@@ -183,13 +183,13 @@ def test_only_inception_gives_a_fid(cache, mnist_root, monkeypatch):
     grey = torch.rand(2, 1, 28, 28)
     seen = features(grey)
     assert seen.shape == (2, 2048)
-    torch.testing.assert_close(seen, features(grey.expand(-1, 3, -1, -1)))
+    assert_close(seen, features(grey.expand(-1, 3, -1, -1)))
     assert not seen.isnan().any()
     monkeypatch.setattr(samples, "NoTrainInceptionV3", lambda **_: lambda images: images.flatten(1))
     rounded = choose_features(config, cache / "classifier.safetensors")(
         torch.full((1, 1, 1, 1), 0.999)
     )
-    assert rounded.tolist() == [[255] * 3], "as in a file"
+    assert rounded.tolist() == [[255] * 3]  # as in a file
 
 
 class Rings:
@@ -247,7 +247,7 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes,
     (quality,) = measure_samples(Rings((0.95, 0.05)), unequal_classes, 600)
     drawn, floor = (quality.distances[name]["frechet"] for name in ("samples", "test images"))
     assert floor.mean / 3 < drawn.mean < 3 * floor.mean < 0.02
-    assert quality.classification_accuracy == 1, "both classes, equally often"
+    assert quality.classification_accuracy == 1  # both classes, equally often
     (equal,) = measure_samples(Rings((0.5, 0.5)), unequal_classes, 600)
     assert equal.distances["samples"]["frechet"].mean > 20 * floor.mean
     with input_error("1 samples and 4000 test images are too few"):
@@ -300,7 +300,7 @@ def test_the_entropy_model_is_measured_as_files_are_written():
     assert bits == tuple(
         8 * np.mean([image.lengths[level] - 1 for image in written]) for level in (1, 2)
     )
-    assert bits[0] < 0.5 * 128 < bits[1], "what repeats takes fewer bits than what is drawn"
+    assert bits[0] < 0.5 * 128 < bits[1]  # what repeats takes fewer bits than what is drawn
 
 
 def test_a_label_takes_the_bits_of_its_frequency():
@@ -342,23 +342,23 @@ def test_priors_are_given_the_class_and_the_class_stands_beside():
     assert measure_rate(priors, Paths(), None, wrong, (6, 10), torch.device("cpu")).prior[0] > 30
 
 
-def evaluate(run, *options):
-    return json.loads(do("evaluate", run, "--json", "--device", "cpu", *options))
+def evaluate(line):
+    return json.loads(do(f"evaluate {line} --json --device cpu"))
 
 
 def test_evaluation_with_priors(run):
-    report = evaluate(run)
+    report = evaluate(f"{run}")
     total = sum(level["prior_bits_per_code"] for level in report["levels"]) * 49
     assert report["prior_bits_per_image"] == pytest.approx(total)
     assert 0 < total <= 3 * 49 * 1.6
-    assert report["file_bits_per_image"] is None, "no entropy model yet"
-    assert 3 < report["label_bits_per_image"] < 4, "ten classes"
-    out = do("evaluate", run, "--device", "cpu", "--images", 7)
+    assert report["file_bits_per_image"] is None  # no entropy model yet
+    assert 3 < report["label_bits_per_image"] < 4  # ten classes
+    out = do(f"evaluate {run} --device cpu --images 7")
     assert "mnist test: 7 images" in out
     assert re.search(r"an unknown class takes 3\.\d bits", out)
 
 
-@parametrize(("beam", "lmbda"), [(9, None), (None, 0.02), (9, 0.02)])
+@parametrize("beam, lmbda", [(9, None), (None, 0.02), (9, 0.02)])
 def test_a_beam_and_a_lambda_encode_all_that_is_measured(run, beam, lmbda):
     report = "hrvqvae.evaluation.report."
     with (
@@ -399,17 +399,17 @@ def test_each_image_is_encoded_once(run, monkeypatch):
 def test_any_folder_is_measured_whole_by_any_model(run, tmp_path):
     for index in range(9):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40 + index, 30))
-    reports = [evaluate(model, "--data", tmp_path / "photos") for model in (run, "mnist")]
+    reports = [evaluate(f"{model} --data {tmp_path}/photos") for model in (run, "mnist")]
     for report in reports:
         assert (report["dataset"], report["split"], report["images"]) == ("photos", "all", 9)
         assert report["no_priors"].endswith("0, 1, 2, 3, 4, 5, 6, 7, 8, 9; the data has no classes")
-    assert evaluate(run, "--data", tmp_path / "photos", "--split", "test")["images"] < 9
+    assert evaluate(f"{run} --data {tmp_path}/photos --split test")["images"] < 9
 
 
 def test_priors_are_measured_on_a_folder_of_their_classes(run, tmp_path):
     for index in range(10):
         write_picture(tmp_path / "own" / str(index) / "x.png", index)
-    report = evaluate(run, "--data", tmp_path / "own")
+    report = evaluate(f"{run} --data {tmp_path}/own")
     assert (report["split"], report["images"], report["no_priors"]) == ("all", 10, None)
     assert report["prior_bits_per_image"] > 0
 
@@ -418,11 +418,10 @@ def test_the_test_split_of_another_folder_is_measured(run, tmp_path):
     for split, count in (("train", 4), ("test", 3)):
         for index in range(count):
             write_picture(tmp_path / "own" / split / f"{index}.png", index)
-    report = evaluate(run, "--data", tmp_path / "own")
+    report = evaluate(f"{run} --data {tmp_path}/own")
     assert (report["split"], report["images"]) == ("test", 3)
-    for folder in (tmp_path / "own", None):
-        data = () if folder is None else ("--data", folder)
-        line = refused(["evaluate", run, *data, "--split", "all"])
+    for data in (f"--data {tmp_path}/own", ""):
+        line = refused(f"evaluate {run} {data} --split all")
         assert line.endswith("has splits: measure --split train or --split test\n")
 
 
@@ -451,21 +450,20 @@ def test_the_classifier_learns(mnist_root, monkeypatch):
     data = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
     drawn = torch.get_rng_state()
     first, again = (classifier.train_classifier(data) for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), drawn), "the caller's generator is as before"
-    assert first.accuracy > 0.25, (
-        "of 10 classes; each two share a bar, so half is the best there is"
-    )
+    assert torch.equal(torch.get_rng_state(), drawn)  # the caller's generator is as before
+    # of 10 classes; each two share a bar, so half is the best there is
+    assert first.accuracy > 0.25
     assert first.accuracy == again.accuracy
 
 
 def test_samples_are_classified(run):
-    _, out, err = done("evaluate", run, "--samples", 7, "--images", 8, "--json", "--device", "cpu")
+    _, out, err = done(f"evaluate {run} --samples 7 --images 8 --json --device cpu")
     report = json.loads(out)
     assert "training the classifier" in err
     assert report["samples"] == 7
     assert 0 < report["classifier_accuracy"] <= 1
     share = report["classification_accuracy"] * 7
-    assert share == pytest.approx(round(share)), "of 7"
+    assert share == pytest.approx(round(share))  # of 7
 
 
 def of_pictures(folder, mnist_root, run, **data):
@@ -473,8 +471,8 @@ def of_pictures(folder, mnist_root, run, **data):
     config["data"] |= {"dataset": "pictures", "root": str(folder), "channels": 3, **data}
     file = write_file(from_dict(config, "tiny"), run.with_suffix(".yaml"))
     with undrawn():
-        do("train", file, "--out", run, "--max-steps", 3)
-        do("train-prior", run, "--max-steps", 2)
+        do(f"train {file} --out {run} --max-steps 3")
+        do(f"train-prior {run} --max-steps 2")
     return str(run)
 
 
@@ -483,31 +481,29 @@ def test_other_classes_are_noticed(picture_folder, mnist_root, tmp_path):
     broken = [*picture_folder.rglob("*.webp")]
     for path in broken:
         path.write_bytes(b"broken")
-    _, out, err = done("evaluate", run, "--device", "cpu", "--json")
+    _, out, err = done(f"evaluate {run} --device cpu --json")
     assert json.loads(out)["images"] > 0
-    assert "broken images skipped" in err, "beside the JSON"
+    assert "broken images skipped" in err  # beside the JSON
     for path in broken:
         path.unlink()
     (picture_folder / "dogs").rename(picture_folder / "wolves")
-    command = ["evaluate", run, "--device", "cpu", "--data", picture_folder]
-    reason = evaluate(run, "--data", picture_folder)["no_priors"]
+    command = f"{run} --data {picture_folder}"
+    reason = evaluate(command)["no_priors"]
     assert reason.endswith("other classes than the data: cats, dogs; the data has cats, wolves")
-    assert reason in refused([*command, "--samples", 2])
-    wolves = ["sample", run, "--class", "wolves", "-o", tmp_path / "x.png"]
-    assert "class 'wolves' is not one of cats, dogs" in refused(wolves)
+    assert reason in refused(f"evaluate {command} --device cpu --samples 2")
+    told = refused(f"sample {run} --class wolves -o {tmp_path}/x.png")
+    assert "class 'wolves' is not one of cats, dogs" in told
 
 
 def test_a_folder_without_classes_knows_none(picture_folder, mnist_root, tmp_path):
     run = of_pictures(picture_folder, mnist_root, tmp_path / "run", labels=False)
-    do("sample", run, "-n", 2, "-o", tmp_path / "sheet.png", "--save-dir", run + "/s")
+    do(f"sample {run} -n 2 -o {tmp_path}/sheet.png --save-dir {run}/s")
     assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == [
         "0000.png",
         "0001.png",
         "samples.json",
     ]
-    assert "know no classes" in refused(
-        ["sample", run, "--class", "cats", "-o", tmp_path / "x.png"]
-    )
+    assert "know no classes" in refused(f"sample {run} --class cats -o {tmp_path}/x.png")
     with (
         patch("hrvqvae.evaluation.report.load_images"),
         input_error("leave out --samples"),

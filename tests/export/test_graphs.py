@@ -7,6 +7,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from torch.testing import assert_close
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder
@@ -15,7 +16,7 @@ from hrvqvae.config.parsing import from_dict, override
 from hrvqvae.export import graphs as export
 from hrvqvae.export.graphs import OnnxModel, count_errors
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
-from tests.conftest import do, parametrize, refused
+from tests.conftest import do, generator, parametrize, refused
 from tests.replay import blocks
 from tests.trained_run import tiny_systems
 
@@ -31,7 +32,7 @@ def config_of(system):
 def model_of(config):
     torch.manual_seed(0)
     model = build(config)
-    model.initialize(torch.rand(20, 1, 12, 12), torch.Generator().manual_seed(0))
+    model.initialize(torch.rand(20, 1, 12, 12), generator())
     return model.eval().requires_grad_(False)
 
 
@@ -56,9 +57,7 @@ def saved(system, folder):
 
 def check(model, graphs, refusal):
     for count, height, width in SIZES:
-        images = torch.rand(
-            count, 1, height, width, generator=torch.Generator().manual_seed(height)
-        )
+        images = torch.rand(count, 1, height, width, generator=generator(height))
         codes = model.encode(images)
         assert all(
             torch.equal(expected, codes_of_graph)
@@ -67,7 +66,7 @@ def check(model, graphs, refusal):
         for levels in model.prefixes:
             expected = model.decode(codes[:levels], levels, (height, width))
             decoded = graphs.decode(codes, levels)[..., :height, :width]
-            torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-5)
+            assert_close(decoded, expected, rtol=0, atol=1e-5)
     for levels in (model.prefixes[0] - 1, model.prefixes[-1] + 1, -1):
         with pytest.raises(Exception, match=refusal):
             graphs.decode(codes, levels)
@@ -77,7 +76,7 @@ def check(model, graphs, refusal):
 def test_graphs_do_what_the_model_does(system, tmp_path):
     run = saved(system, tmp_path)
     beam = 4 if system == "hrvqvae" else None
-    printed = do("export", run, tmp_path / "out", "--onnx", *(["--beam", beam] if beam else []))
+    printed = do(f"export {run} {tmp_path}/out --onnx {f'--beam {beam}' if beam else ''}")
     assert "codes equal, 0 tied; decoded images differ by at most" in printed
     check(Run(run).load(beam=beam)[0], OnnxModel(tmp_path / "out"), "out of")
     check_paths(tmp_path / "out")
@@ -85,7 +84,7 @@ def test_graphs_do_what_the_model_does(system, tmp_path):
 
 def test_onnx_of_the_shipped_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "mnist-onnx/encoder.onnx" in do("export", "--onnx", "mnist")
+    assert "mnist-onnx/encoder.onnx" in do("export --onnx mnist")
     model, config = Run("mnist").load()
     check(model, OnnxModel(Path("mnist-onnx")), "out of data bounds")
     session = onnxruntime.InferenceSession("mnist-onnx/encoder.onnx")
@@ -95,16 +94,13 @@ def test_onnx_of_the_shipped_model(tmp_path, monkeypatch):
     assert about["prefixes"] == [1, 2, 3]
     check_paths(Path("mnist-onnx"))
     run_page()
-    assert "mnist-onnx exists already; choose another folder" in refused(
-        ["export", "--onnx", "mnist"]
-    )
+    assert "mnist-onnx exists already; choose another folder" in refused("export --onnx mnist")
 
 
 def check_paths(folder):
     for path in folder.iterdir():
-        assert str(Path(export.__file__).parent.parent).encode() not in path.read_bytes(), (
-            "no path of this machine"
-        )
+        # no path of this machine
+        assert str(Path(export.__file__).parent.parent).encode() not in path.read_bytes()
 
 
 def run_page():
@@ -114,7 +110,7 @@ def run_page():
     images = torch.from_numpy(names["images"])
     model = Run("mnist").load()[0]
     expected = model.decode(model.encode(images), 2, (28, 28))
-    torch.testing.assert_close(torch.from_numpy(names["coarse"]), expected, rtol=0, atol=1e-5)
+    assert_close(torch.from_numpy(names["coarse"]), expected, rtol=0, atol=1e-5)
 
 
 @parametrize("system", ["hrvqvae", "treevq", "vqvae2"])
@@ -164,18 +160,18 @@ def test_graphs_that_do_not_agree_or_fail_are_not_written(tmp_path, monkeypatch)
         ),
     ):
         monkeypatch.setattr(OnnxModel, "encode", wrong)
-        assert line in refused(["export", run, tmp_path / "out", "--onnx"])
+        assert line in refused(f"export {run} {tmp_path}/out --onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
 
 
 def test_what_can_not_be_exported_is_refused(tmp_path, monkeypatch):
     run = saved("vqvae", tmp_path)
-    assert "--beam needs --onnx" in refused(["export", run, "--beam", 2])
-    assert "not allowed with argument" in refused(["export", run, "--onnx", "--compact"])
+    assert "--beam needs --onnx" in refused(f"export {run} --beam 2")
+    assert "not allowed with argument" in refused(f"export {run} --onnx --compact")
     assert "--license is for the model card, which --web" in refused(
-        ["export", run, "--web", "--license", "mit"]
+        f"export {run} --web --license mit"
     )
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    line = refused(["export", run, tmp_path / "out", "--onnx"])
+    line = refused(f"export {run} {tmp_path}/out --onnx")
     assert "this needs onnxscript: pip install 'hrvqvae[onnx]'" in line
     assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]

@@ -27,7 +27,7 @@ from tests.compression.made import (
     random_codes,
     read_one,
 )
-from tests.conftest import parametrize
+from tests.conftest import parametrize, read_json
 
 DECODER = Path(__file__).parent / "decode.mjs"
 GOLDEN = Path(__file__).parents[1] / "golden" / "files"
@@ -73,7 +73,7 @@ def damaged(content, random):
 
 
 def test_golden_files_have_the_codes_that_they_were_made_of():
-    files = json.loads((GOLDEN / "codes.json").read_text())["files"]
+    files = read_json(GOLDEN / "codes.json")["files"]
     results = decode(GOLDEN, [name for file in files for name in (file["tables"], file["file"])])
     assert {result["file"] for result in results} == {path.name for path in GOLDEN.glob("*.hrv")}
     for result, file in zip(results, files, strict=True):

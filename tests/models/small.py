@@ -7,6 +7,7 @@ import torch
 from hrvqvae.config import Config, DataConfig, QuantizerConfig
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.models.build import build
+from tests.conftest import generator
 
 TREE = QuantizerConfig(levels=3, codewords=3, dim=4, init_vectors=500)
 FLAT = QuantizerConfig(codewords=6, dim=4, init_vectors=500, beta=0.3)
@@ -35,5 +36,5 @@ def config_of(name, **changes):
 def model_of(config, channels=3, seed=0):
     torch.manual_seed(seed)
     model = build(Config(data=DataConfig(channels=channels), model=config))
-    model.initialize(torch.rand(8, channels, 14, 14), torch.Generator().manual_seed(seed))
+    model.initialize(torch.rand(8, channels, 14, 14), generator(seed))
     return model.eval()

@@ -5,14 +5,12 @@ import json
 import math
 from pathlib import Path
 
-import pytest
 import torch
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.config import presets
 from hrvqvae.config.registry import SYSTEMS
-from hrvqvae.config.schema import bits_per_image
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.images import read_image
 from hrvqvae.model import Model
@@ -21,7 +19,15 @@ from hrvqvae.priors.base import build_prior
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import CodeBatch, PriorTask
 from hrvqvae.training.state import TrainState
-from tests.conftest import do, generator, parametrize, same, write_file, write_picture
+from tests.conftest import (
+    do,
+    generator,
+    parametrize,
+    same,
+    shared_fixture,
+    write_file,
+    write_picture,
+)
 from tests.trained_run import tiny_systems, undrawn
 
 
@@ -45,7 +51,7 @@ def train(folder, config, options, steps, priors=True):
                 do(f"{command} --max-steps {step} {'--resume' if index else ''}")
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def runs(tmp_path_factory, mnist_root):
     folder = tmp_path_factory.mktemp("systems")
     for system, config in tiny_systems(mnist_root).items():
@@ -75,7 +81,7 @@ def test_every_command(system, runs, tmp_path):
 
 
 @parametrize(
-    ("system", "options"),
+    "system, options",
     [
         *((system, {}) for system in EVERY),
         ("rqvae", {"joint_beam": "true", "beam": "2"}),
@@ -164,21 +170,3 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name)
         for _ in range(2):
             task_of_prior.step(trained, batch)
         assert len(moved(weights, dict(prior.named_parameters()))) > 0.7 * len(weights)
-
-
-@parametrize("data", ["mnist", "imagenet", "emoji32"])
-@parametrize("system", ["vqvae", "rqvae"])
-def test_presets_have_the_tree_s_network_grid_and_bits(system, data):
-    config, tree = (presets.get(f"{name}/{data}").config for name in (system, "hrvqvae"))
-    assert dataclasses.replace(config, name=tree.name, model=tree.model) == tree
-    fields = dataclasses.asdict(config.model)
-    tree_fields = dataclasses.asdict(tree.model)
-    quantizer, tree_quantizer = (each.pop("quantizer") for each in (fields, tree_fields))
-    assert {**fields, "system": tree.model.system, "train_prefixes": False} == tree_fields
-    assert quantizer["dim"] == tree_quantizer["dim"]
-    size = config.data.image_size
-    assert bits_per_image(config.model, *size) == bits_per_image(tree.model, *size)
-    if system == "rqvae":
-        assert quantizer == {**tree_quantizer, "linked": 1}
-    else:
-        assert config.model.num_codewords == tree.model.num_codewords[-1:]

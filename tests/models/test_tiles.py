@@ -3,6 +3,7 @@
 from unittest.mock import patch
 
 import torch
+from torch.testing import assert_close
 
 from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
@@ -39,7 +40,7 @@ MODELS = [
 ]
 
 
-@parametrize(("preset", "fields"), MODELS)
+@parametrize("preset, fields", MODELS)
 @parametrize("size", [(131, 97), (40, 201)])
 def test_tiles_are_the_whole_image(preset, fields, size):
     model = model_of(preset, fields)
@@ -54,6 +55,6 @@ def test_tiles_are_the_whole_image(preset, fields, size):
     expected = decode()
     with tiled:
         assert same(model.encode(pixels), codes)
-        torch.testing.assert_close(decode(), expected, atol=1e-5, rtol=0)
+        assert_close(decode(), expected, atol=1e-5, rtol=0)
         with input_error(f"at most {height}x{width}"):
             model.decode(codes, size=(height + 1, 30))

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.config.model import VQGANConfig
@@ -98,7 +99,7 @@ def test_a_known_gradient_is_the_losses_own():
     taken = fix_gradient(network(image).square().mean(), image)
     assert float(taken.detach()) == pytest.approx(float(loss.detach()))
     for _ in range(2):
-        torch.testing.assert_close(gradient(taken), expected)
+        assert_close(gradient(taken), expected)
     assert len(passes) == 1
     taken.backward()
     assert network.weight.grad is None
@@ -136,7 +137,7 @@ def test_the_step_by_hand(gan):
     assert torch.equal(codes[0], result.codes[0])
     for updated, expected in ((started.model, model), (started.discriminator, judge)):
         parameters = (dict(network.named_parameters()) for network in (updated, expected))
-        torch.testing.assert_close(*parameters, rtol=1e-3, atol=1e-5)
+        assert_close(*parameters, rtol=1e-3, atol=1e-5)
 
 
 def test_before_its_start_the_discriminator_rests(gan):

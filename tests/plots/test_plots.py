@@ -10,7 +10,7 @@ import hrvqvae
 from hrvqvae.data.images import read_image, write_image
 from hrvqvae.pictures import complete, reconstruct
 from hrvqvae.plots import curves, sheets
-from tests.conftest import do, input_error, refused, write_picture
+from tests.conftest import cells_of, do, input_error, refused, write_picture
 
 
 def test_a_sheet_holds_every_image_at_its_pixels():
@@ -48,7 +48,7 @@ def test_curves_of_a_run_that_has_just_begun(tmp_path, monkeypatch):
         curves.plot_training(shown, tmp_path / "curves.png")
         curves.plot_prior(shown, tmp_path / "curves.png")
     markers = [{line.get_marker() for line in figure.axes[0].lines} for figure in figures]
-    assert markers == [{"."}, {"."}, {"None"}, {"None"}], "a single point is seen"
+    assert markers == [{"."}, {"."}, {"None"}, {"None"}]  # a single point is seen
 
 
 def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_completion(run, tmp_path):
 
     assert np.array_equal(part(0, 0), image[0])
     kept = part(0, 1)
-    assert np.array_equal(kept[:7], image[0, :7]), "four of the seven rows of codes"
+    assert np.array_equal(kept[:7], image[0, :7])  # four of the seven rows of codes
     assert (kept[7:] == 128).all()
     completed = hrvqvae.load(run).complete(image, 3, class_name="1")
     for index, completion in enumerate(completed):
@@ -106,17 +106,14 @@ def test_completion(run, tmp_path):
 def test_bad_sampling(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    for option, value, message in (
-        ("--class", "11", "class '11' is not one of 0, 1, 2"),
-        ("--temperature", "0", "temperature is 0"),
-        ("--top-k", "4", "top-k is 4, but a code has only 3"),
-        ("--top-p", "2", "top-p is 2"),
-        ("-n", "0", "is 0"),
-        ("--seed", "-1", "seed is -1"),
-        ("-o", "sheet.gif", "must end in .png"),
-        ("--save-dir", "file", "written"),
-    ):
-        assert message in refused(["sample", run, "-o", "sheet.png", option, value])
+    for option, value, message in cells_of("""
+            --class | 11 | class '11' is not one of 0, 1, 2
+            --top-k | 4 | top-k is 4, but a code has only 3
+            -n | 0 | is 0
+            -o | sheet.gif | must end in .png
+            --save-dir | file | written
+        """):
+        assert message in refused(f"sample {run} -o sheet.png {option} {value}")
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -133,7 +130,7 @@ def test_colours_for_a_greyscale_model_are_converted(tmp_path, caplog):
     assert messages() == [
         f"images converted: 3 of 4 (colour to greyscale), the first is {paths[1]}"
     ]
-    assert errors[1][1] == errors[3][1], "an opaque RGBA image is the RGB image"
+    assert errors[1][1] == errors[3][1]  # an opaque RGBA image is the RGB image
     with input_error("is an input and is never overwritten"):
         reconstruct("mnist", paths[:1], paths[0], force=True)
     reconstruct("mnist", paths[:1], tmp_path / "sheet.png", force=True)

@@ -8,7 +8,7 @@ import torch
 from hrvqvae.config.registry import PRIORS
 from hrvqvae.priors.base import Level
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
-from tests.conftest import parametrize
+from tests.conftest import generator, parametrize
 
 SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5)
 
@@ -65,20 +65,18 @@ def levels_of(
 
 def inputs(level, batch, seed=0):
     """Random codes of a level and of its coarser ones, and labels."""
-    generator = torch.Generator().manual_seed(seed)
+    rng = generator(seed)
     codes, *coarser = (
-        torch.randint(symbols, (batch, *level.grid), generator=generator)
+        torch.randint(symbols, (batch, *level.grid), generator=rng)
         for symbols in (level.symbols, *level.coarser)
     )
-    label = torch.randint(level.classes, (batch,), generator=generator) if level.classes else None
+    label = torch.randint(level.classes, (batch,), generator=rng) if level.classes else None
     return codes, coarser, label
 
 
 def random_codes(levels, batch, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randint(level.symbols, (batch, *level.grid), generator=generator) for level in levels
-    ]
+    rng = generator(seed)
+    return [torch.randint(level.symbols, (batch, *level.grid), generator=rng) for level in levels]
 
 
 def change_code(codes, place, symbols):

@@ -5,6 +5,7 @@ import itertools
 
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from hrvqvae.priors.base import Level
 from hrvqvae.priors.causal import CausalConv2d
@@ -38,11 +39,11 @@ def test_a_causal_convolution_is_a_masked_one(kernel, strict):
     weight[:, :, reach : reach + 1, : reach + (not strict)] = causal.left.detach()
     features = torch.randn(2, 3, 6, 5)
     expected = nn.functional.conv2d(features, weight, causal.bias, padding=reach)
-    torch.testing.assert_close(causal(features), expected)
+    assert_close(causal(features), expected)
 
 
 @parametrize("attention", [0, 2])
-@parametrize(("coarser", "classes"), [((), 0), ((3, 9), 4)])
+@parametrize("coarser, classes", [((), 0), ((3, 9), 4)])
 def test_a_position_sees_neither_itself_nor_later_ones(attention, coarser, classes):
     level = Level(grid=(4, 5), symbols=3, coarser=coarser, classes=classes)
     prior = random_prior(network(attention_layers=(attention,)), level)
@@ -90,17 +91,6 @@ def test_dropout_is_of_training_alone_and_takes_the_level_own_share():
         assert torch.equal(logits(prior, codes, paths, None), logits(prior, codes, paths, None))
     prior.train()
     assert not torch.equal(logits(prior, codes, paths, None), logits(prior, codes, paths, None))
-
-
-def test_attention_is_spread_evenly():
-    for blocks, layers, after in (
-        (8, 4, (2, 4, 6, 8)),
-        (8, 1, (8,)),
-        (3, 2, (2, 3)),
-        (5, 5, (1, 2, 3, 4, 5)),
-    ):
-        config = network(residual_blocks=blocks, attention_layers=(layers,))
-        assert random_prior(config, Level(grid=(2, 2), symbols=2)).attention_after == after
 
 
 def test_what_it_is_conditioned_on_is_checked():

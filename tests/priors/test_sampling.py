@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hrvqvae.model import load
@@ -34,7 +35,7 @@ from hrvqvae.priors.sampling import (
     sample_plain,
 )
 from hrvqvae.utils.errors import NonFiniteError
-from tests.conftest import input_error, parametrize, same, threads
+from tests.conftest import generator, input_error, parametrize, same, threads
 from tests.priors.networks import (
     SMALL,
     inputs,
@@ -58,12 +59,10 @@ def drawn(
 ):
     """Random codes, of which a share `keep` is kept and the rest is drawn."""
     codes = random_codes(prior.levels, batch, seed)
-    generator = torch.Generator().manual_seed(seed)
+    rng = generator(seed)
     _, coarser, label = inputs(prior.level, batch, seed)
-    kept = [torch.rand(tensor.shape, generator=generator) < keep for tensor in codes]
-    uniforms = [
-        torch.rand(tensor.shape, generator=generator, dtype=torch.float64) for tensor in codes
-    ]
+    kept = [torch.rand(tensor.shape, generator=rng) < keep for tensor in codes]
+    uniforms = [torch.rand(tensor.shape, generator=rng, dtype=torch.float64) for tensor in codes]
     labels, mixing = expand_labels(prior.level, label, params.guidance)
     before = [tensor.clone() for tensor in codes]
     seen = [tensor.repeat(mixing.shape[-1], 1, 1) for tensor in coarser]
@@ -253,19 +252,14 @@ def test_labels_come_as_often_as_in_training():
 
 
 @parametrize(
-    ("options", "message"),
+    "options, message",
     [
         *(({"temperature": t}, "temperature is .* from 1e-6 to 1e6") for t in (0, np.nan, 1e-320)),
         ({"top_k": -1}, "top-k is -1"),
         *(({"top_p": p}, f"top-p is {p:g}") for p in (0, 1.5)),
-        *(
-            ({"guidance": w}, f"guidance is {w:g}; it must be from 0 to 1000")
-            for w in (-0.5, np.nan, 1000.5)
-        ),
+        *(({"guidance": w}, f"guidance is {w:g}; it must") for w in (-0.5, np.nan, 1000.5)),
         ({"guidance": (2, -1)}, "guidance is -1; .*, or two such numbers, for the first and the"),
-        ({"guidance": "5"}, "guidance is '5'; it must be"),
-        ({"guidance": ()}, r"guidance is \(\); it must be"),
-        ({"guidance": (3, 2, 1)}, r"guidance is \(3, 2, 1\); it must be"),
+        *(({"guidance": w}, "guidance is .*; it must be") for w in ("5", (), (3, 2, 1))),
     ],
 )
 def test_options_out_of_range(options, message):
@@ -348,9 +342,9 @@ def test_a_mask_keeps_codes_whose_pixels_are_all_kept():
 @parametrize("length", [1, 31, 32, 33, 65, 130, 256])
 @parametrize("causal", [True, False])
 def test_attention_is_a_masked_softmax(length, causal):
-    generator = torch.Generator().manual_seed(length)
+    rng = generator(length)
     inputs = [
-        torch.randn(2, 3, length, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+        torch.randn(2, 3, length, 4, generator=rng, dtype=torch.float64, requires_grad=True)
         for _ in range(3)
     ]
     queries, keys, values = inputs
@@ -359,10 +353,10 @@ def test_attention_is_a_masked_softmax(length, causal):
         scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
     expected = scores.softmax(-1) @ values
     attended = attend(*inputs, causal=causal)
-    torch.testing.assert_close(attended, expected)
-    outer = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    assert_close(attended, expected)
+    outer = torch.randn(expected.shape, generator=rng, dtype=torch.float64)
     gradients = (torch.autograd.grad((each * outer).sum(), inputs) for each in (attended, expected))
-    torch.testing.assert_close(*gradients)
+    assert_close(*gradients)
 
 
 @parametrize("share", [0.1, 0.5, 0.85])
@@ -439,7 +433,7 @@ def test_guidance_matters_and_two_threads_draw_the_same(config):
         assert same(strong, guided_codes(priors, guidance=3.0))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(*[st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=5)] * 2)
 def test_the_largest_guidance_draws_the_likeliest(left, right):
     """And the least temperature."""
@@ -450,7 +444,6 @@ def test_the_largest_guidance_draws_the_likeliest(left, right):
     _, mixing = expand_labels(level, torch.tensor([0]), 1000)
     mixed = (logits * mixing.numpy()[0, 0, :, None]).sum(0)
     drawn_code = draw_code(mixed, 0.0, params)
-    assert drawn_code is not None
     assert mixed[drawn_code] >= mixed.max() - 1e-3
 
 

@@ -9,6 +9,7 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.testing import assert_close
@@ -97,7 +98,7 @@ def test_a_refit_is_the_mean_of_what_codewords_stand_for():
         for index, codeword in enumerate(codewords):
             own = residual[path == index]
             expected = (own.sum(0) + lean * means[index % SIZE]) / (len(own) + lean)
-            np.testing.assert_allclose(codeword, expected, atol=1e-5)
+            assert_allclose(codeword, expected, atol=1e-5)
             assert float(book.count.view(-1)[index]) == len(own) / 2
         residual = residual - codewords[path]
 

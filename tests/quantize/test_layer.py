@@ -2,12 +2,14 @@
 
 import copy
 import pickle
+from dataclasses import replace
 from functools import cache
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -15,7 +17,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from hrvqvae import QuantizerConfig, TreeVQ
+from hrvqvae import TreeVQ
 from hrvqvae.config import presets
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
@@ -99,19 +101,9 @@ def test_options_of_the_quantizer_arrive():
     preset = presets.get("treevq/mnist").config.model.quantizer
     defaults = TreeVQ(preset.dim, preset.codewords, preset.levels, beta=preset.beta)
     assert defaults.quantizer.config == preset
-    fields = {
-        "beta": 0.5,
-        "level_betas": (0.0, 0.1, 0.2),
-        "beam": 4,
-        "coarse_weight": 0.1,
-        "update": "gradient",
-        "decay": 0.9,
-        "restart_every": 7,
-        "restart_below": 0.1,
-    }
-    assert layer(level_betas=0.3).quantizer.config.level_betas == (0.3,)
-    expected = QuantizerConfig(dim=DIM, codewords=SIZE, levels=LEVELS, **fields)
-    assert layer(**fields).quantizer.config == expected
+    fields = {"beam": 4, "coarse_weight": 0.1, "update": "gradient", "restart_every": 7}
+    changed = layer(level_betas=0.3, **fields).quantizer.config
+    assert changed == replace(layer().quantizer.config, level_betas=(0.3,), **fields)
 
 
 @both_updates
@@ -161,7 +153,7 @@ def test_a_batch_of_padding_alone_changes_nothing_but_time():
     assert same(state_of(one), state_of(started()))
     before = books(one)[0].copy()
     one(*padding)
-    np.testing.assert_allclose(books(one)[0], before, rtol=1e-5)
+    assert_allclose(books(one)[0], before, rtol=1e-5)
     for empty in (features(0, 5), features(2, 0)):  # as the last batch of a process may be
         shapes = [value.shape for value in one(empty)]
         assert shapes == [empty.shape, (*empty.shape[:2], LEVELS), ()]
@@ -409,12 +401,6 @@ def test_on_meta_and_then_emptied_it_begins_anew():
     assert same(state_of(one), expected)
 
 
-@parametrize(("dim", "most"), [(64, 65_536), (2_048, 8_192), (8_192, 4_096)])
-def test_the_vectors_of_its_start_take_little_memory(dim, most):
-    with torch.device("meta"):
-        assert TreeVQ(dim, 256, 2).schedule.start_vectors == most
-
-
 @both_updates
 def test_frozen_it_stays_as_it_is_in_training_mode(update):
     one = layer(update=update)
@@ -523,16 +509,6 @@ def test_what_it_is_made_of_is_checked():
             TreeVQ(4, **{option: value})
     swept = TreeVQ(4, np.int64(5), level_betas=np.float32(0.5))
     assert swept.quantizer.config == TreeVQ(4, 5, level_betas=0.5).quantizer.config
-
-
-@both_updates
-@parametrize("level_betas", [0.05, ()])
-def test_a_single_level_has_each_term_of_the_loss_once(update, level_betas):
-    one = TreeVQ(DIM, SIZE, 1, level_betas=level_betas, update=update, start_vectors=100)
-    one(BATCH)
-    quantized, _, loss = one.eval()(BATCH)
-    terms = 0.25 if update == "ema" else 1.25
-    assert_close(loss, terms * (BATCH - quantized).square().mean())
 
 
 def test_what_it_is_given_is_checked():

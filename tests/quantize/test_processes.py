@@ -9,15 +9,15 @@ import warnings
 from pathlib import Path
 from unittest.mock import patch
 
-import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
 
 from hrvqvae import TreeVQ
 from hrvqvae.quantize import codebook
-from tests.conftest import parametrize, same
+from tests.conftest import generator, parametrize, same, shared_fixture
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 8
@@ -28,14 +28,12 @@ def batch(step):
     """(8, 50, 6) around a few centres, which move after a while, and a mask that leaves out ten
     positions a row.
     """
-    generator = torch.Generator().manual_seed(step)
-    centres = torch.randn(20, 6, generator=torch.Generator().manual_seed(99)) + (
-        8 if step > 3 else 0
+    rng = generator(step)
+    centres = torch.randn(20, 6, generator=generator(99)) + (8 if step > 3 else 0)
+    x = centres[torch.randint(20, (8, 50), generator=rng)] + 0.1 * torch.randn(
+        8, 50, 6, generator=rng
     )
-    x = centres[torch.randint(20, (8, 50), generator=generator)] + 0.1 * torch.randn(
-        8, 50, 6, generator=generator
-    )
-    return x, torch.rand(8, 50, generator=generator).argsort(-1) < 40
+    return x, torch.rand(8, 50, generator=rng).argsort(-1) < 40
 
 
 class Whole(nn.Module):
@@ -83,7 +81,7 @@ def train(update, rank, size, group=None, ddp=True):
     return whole.state_dict(), jumped
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def folder(tmp_path_factory):
     """What two processes on this machine have written; a file as the meeting place."""
     folder = tmp_path_factory.mktemp("processes")
@@ -110,7 +108,7 @@ def test_two_processes_agree_with_each_other_and_with_one(folder, update):
     assert jumped > 0
     alone, _ = train(update, 0, 1)
     assert alone["layer.schedule.progress"].tolist() == [STEPS - 2, 0]
-    torch.testing.assert_close(first, alone, rtol=1e-3, atol=1e-4)
+    assert_close(first, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_a_backend_without_this_device_gives_the_same_codebooks(folder):

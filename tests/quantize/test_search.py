@@ -61,7 +61,7 @@ def assert_greedy(latents, books, paths, slack=0.0):
 
 
 @every_form
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_greedy_search_agrees_with_the_oracle(form, data):
     levels = data.draw(st.integers(1, 6), "levels")
@@ -104,7 +104,7 @@ def test_the_greedy_search_agrees_with_the_oracle(form, data):
         assert (found == 0).all()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_a_beam_agrees_with_the_oracle(data):
     dim = data.draw(st.integers(1, 20))
@@ -148,7 +148,7 @@ def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form):
     assert torch.equal(form(latents, books, 1, 0.5), greedy)
 
 
-@parametrize(("levels", "width"), [(1, 1), (2, 1), (3, 4)])
+@parametrize("levels, width", [(1, 1), (2, 1), (3, 4)])
 @parametrize("bad", [torch.nan, -torch.nan, torch.inf, -torch.inf])
 def test_nothing_is_nearest_to_what_is_not_finite(levels, width, bad):
     books = codebooks(levels, 5, 7)
@@ -223,7 +223,7 @@ def test_values_that_can_not_be_squared():
 
 
 @on_each_device
-@parametrize(("levels", "size", "width"), [(1, 64, 1), (3, 8, 1), (5, 3, 1), (3, 8, 4), (5, 3, 4)])
+@parametrize("levels, size, width", [(1, 64, 1), (3, 8, 1), (5, 3, 1), (3, 8, 4), (5, 3, 4)])
 def test_chunks_and_devices_change_nothing(device, levels, size, width, monkeypatch):
     """Apart from what rounding may decide, which is rare."""
     books = codebooks(levels, size, 16)
@@ -282,7 +282,7 @@ def test_matrix_products_are_in_float32_under_autocast():
         assert torch.equal(search_tensors(latents, books), expected)
 
 
-@parametrize(("levels", "size", "width"), [(3, 8, 1), (3, 8, 4), (1, 100, 1)])
+@parametrize("levels, size, width", [(3, 8, 1), (3, 8, 4), (1, 100, 1)])
 def test_the_number_of_threads_changes_nothing(levels, size, width):
     books = codebooks(levels, size, 32)
     latents = vectors_of(30_000, 32)

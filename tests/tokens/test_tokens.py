@@ -34,7 +34,17 @@ from hrvqvae.tokens.tokenize import Tokenizer, load_keyed_images
 from hrvqvae.training.prior import resolve_priors
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.checkpoints.test_damage import equal
-from tests.conftest import do, drawn_digits, input_error, parametrize, refused, same, write_picture
+from tests.conftest import (
+    do,
+    drawn_digits,
+    input_error,
+    parametrize,
+    read_json,
+    refused,
+    same,
+    shared_fixture,
+    write_picture,
+)
 from tests.data.stored import write_tar
 from tests.kills import Killed, Kills, in_another_process
 from tests.trained_run import GIVEN, load_stored, train_levels, trained_copy, undrawn
@@ -48,20 +58,28 @@ def digit_files(folder, count, size=28, seed=1):
     return folder
 
 
-def tokenize(*arguments, workers=0):
-    do("tokenize", *arguments, "--workers", workers)
+def tokenize(line, workers=0):
+    do(f"tokenize {line} --workers {workers}")
+
+
+def parts_of(folder):
+    return sorted(folder.glob("*.parquet"))
 
 
 def read_files(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
+    return {path.name: path.read_bytes() for path in parts_of(folder)}
 
 
 def read_table(folder):
-    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
+    return pa.concat_tables([*map(pq.read_table, parts_of(folder))])
+
+
+def column(rows, name):
+    return rows.column(name).to_pylist()
 
 
 def read_codes(rows, level):
-    columns = (rows.column(f"{name}_{level}").to_pylist() for name in ("codes", "height", "width"))
+    columns = (column(rows, f"{name}_{level}") for name in ("codes", "height", "width"))
     return [
         np.array(codes).reshape(height, width)
         for codes, height, width in zip(*columns, strict=True)
@@ -74,15 +92,15 @@ def stack_codes(rows, levels):
     return tuple(torch.from_numpy(level).long() for level in grids)
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def digits(tmp_path_factory):
     return digit_files(tmp_path_factory.mktemp("digits"), 90)
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def shards(digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("shards") / "out"
-    tokenize("mnist", digits, out, "--shard-size", 20)
+    tokenize(f"mnist {digits} {out} --shard-size 20")
     return out
 
 
@@ -90,9 +108,9 @@ def test_shards_hold_the_codes_of_the_model(shards, digits):
     model = hrvqvae.load("mnist")
     names = sorted(path.relative_to(digits).as_posix() for path in digits.rglob("*.png"))
     rows = read_table(shards)
-    assert rows.column("key").to_pylist() == names
-    assert rows.column("label").to_pylist() == [name.split("/")[0] for name in names]
-    assert set(rows.column("height").to_pylist()) == set(rows.column("width").to_pylist()) == {28}
+    assert column(rows, "key") == names
+    assert column(rows, "label") == [name.split("/")[0] for name in names]
+    assert set(column(rows, "height")) == set(column(rows, "width")) == {28}
     pixels = torch.from_numpy(np.stack([read_image(digits / name, 1) for name in names]))
     assert same(stack_codes(rows, 3), model.encode(pixels))
     assert str(rows.schema.field("codes_3").type.value_type) == "uint8"
@@ -125,19 +143,18 @@ def test_random_kills(shards, digits, tmp_path, monkeypatch):
         while kills < 12:
             killer.arm(16)
             try:
-                tokenize("mnist", digits, tmp_path / "out", "--shard-size", 20)
+                tokenize(f"mnist {digits} {tmp_path}/out --shard-size 20")
             except Killed:
                 kills += 1
                 (tmp_path / "out" / f"{TEMPORARY}left-part-000001.parquet").write_bytes(
                     b"what a real kill leaves"
                 )
                 for path in (tmp_path / "out").glob("part-*.parquet"):
-                    assert path.read_bytes() == (shards / path.name).read_bytes(), (
-                        "a shard is whole or not there"
-                    )
+                    # a shard is whole or not there
+                    assert path.read_bytes() == (shards / path.name).read_bytes()
                 if not killer.draw.randrange(4):  # or nothing would be left to kill
                     shutil.rmtree(tmp_path / "out")
-    tokenize("mnist", digits, tmp_path / "out", "--shard-size", 20)
+    tokenize(f"mnist {digits} {tmp_path}/out --shard-size 20")
     assert read_files(tmp_path / "out") == read_files(shards)
     assert not list((tmp_path / "out").glob(f"{TEMPORARY}*"))
 
@@ -145,13 +162,13 @@ def test_random_kills(shards, digits, tmp_path, monkeypatch):
 def test_workers_write_the_missing_shards(digits, shards, tmp_path):
     """Finished shards are not touched. A manifest without an effort is of effort 0."""
     out = shutil.copytree(shards, tmp_path / "out")
-    manifest = json.loads((out / "_manifest.json").read_text())
+    manifest = read_json(out / "_manifest.json")
     assert manifest.pop("effort") == 0
     (out / "_manifest.json").write_text(json.dumps(manifest))
     (out / "part-000001.parquet").unlink()
     (out / "part-000003.parquet").unlink()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
-    tokenize("mnist", digits, out, "--shard-size", 20, workers=2)
+    tokenize(f"mnist {digits} {out} --shard-size 20", workers=2)
     assert read_files(out) == read_files(shards)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
@@ -163,7 +180,7 @@ def test_broken_images_are_listed(digits, shards, tmp_path, capsys):
     broken = [names[3], names[30], *names[40:60]]  # one whole shard among them
     for name in broken:
         (folder / name).write_bytes((digits / name).read_bytes()[:40])
-    tokenize("mnist", folder, out, "--shard-size", 20)
+    tokenize(f"mnist {folder} {out} --shard-size 20")
     assert "broken images left out: 22 of 90, listed in" in capsys.readouterr().err
     listed = [json.loads(line) for line in (out / "_broken.jsonl").read_text().splitlines()]
     assert [image["key"] for image in listed] == broken
@@ -175,70 +192,53 @@ def test_broken_images_are_listed(digits, shards, tmp_path, capsys):
     for name in broken[:2]:
         shutil.copyfile(digits / name, folder / name)
     for _ in range(2):
-        tokenize("mnist", folder, out, "--retry-broken")
+        tokenize(f"mnist {folder} {out} --retry-broken")
         assert [name for name in read_files(out) if name not in parts] == ["retry-000000.parquet"]
         assert len((out / "_broken.jsonl").read_text().splitlines()) == 20
     for name in broken:
         shutil.copyfile(digits / name, folder / name)
     first = (out / "retry-000000.parquet").rename(out / "retry-000001.parquet").read_bytes()
-    tokenize("mnist", folder, out, "--retry-broken")
-    assert (out / "retry-000001.parquet").read_bytes() == first, "the first free number is taken"
+    tokenize(f"mnist {folder} {out} --retry-broken")
+    assert (out / "retry-000001.parquet").read_bytes() == first  # the first free number is taken
     assert not (out / "_broken.jsonl").exists()
     assert {name: read_files(out)[name] for name in parts} == parts
     assert read_table(out).sort_by("key").equals(read_table(shards).sort_by("key"))
 
 
 def _change_plan(out, **changes):
-    plan = json.loads((out / "_manifest.json").read_text())
+    plan = read_json(out / "_manifest.json")
     (out / "_manifest.json").write_text(json.dumps(plan | changes))
 
 
-@parametrize(
-    ("change", "options", "message"),
-    [
-        (
-            lambda out: _change_plan(out, model="0" * 32),
-            (),
-            "was begun with another model: 000000000000",
-        ),
-        (lambda out: _change_plan(out, shard_size=0), (), "_manifest.json is damaged"),
-        (lambda out: _change_plan(out, keys=90.5), (), "_manifest.json is damaged"),
-        (lambda out: _change_plan(out, more=0), (), "_manifest.json is damaged"),
-        (
-            lambda out: os.truncate(out / "part-000001.parquet", 300),
-            (),
-            "part-000001.parquet is damaged",
-        ),
-        (
-            lambda out: (out / "_manifest.json").unlink(),
-            (),
-            "holds .parquet files, but no _manifest.json",
-        ),
-        (None, ("--shard-size", 30), "was begun with another shard_size: 20, not 30"),
-        (None, ("--full-size",), "was begun with another image_size: 28, not None"),
-        (None, ("--shard-size", 0), "it must be at least 1"),
-    ],
-)
-def test_a_folder_that_was_begun_otherwise(
-    change,
-    options,
-    message,
-    shards,
-    digits,
-    tmp_path,
-):
+BEGUN_OTHERWISE = {
+    "was begun with another model: 000000000000": lambda out: _change_plan(out, model="0" * 32),
+    "_manifest.json is damaged, shard size": lambda out: _change_plan(out, shard_size=0),
+    "_manifest.json is damaged, keys": lambda out: _change_plan(out, keys=90.5),
+    "_manifest.json is damaged, more": lambda out: _change_plan(out, more=0),
+    "part-000001.parquet is damaged": lambda out: os.truncate(out / "part-000001.parquet", 300),
+    "holds .parquet files, but no _manifest.json": lambda out: (out / "_manifest.json").unlink(),
+    "was begun with another shard_size: 20": "--shard-size 30",
+    "was begun with another image_size: 28": "--full-size",
+    "it must be at least 1": "--shard-size 0",
+}
+
+
+@parametrize("message", BEGUN_OTHERWISE)
+def test_a_folder_that_was_begun_otherwise(message, shards, digits, tmp_path):
     out = shutil.copytree(shards, tmp_path / "out")
-    if change:
+    change = BEGUN_OTHERWISE[message]
+    options = change if isinstance(change, str) else ""
+    if not options:
         change(out)
     before = read_files(out)
-    assert message in refused(["tokenize", "mnist", digits, out, *options])
+    assert message.partition(", ")[0] in refused(f"tokenize mnist {digits} {out} {options}")
     assert read_files(out) == before
 
 
 def test_more_effort_gives_other_shards_of_less_error(shards, digits, tmp_path):
     out = tmp_path / "out"
-    options = ("mnist", digits, out, "--shard-size", 20)
-    tokenize(*options, "--effort", 1)
+    options = f"mnist {digits} {out} --shard-size 20"
+    tokenize(f"{options} --effort 1")
     errors = []
     model = hrvqvae.load("mnist")
     images = [read_image(path, 1) for path in sorted(digits.rglob("*.png"))]
@@ -246,7 +246,7 @@ def test_more_effort_gives_other_shards_of_less_error(shards, digits, tmp_path):
         decoded = model.decode(stack_codes(read_table(folder), 3), size=(28, 28))
         errors.append(float((decoded - torch.from_numpy(np.stack(images)) / 255).square().sum()))
     assert errors[1] < 0.98 * errors[0]
-    assert "was begun with another effort: 1, not 0" in refused(["tokenize", *options])
+    assert "was begun with another effort: 1, not 0" in refused(f"tokenize {options}")
 
 
 def test_other_images_and_none(shards, digits, tmp_path):
@@ -254,9 +254,9 @@ def test_other_images_and_none(shards, digits, tmp_path):
     write_picture(more / "0" / "more.png", 1)
     with in_another_process(tmp_path / "held") as pid:
         assert f"is in use by another process (pid {pid})" in refused(
-            ["tokenize", "mnist", more, tmp_path / "held"]
+            f"tokenize mnist {more} {tmp_path}/held"
         )
-    said = refused(["tokenize", "mnist", more, shards])
+    said = refused(f"tokenize mnist {more} {shards}")
     assert "was begun with another number of images: 90, not 91; choose another folder" in said
     (tmp_path / "empty").mkdir()
     (tmp_path / "none.txt").write_text("\n\n")
@@ -268,7 +268,7 @@ def test_other_images_and_none(shards, digits, tmp_path):
         ("mnist", tmp_path / "nowhere", "no such file"),
         ("no-such-model", digits, "no-such-model"),
     ):
-        assert message in refused(["tokenize", model, source, tmp_path / "out"])
+        assert message in refused(f"tokenize {model} {source} {tmp_path}/out")
     assert not (tmp_path / "out").exists()
 
 
@@ -278,14 +278,14 @@ def test_images_that_were_replaced_are_noticed(tmp_path):
     """
     folder = digit_files(tmp_path / "digits", 4)
     out = tmp_path / "out"
-    tokenize("mnist", folder, out, "--shard-size", 2)
+    tokenize(f"mnist {folder} {out} --shard-size 2")
     (out / "part-000001.parquet").unlink()
     paths = sorted(folder.rglob("*.png"))
     Image.new("L", (28, 28), 9).save(paths[3])
-    tokenize("mnist", folder, out)
+    tokenize(f"mnist {folder} {out}")
     Image.new("L", (28, 28), 9).save(paths[0])
     before = read_files(out)
-    said = refused(["tokenize", "mnist", folder, out])
+    said = refused(f"tokenize mnist {folder} {out}")
     assert (
         "part-000000.parquet was made of other images of the same names; choose another folder"
         in said
@@ -296,7 +296,7 @@ def test_images_that_were_replaced_are_noticed(tmp_path):
 def test_each_kind_of_conversion_is_counted(tmp_path, caplog):
     for index, mode in enumerate(("RGB", "L", "RGB", "CMYK")):
         write_picture(tmp_path / "images" / f"{index}.jpg", index, (28, 28), mode)
-    tokenize("mnist", tmp_path / "images", tmp_path / "out")
+    tokenize(f"mnist {tmp_path}/images {tmp_path}/out")
     told = "images converted: 3 (1 CMYK to RGB, colour to greyscale; 2 colour to greyscale)"
     assert told in caplog.text
 
@@ -329,40 +329,24 @@ def test_images_at_their_own_sizes(tmp_path, monkeypatch):
     sizes = [(40, 30), (40, 30), (28, 50), (61, 61), (40, 30)]  # width, height
     for index, size in enumerate(sizes):
         write_picture(tmp_path / "pictures" / f"{index}.png", index, size)
-    tokenize("cifar10", tmp_path / "pictures", tmp_path / "out", "--full-size")
+    tokenize(f"cifar10 {tmp_path}/pictures {tmp_path}/out --full-size")
     rows = read_table(tmp_path / "out")
     model = hrvqvae.load("cifar10")
-    assert (
-        list(zip(rows.column("width").to_pylist(), rows.column("height").to_pylist(), strict=True))
-        == sizes
-    )
-    assert rows.column("label").to_pylist() == [None] * 5
+    assert [*zip(column(rows, "width"), column(rows, "height"), strict=True)] == sizes
+    assert column(rows, "label") == [None] * 5
     with monkeypatch.context() as context:
         context.setattr("hrvqvae.tokens.tokenize.MOST_VALUES", 1000)
-        assert "codes, too many for a shard" in refused(
-            [
-                "tokenize",
-                "cifar10",
-                tmp_path / "pictures",
-                tmp_path / "none",
-                "--full-size",
-                "--workers",
-                0,
-            ]
-        )
-    do("detokenize", tmp_path / "out", tmp_path / "back")
+        command = f"tokenize cifar10 {tmp_path}/pictures {tmp_path}/none --full-size --workers 0"
+        assert "codes, too many for a shard" in refused(command)
+    do(f"detokenize {tmp_path}/out {tmp_path}/back")
     codes = [read_codes(rows, level) for level in (1, 2, 3)]
     for index, (width, height) in enumerate(sizes):
         pixels = read_image(tmp_path / "pictures" / f"{index}.png", 3)
         expected = model.encode(pixels[None])
-        assert all(
-            np.array_equal(level[index], grid[0])
-            for level, grid in zip(codes, expected, strict=True)
-        )
+        assert same([torch.from_numpy(level[index][None]) for level in codes], expected)
         assert read_image(tmp_path / "back" / f"{index}.png", 3).shape == (3, height, width)
-    assert pq.read_metadata(tmp_path / "out" / "part-000000.parquet").num_row_groups == 2, (
-        "the first ends soon"
-    )
+    # the first ends soon
+    assert pq.read_metadata(tmp_path / "out" / "part-000000.parquet").num_row_groups == 2
 
 
 def test_names_of_a_tar_become_names_of_files(tmp_path, monkeypatch):
@@ -372,10 +356,10 @@ def test_names_of_a_tar_become_names_of_files(tmp_path, monkeypatch):
     (image,) = digit_files(tmp_path / "in", 1).rglob("*.png")
     names = [os.fsdecode(b"caf\xe9.png"), "a.png", "a.jpg"]
     tar = write_tar(tmp_path / "a.tar", dict.fromkeys(names, image.read_bytes()))
-    tokenize("mnist", tar, "out")
+    tokenize(f"mnist {tar} out")
     keys = ["a.jpg", "a.png", "caf\\udce9.png"]
     assert read_table(tmp_path / "out").column("key").to_pylist() == keys
-    do("detokenize", "out", "back")
+    do("detokenize out back")
     assert sorted(path.name for path in Path("back").iterdir()) == [
         "a-2.png",
         "a.png",
@@ -392,20 +376,20 @@ def test_a_line_of_a_list_ends_nowhere_else(tmp_path):
 
 def test_lists_and_what_training_takes(digits, shards, tmp_path):
     rows = read_table(shards)
-    names = rows.column("key").to_pylist()
-    labels = rows.column("label").to_pylist()
+    names = column(rows, "key")
+    labels = column(rows, "label")
     lines = [f"{digits / name}\t{label}\n" for name, label in zip(names, labels, strict=True)]
     (tmp_path / "list.txt").write_text("".join(random.Random(1).sample(lines, len(lines))))
-    tokenize("mnist", tmp_path / "list.txt", tmp_path / "listed")
+    tokenize(f"mnist {tmp_path}/list.txt {tmp_path}/listed")
     listed = read_table(tmp_path / "listed")
-    assert listed.column("key").to_pylist() == [f"{digits / name}".lstrip("/") for name in names]
+    assert column(listed, "key") == [f"{digits / name}".lstrip("/") for name in names]
     pixels = np.concatenate([read_image(digits / name, 1) for name in names])
     np.savez(tmp_path / "digits.npz", images=pixels, labels=np.array(labels, np.int64))
-    tokenize("mnist", tmp_path / "digits.npz", tmp_path / "arrays")
+    tokenize(f"mnist {tmp_path}/digits.npz {tmp_path}/arrays")
     arrays = read_table(tmp_path / "arrays")
-    order = [int("".join(filter(str.isdigit, key))) for key in arrays.column("key").to_pylist()]
+    order = [int("".join(filter(str.isdigit, key))) for key in column(arrays, "key")]
     for table in (listed, arrays.take(np.argsort(order))):
-        assert list(map(str, table.column("label").to_pylist())) == labels
+        assert list(map(str, column(table, "label"))) == labels
         assert all(
             table.column(f"codes_{level}").equals(rows.column(f"codes_{level}"))
             for level in (1, 2, 3)
@@ -432,8 +416,7 @@ sys.exit(code)
 
 
 def test_ray_writes_the_same_bytes(digits, shards, tmp_path):
-    options = ("--shard-size", "20", "--engine", "ray")
-    command = ("tokenize", "mnist", str(digits), str(tmp_path / "out"), *options)
+    command = f"tokenize mnist {digits} {tmp_path}/out --shard-size 20 --engine ray".split()
     done = subprocess.run(
         [sys.executable, "-c", ON_RAY, *command],
         capture_output=True,
@@ -443,17 +426,17 @@ def test_ray_writes_the_same_bytes(digits, shards, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "90 images in 5 shards" in done.stdout
-    assert "no/run: there is no such run folder" in done.stdout, "why Ray stopped"
+    assert "no/run: there is no such run folder" in done.stdout  # why Ray stopped
     assert read_files(tmp_path / "out") == read_files(shards)
 
 
 @parametrize("levels", [3, 1])
 def test_back_to_images(levels, shards, tmp_path):
-    do("detokenize", shards, tmp_path / "back", *(["--levels", 1] * (levels == 1)))
+    do(f"detokenize {shards} {tmp_path}/back --levels {levels}")
     model = hrvqvae.load("mnist")
     rows = read_table(shards)
     images = (model.decode(stack_codes(rows, levels), levels, (28, 28)) * 255).round()
-    for key, image in zip(rows.column("key").to_pylist(), images, strict=True):
+    for key, image in zip(column(rows, "key"), images, strict=True):
         with Image.open(tmp_path / "back" / key) as written:
             assert (written.format, written.mode) == ("PNG", "L")
             assert np.array_equal(np.asarray(written), image[0])
@@ -463,10 +446,10 @@ def test_what_exists_is_written_over_by_force_alone(shards, tmp_path):
     mine = tmp_path / read_table(shards).column("key")[25].as_py()
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"an original")
-    assert f"{mine} exists already" in refused(["detokenize", shards, tmp_path])
+    assert f"{mine} exists already" in refused(f"detokenize {shards} {tmp_path}")
     assert mine.read_bytes() == b"an original"
-    assert list(tmp_path.rglob("*.png")) == [mine], "nothing is written before all names are free"
-    do("detokenize", shards, tmp_path, "--force")
+    assert list(tmp_path.rglob("*.png")) == [mine]  # nothing is written before all names are free
+    do(f"detokenize {shards} {tmp_path} --force")
     assert mine.read_bytes().startswith(b"\x89PNG")
 
 
@@ -560,22 +543,20 @@ DAMAGE = {
 def test_what_is_damaged_or_of_another_kind(kind, shards, tmp_path):
     out, (damage, message) = shutil.copytree(shards, tmp_path / "out"), DAMAGE[kind]
     damage(out / "part-000001.parquet")
-    assert message in refused(["detokenize", out, tmp_path / "back"])
+    assert message in refused(f"detokenize {out} {tmp_path}/back")
 
 
 def test_another_model_and_none(shards, tmp_path):
     back = tmp_path / "back"
-    assert "was made by another model" in refused(
-        ["detokenize", shards, back, "--model", "cifar10"]
-    )
+    assert "was made by another model" in refused(f"detokenize {shards} {back} --model cifar10")
     unknown = tmp_path / "unknown.parquet"
     shutil.copyfile(shards / "part-000000.parquet", unknown)
     _rewrite(unknown, model="0" * 32)
-    said = refused(["detokenize", unknown, back])
+    said = refused(f"detokenize {unknown} {back}")
     assert "by no model inside the package (000000000000): name it with --model RUN" in said
     unknown.unlink()
-    assert "has no shards (.parquet)" in refused(["detokenize", tmp_path, back])
-    assert "there is no such file" in refused(["detokenize", tmp_path / "nothing", back])
+    assert "has no shards (.parquet)" in refused(f"detokenize {tmp_path} {back}")
+    assert "there is no such file" in refused(f"detokenize {tmp_path}/nothing {back}")
     assert not back.exists()
 
 
@@ -585,7 +566,7 @@ def run(tiny, tmp_path_factory, tmp_path):
 
 
 def test_shards_are_decoded_after_further_training(run, run_shards, tmp_path, monkeypatch):
-    do("detokenize", run_shards, tmp_path / "before", "--model", run)
+    do(f"detokenize {run_shards} {tmp_path}/before --model {run}")
     tensors, meta = storage.read(RunFolder(run).model)
     storage.write(
         RunFolder(run).model, {name: tensor * 1.01 for name, tensor in tensors.items()}, meta
@@ -593,7 +574,7 @@ def test_shards_are_decoded_after_further_training(run, run_shards, tmp_path, mo
     # a module in the current folder is not imported
     (tmp_path / "json.py").write_text("raise SystemExit")
     monkeypatch.chdir(tmp_path)
-    do("detokenize", run_shards, tmp_path / "after", "--model", run)
+    do(f"detokenize {run_shards} {tmp_path}/after --model {run}")
     assert read_files(tmp_path / "before") == read_files(tmp_path / "after")
 
 
@@ -608,7 +589,7 @@ def run_shards(run, tmp_path):
         for name, label in zip(names, images.labels, strict=True)
     ]
     (tmp_path / "list.txt").write_text("".join(lines))
-    tokenize(run, tmp_path / "list.txt", tmp_path / "tokens", "--shard-size", 40)
+    tokenize(f"{run} {tmp_path}/list.txt {tmp_path}/tokens --shard-size 40")
     return tmp_path / "tokens"
 
 
@@ -625,14 +606,9 @@ def test_priors_from_shards_are_those_from_the_runs_own_codes(run, run_shards, t
     train_levels(tmp_path / "copy", training__schedule="constant")
     fields = GIVEN | {"prior.training.schedule": "constant", "prior.training.max_steps": "5"}
     with undrawn():
-        do(
-            "train-prior",
-            run,
-            "--codes",
-            run_shards,
-            *(f"--{name}={value}" for name, value in fields.items()),
-        )
-        do("train-prior", run, "--max-steps", "12", "--resume")  # it knows its codes
+        options = " ".join(f"--{name}={value}" for name, value in fields.items())
+        do(f"train-prior {run} --codes {run_shards} {options}")
+        do(f"train-prior {run} --max-steps 12 --resume")  # it knows its codes
     assert all(
         same(*states) for states in zip(_weights(run), _weights(tmp_path / "copy"), strict=True)
     )
@@ -669,7 +645,7 @@ def test_shards_of_another_tool(run, run_shards, tmp_path):
     names = json.dumps([f"digit {label}" for label in reversed(range(10))])
     _rewrite(file, classes=names)
     relabelled = load_shard_maps(tmp_path / "a", file, model, config)
-    assert relabelled.classes == tuple(json.loads(names)), "numbers index the names"
+    assert relabelled.classes == tuple(json.loads(names))  # numbers index the names
     assert relabelled.labels.tolist() == rows.column("label").cast(pa.int64()).to_pylist()
 
 
@@ -687,7 +663,7 @@ def test_shards_that_change_are_laid_out_anew(run, run_shards, tmp_path):
 
 
 @parametrize(
-    ("change", "message"),
+    "change, message",
     [
         (lambda path: _replace_column(path, "codes_1", [3] * 49), "has codes 0 to 2 there"),
         (
@@ -699,7 +675,7 @@ def test_shards_that_change_are_laid_out_anew(run, run_shards, tmp_path):
 )
 def test_codes_that_train_no_prior(change, message, run, run_shards):
     change(run_shards / "part-000001.parquet")
-    assert message in refused(["train-prior", run, "--codes", run_shards, "--max-steps", 1])
+    assert message in refused(f"train-prior {run} --codes {run_shards} --max-steps 1")
     assert not [
         path.name for suffix in ("npy", "json") for path in RunFolder(run).codes.glob(f"*.{suffix}")
     ]
@@ -707,28 +683,21 @@ def test_codes_that_train_no_prior(change, message, run, run_shards):
 
 
 def test_codes_of_another_model_or_size(run, shards, tmp_path):
-    tokenize(run, digit_files(tmp_path / "wide", 3, size=20), tmp_path / "tokens", "--full-size")
+    wide = digit_files(tmp_path / "wide", 3, size=20)
+    tokenize(f"{run} {wide} {tmp_path}/tokens --full-size")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "0.png").write_bytes(b"no image")
-    tokenize(run, tmp_path / "broken", tmp_path / "none")
-    for codes, options, message in (
-        (shards, [], "holds codes of another model"),
-        (shards, ["--prior.flip", "true"], "need the run's own images"),
-        (shards, ["--prior.shifts", "1"], "need the run's own images"),
-        (
-            tmp_path / "tokens",
-            [],
-            "priors are trained on 7x7, of images of 12x12 pixels: make the shards without ",
-        ),
-        (
-            tmp_path / "none",
-            [],
-            "none holds codes of no image; make shards of images that can be read",
-        ),
+    tokenize(f"{run} {tmp_path}/broken {tmp_path}/none")
+    size = "priors are trained on 7x7, of images of 12x12 pixels: make the shards without "
+    none = "none holds codes of no image; make shards of images that can be read"
+    for options, message in (
+        (f"{shards}", "holds codes of another model"),
+        (f"{shards} --prior.flip true", "need the run's own images"),
+        (f"{shards} --prior.shifts 1", "need the run's own images"),
+        (f"{tmp_path}/tokens", size),
+        (f"{tmp_path}/none", none),
     ):
-        assert message in refused(
-            ["train-prior", run, "--codes", codes, "--max-steps", 1, *options]
-        )
+        assert message in refused(f"train-prior {run} --max-steps 1 --codes {options}")
 
 
 def test_levels_that_were_begun_with_other_codes(run, run_shards):

@@ -19,6 +19,7 @@ from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Trainer
+from tests.conftest import generator
 from tests.trained_run import GIVEN as PRIOR
 from tests.trained_run import SHORT, fields, silent
 
@@ -125,7 +126,7 @@ def untrained_run(name, config, folder):
         torch.manual_seed(0)
         model = build(config)
     size = (config.data.channels, config.data.size, config.data.size)
-    model.initialize(torch.rand(16, *size), torch.Generator().manual_seed(0))
+    model.initialize(torch.rand(16, *size), generator())
     run.prepare(config)
     save_model(run.model, config, model.state_dict(), 0)
     return Case(name, run.path, config)

@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
@@ -17,6 +18,7 @@ from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.optimizers import compute_learning_rate
 from hrvqvae.training.state import Budget, TrainState, make_budget
 from tests.conftest import (
+    generator,
     input_error,
     parametrize,
     same,
@@ -79,7 +81,7 @@ class Started:
         torch.manual_seed(0)
         model = build(config)
         images = torch.randint(256, (8, 1, 12, 12), dtype=torch.uint8)
-        model.initialize(images, torch.Generator().manual_seed(0))
+        model.initialize(images, generator())
         self.task = AutoencoderTask(config, RunFolder(Path()))
         self.state = TrainState.start(model, config.training, budget=budget)
         self.task.compute = self.state.compute
@@ -105,7 +107,7 @@ class Started:
                     rows[0, 1] = 0
 
 
-@parametrize(("budget", "last"), [((20, None), 17), ((None, 30.0), 20)])
+@parametrize("budget, last", [((20, None), 17), ((None, 30.0), 20)])
 def test_nothing_is_restarted_in_the_last_tenth(budget, last, tiny):
     """Restarts are due every third step; a step takes 1.25 seconds."""
     started = Started(with_quantizer(tiny, restart_every=3), budget)
@@ -132,7 +134,7 @@ def test_a_restarted_codeword_is_no_mean_of_two_places(update, tiny):
     started.train()
     second = started.codewords()
     for average, old, new in zip(started.codewords(averaged=True), first, second, strict=True):
-        torch.testing.assert_close(average, 0.75 * old + 0.25 * new, rtol=1e-5, atol=1e-6)
+        assert_close(average, 0.75 * old + 0.25 * new, rtol=1e-5, atol=1e-6)
     started.let_one_die()
     before = started.codewords(averaged=True)
     assert started.train()["restarted"] == 1
@@ -143,7 +145,7 @@ def test_a_restarted_codeword_is_no_mean_of_two_places(update, tiny):
     assert torch.equal(averaged[1][1], current[1][1])
     for level, others in ((0, (0, [0, 2])), (1, ([0, 2],))):
         mean = 0.75 * before[level][others] + 0.25 * current[level][others]
-        torch.testing.assert_close(averaged[level][others], mean)
+        assert_close(averaged[level][others], mean)
     if update == "gradient":
         optimizer = started.state.networks["model"].optimizer
         moments = optimizer.state[started.model.get_parameter(FIRST)]
@@ -233,14 +235,6 @@ def test_it_goes_on_without_a_broken_image_that_is_deleted(name, pictures, tmp_p
     write_picture(broken.with_name("new.png"), 1)
     with input_error("trained on other images"):
         case.resume(max_steps=12)
-
-
-def test_large_images_on_a_cpu_get_a_hint(pictures, tmp_path):
-    for size, count in ((64, 0), ("64x256", 1)):
-        said = []
-        config = with_data(pictures, size=size)
-        AutoencoderTask(config, RunFolder(tmp_path / "run")).open(said.append)
-        assert [line[:24] for line in said] == ["hint: a CPU trains few i"] * count
 
 
 def test_messages_about_broken_images_are_bounded(tiny):

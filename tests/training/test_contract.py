@@ -11,6 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.run import Run
@@ -116,7 +117,7 @@ def test_random_kills(case, whole, monkeypatch):
 
 @of_the_trainer
 @parametrize(
-    ("signum", "handler"),
+    "signum, handler",
     [
         (signal.SIGINT, signal.SIG_IGN),  # a background job of a script inherits this
         (signal.SIGTERM, signal.SIG_DFL),
@@ -342,7 +343,7 @@ def test_it_begins_with_the_weights_of_another_run(case, other, whole):
         if name.endswith(".count"):  # one step adds what the batch holds
             assert (second[name] >= first[name] * case.base.model.quantizer.decay - 1e-3).all()
         elif not name.endswith((".codewords", ".total")):  # which averages lead
-            torch.testing.assert_close(second[name], first[name], msg=name, atol=1e-5, rtol=1e-4)
+            assert_close(second[name], first[name], msg=name, atol=1e-5, rtol=1e-4)
     gone = other.path.parent / "gone"
     shutil.copytree(source, gone)
     other.train(init_from=gone, max_steps=3)

@@ -104,21 +104,6 @@ def test_what_is_decided_is_kept(left_open, machine):
     assert longer.prior.training.precision == "fp32"
 
 
-def test_a_run_in_bf16_stays_in_bf16(left_open, tmp_path, machine):
-    run = RunFolder(tmp_path / "run")
-    said = []
-    machine(bf16=True)
-    config = decide_auto(with_training(left_open, max_steps=3), "training")
-    train_autoencoder(config, run, say=said.append)
-    assert not any("emulated" in line for line in said)
-    machine(bf16=False)
-    further = with_training(run.read_config(), max_steps=4)
-    train_autoencoder(decide_auto(further, "training"), run, resume=True, say=said.append)
-    assert run.read_config().training.precision == "bf16"
-    assert any(line.startswith("bf16 is emulated on this cpu") for line in said)
-    assert any(line.endswith("bf16") for line in said)
-
-
 def test_a_device_of_another_kind_is_said(tiny, tmp_path):
     """The checkpoint is changed to name a GPU, so that the test needs none."""
     run = RunFolder(tmp_path / "run")

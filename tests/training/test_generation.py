@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 import hrvqvae
 from hrvqvae.checkpoints.folder import GENERATION, RunFolder, decoder_folder
@@ -62,7 +63,7 @@ def test_it_begins_with_the_progressive_decoder_and_its_shape(case):
     trained, meta = Run(case.path).decoders[GENERATION].read()
     assert trained.keys() == progressive.keys()
     for name, tensor in trained.items():
-        torch.testing.assert_close(tensor, progressive[name])
+        assert_close(tensor, progressive[name])
     assert meta["config"]["generation"]["levels"] == 2
 
 

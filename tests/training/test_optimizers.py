@@ -5,17 +5,18 @@ import math
 import torch
 from torch import nn
 from torch.optim import Adam
+from torch.testing import assert_close
 
 from hrvqvae.priors.causal import CausalConv2d
 from hrvqvae.training.optimizers import Muon, make_optimizer, orthogonalize, select_matrices
-from tests.conftest import parametrize, with_training
+from tests.conftest import generator, parametrize, with_training
 
 
 def filled(shape, seed):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=generator(seed))
 
 
-@parametrize(("shape", "size"), [((8, 8), 1e-6), ((64, 576), 1.0), ((48, 5), 1e4), ((1, 7), 1.0)])
+@parametrize("shape, size", [((8, 8), 1e-6), ((64, 576), 1.0), ((48, 5), 1e4), ((1, 7), 1.0)])
 def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(shape, size):
     matrix = size * filled(shape, 0)
     result = orthogonalize([matrix[None]])[0][0]
@@ -94,7 +95,7 @@ def test_a_step_is_that_of_the_paper():
         (update,) = orthogonalize([ahead[None]])
         expected = expected - rate * 0.2 * math.sqrt(72) * update.reshape(weight.shape)
         optimizer.step()
-        torch.testing.assert_close(weight.detach(), expected)
+        assert_close(weight.detach(), expected)
 
 
 def test_what_is_no_matrix_is_left_to_adam():
@@ -106,7 +107,7 @@ def test_what_is_no_matrix_is_left_to_adam():
     expected = trained(alone, Adam(others, lr=0.01, betas=(0.9, 0.99)))
     result = trained(beside, Muon(beside, 0.01, (0.9, 0.99)))
     for name, tensor in expected.items():
-        torch.testing.assert_close(result[name], tensor, msg=name)
+        assert_close(result[name], tensor, msg=name)
 
 
 def test_the_memory_format_does_not_matter(tiny):
@@ -116,4 +117,4 @@ def test_the_memory_format_does_not_matter(tiny):
     assert isinstance(make_optimizer(plain, muon), Muon)
     expected, result = (trained(net, make_optimizer(net, muon)) for net in (plain, last))
     for name, tensor in expected.items():
-        torch.testing.assert_close(result[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+        assert_close(result[name], tensor, rtol=1e-3, atol=1e-5, msg=name)

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.export import export
@@ -42,6 +43,7 @@ from hrvqvae.training.state import TrainState
 from tests.conftest import (
     do,
     done,
+    generator,
     input_error,
     parametrize,
     refused,
@@ -336,10 +338,10 @@ def test_without_a_class_the_marginal_is_learned(tiny):
     config = override(tiny, learning | {"prior.class_dropout": "0.5"})
     task = PriorTask("", range(1), config, (prior, config, ""))
     state = TrainState.start(prior, task.training)
-    generator = torch.Generator().manual_seed(1)
+    rng = generator(1)
     shares = torch.tensor([0.1, 0.2, 0.3, 0.4])
     for state.step in range(150):
-        label = torch.multinomial(shares, 256, replacement=True, generator=generator)
+        label = torch.multinomial(shares, 256, replacement=True, generator=rng)
         codes = torch.where(label == 3, 2, label % 2)  # the class says it: 0, 1, 0, 2
         task.step(state, CodeBatch((codes[:, None, None],), (), label))
     learned = state.averaged.module.eval()
@@ -374,9 +376,7 @@ def test_guidance_needs_class_dropout(run, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
-@parametrize(
-    ("before", "after", "more"), [("0", "0.3", False), ("0.3", "0", False), ("0", "0", True)]
-)
+@parametrize("before, after, more", [("0", "0.3", False), ("0.3", "0", False), ("0", "0", True)])
 def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
     """With or without "no class", or with another class; the rest of the network is kept."""
     train_levels(run, 1, class_dropout=before)
@@ -400,4 +400,4 @@ def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
     if not more:
         first["classes.weight"], second["classes.weight"] = expected, class_rows
     for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, msg=name, atol=1e-4, rtol=1e-4)
+        assert_close(second[name], tensor, msg=name, atol=1e-4, rtol=1e-4)

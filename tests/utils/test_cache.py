@@ -72,14 +72,13 @@ def test_a_changed_callee_and_constant_of_other_files_are_compiled_in(tmp_path):
     broken = start(tmp_path, 0.5)
     assert values_hits_misses(first) == ([7], 0, 1)
     assert values_hits_misses(broken) == ([2.0], 0, 1)
-    assert values_hits_misses(start(tmp_path, 3, 0.5)) == ([7, 2.0], 2, 0), (
-        "later processes compile nothing"
-    )
+    # later processes compile nothing
+    assert values_hits_misses(start(tmp_path, 3, 0.5)) == ([7, 2.0], 2, 0)
     (package / "inner.py").write_text(FILES["inner.py"].replace("x * 2", "x * 5"))
     (package / "numbers.py").write_text("STEP = 100\n")
     assert values_hits_misses(start(tmp_path, 3)) == ([115], 0, 1)
     kept = [path.name.split("-")[0] for path in package.rglob("*.nbc")]
-    assert sorted(kept) == ["small.inner.inner", "small.outer.outer"], "old code goes"
+    assert sorted(kept) == ["small.inner.inner", "small.outer.outer"]  # old code goes
 
 
 def test_what_compiled_functions_call_and_read_lies_in_their_folder():

@@ -59,7 +59,7 @@ def test_one_process_has_it(lock, tmp_path):
     with lock(path):
         with lock(path):
             pass
-        assert holder.read_text() == str(os.getpid()), "the outer one has it still"
+        assert holder.read_text() == str(os.getpid())  # the outer one has it still
         assert holder.with_name(holder.name.removesuffix("-holder")).exists()
     assert {path_inside.name for path_inside in tmp_path.rglob("*")} == (
         {"x", ".lock"} if lock is lock_folder else set()
@@ -72,7 +72,6 @@ def test_what_a_killed_process_forked_does_not_keep_it(tmp_path):
     """
     command = [sys.executable, "-c", _FORKING, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
         child = int(process.stdout.readline())
         process.kill()
         process.wait()
@@ -125,7 +124,7 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
     with in_another_process(out, "create_folder"):
         with pytest.raises(InUseError, match="in use"), create_folder(out):
             pass
-        assert temporary.is_dir(), "the other one's work is left alone"
+        assert temporary.is_dir()  # the other one's work is left alone
     with create_folder(out) as folder:
         (folder / "whole").write_text("")
         assert not out.exists()
@@ -160,7 +159,6 @@ def test_who_asks_for_a_lock_keeps_nobody_out(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE
     ) as process:
-        assert process.stdout is not None
         process.stdout.readline()
         try:
             for _ in range(200):
@@ -200,7 +198,7 @@ NAMES = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(name=NAMES)
 def test_a_safe_name_leads_nowhere_and_stays_as_it_is(name):
     safe = safe_name(name)
@@ -217,7 +215,7 @@ def test_a_safe_name_leads_nowhere_and_stays_as_it_is(name):
     assert (is_reserved(path), path.drive, PurePosixPath(safe).is_absolute()) == (False, "", False)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(names=st.lists(st.one_of(NAMES, st.text("aAéÉ/.", max_size=4)), max_size=12))
 def test_outputs_differ_on_every_system(names, tmp_path_factory):
     """By case and by Unicode form; none is a file where another needs a folder."""

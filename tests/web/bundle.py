@@ -13,7 +13,6 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.compression.entropy_model import read_entropy_model
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
-from hrvqvae.models.single_grid import SingleGridAutoencoder
 
 
 def read_bundle(path):
@@ -32,7 +31,6 @@ def read_bundle(path):
     weights = storage.restored(stored)
     config = from_dict(header["config"], str(path))
     model = build(config)
-    assert isinstance(model, SingleGridAutoencoder)
     progressive = {
         name: weights.pop(name) for name in list(weights) if name.startswith("progressive.")
     }

@@ -23,7 +23,7 @@ from hrvqvae.config.parsing import override
 from hrvqvae.export.web import export_web
 from hrvqvae.model import Model
 from hrvqvae.utils.errors import DamagedFileError
-from tests.conftest import do, parametrize, refused
+from tests.conftest import do, parametrize, read_json, refused, shared_fixture
 from tests.export import test_graphs
 from tests.web.bundle import read_bundle
 
@@ -36,7 +36,7 @@ FILES = int(os.environ.get("HRVQVAE_WEB_FILES", "30"))
 Pixels = NDArray[np.uint8]
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def bundle(tmp_path_factory):
     return export_web(
         os.environ.get("HRVQVAE_WEB_MODEL", MODEL), tmp_path_factory.mktemp("web") / "bundle"
@@ -57,7 +57,7 @@ def run_module(task, bundle, entries, folder):
     )
     (folder / "out.json").unlink(missing_ok=True)
     run_node(WEB_TESTS / "pictures.mjs", task, bundle, "in.json", "out.json", cwd=folder)
-    return json.loads((folder / "out.json").read_text())
+    return read_json(folder / "out.json")
 
 
 def text_of(content):
@@ -176,7 +176,7 @@ def test_transparency_comes_before_the_file_and_old_readers_refuse_it(bundle, tm
     (text,) = run_module("encode", bundle, [rgba(image, disc)], tmp_path)
     content = base64.b64decode(text)
     (text,) = run_module("encode", bundle, [rgba(image, np.full_like(disc, 250))], tmp_path)
-    assert base64.b64decode(text)[0] != 0xDC, "nothing is as transparent as a step"
+    assert base64.b64decode(text)[0] != 0xDC  # nothing is as transparent as a step
     with pytest.raises(DamagedFileError, match="version 3"):
         hrv.read(entropy_model, [content])
     assert content[0] == 0xDC
@@ -247,7 +247,7 @@ for (const [tables, byTables, level, grids, needed] of {json.dumps(cases)}) {{
 
 
 def test_the_command_writes_a_bundle_of_the_model(tmp_path, monkeypatch):
-    assert "treevq-mnist.hrvw" in do("export", "--web", MODEL, tmp_path / "out")
+    assert "treevq-mnist.hrvw" in do(f"export --web {MODEL} {tmp_path}/out")
     monkeypatch.chdir(run_folder(MODEL))
     assert "treevq-mnist.hrvw" in do("export", "--web", ".", tmp_path / "of here")
     model, entropy_model = read_bundle(tmp_path / "out" / "treevq-mnist.hrvw")
@@ -255,7 +255,7 @@ def test_the_command_writes_a_bundle_of_the_model(tmp_path, monkeypatch):
     assert entropy_model.content == original.entropy_model.content
     image = images_of_many_sizes(1, 1)[0]
     assert (model(image).images - original.autoencoder(image).images).abs().mean() < 0.01
-    assert "exists already" in refused(["export", "--web", MODEL, tmp_path / "out"])
+    assert "exists already" in refused(f"export --web {MODEL} {tmp_path}/out")
 
 
 @torch.inference_mode()

@@ -41,12 +41,11 @@ def server(tmp_path_factory):
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=log, text=True, env=environment
         )
-        assert process.stderr is not None
         line = process.stderr.readline()
         address = re.search(r"mnist: (http://127\.0\.0\.1:\S+)", line)
         assert address is not None, line
         yield Server(address[1], process)
-        assert process.poll() is None, "the server has died"
+        assert process.poll() is None  # the server has died
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
         process.stderr.close()

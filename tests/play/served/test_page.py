@@ -20,18 +20,16 @@ from PIL import Image
 from hrvqvae.model import Model
 from hrvqvae.play.address import LOOPBACK
 from hrvqvae.play.page import Guard, Page
-from tests.conftest import input_error, parametrize
+from tests.conftest import input_error, parametrize, shared_fixture
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def client(server):
     return Client(server.address, verbose=False)
 
 
 def upload(client, path):
-    shown = client.predict(handle_file(str(path)), 3, True, api_name="/upload")
-    assert isinstance(shown, tuple)
-    return shown
+    return client.predict(handle_file(str(path)), 3, True, api_name="/upload")
 
 
 def image_file(path, seed=0, size=(28, 28)):

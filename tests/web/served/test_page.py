@@ -1,6 +1,5 @@
 """The module and the page of web/ in Chromium: `make test-browser`."""
 
-import json
 import shutil
 import sys
 import threading
@@ -8,13 +7,12 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
-import pytest
 import torch
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from hrvqvae.export.web import export_web
-from tests.conftest import parametrize
+from tests.conftest import parametrize, read_json, shared_fixture
 from tests.play.served import conftest
 from tests.web.bundle import read_bundle
 from tests.web.test_module import (
@@ -66,7 +64,7 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
+@shared_fixture
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site") / "web"
     shutil.copytree(WEB, folder)
@@ -134,7 +132,7 @@ def test_page(browser, site, as_one_file):
     code = browser.find_element("id", "code").get_attribute("value")
     browser.find_element("id", "copy").send_keys(Keys.ENTER)
     wait_for(browser, "document.getElementById('status').textContent.startsWith('copied')")
-    png = json.loads((folder / "examples.json").read_text())[3]["png"]
+    png = read_json(folder / "examples.json")[3]["png"]
     browser.set_script_timeout(60)
     browser.execute_async_script(DROP, png)
     wait_for(browser, "document.getElementById('code').value !== arguments[0]", code)
