@@ -74,22 +74,23 @@ def _call(builder: Any, name: str, returns: Any, *arguments: Any) -> Any:
     return builder.call(builder.module.declare_intrinsic(name, fnty=function), arguments)
 
 
-def _sum_squares(
-    builder: Any, sums: int, count: Any, differences: Callable[[Any], list[Any]]
-) -> list[Any]:
+def _sum_squares(builder: Any, count: Any, differences: Callable[[Any], list[Any]]) -> list[Any]:
     """Return registers with the sums of squared differences: those of differences(index) are added
-    for each index in range(count).
+    for each index in range(count), at least for 0.
     """
+
+    def add_square(difference: Any, total: Any) -> Any:
+        # a fused multiply-add if the processor has one
+        name = f"llvm.fmuladd.v{LANES}f32"
+        return _call(builder, name, _FLOATS, difference, difference, total)
+
     zero = ir.Constant(_FLOATS, None)
     make_variable: Any = alloca_once_value  # LLVM keeps it in a register
-    totals = [make_variable(builder, zero) for _ in range(sums)]
-    with for_range(builder, count, intp=_LONG) as loop:
+    first = differences(_LONG(0))
+    totals = [make_variable(builder, add_square(difference, zero)) for difference in first]
+    with for_range(builder, count, start=_LONG(1), intp=_LONG) as loop:
         for total, difference in zip(totals, differences(loop.index), strict=True):
-            # a fused multiply-add if the processor has one
-            name = f"llvm.fmuladd.v{LANES}f32"
-            old = builder.load(total)
-            new = _call(builder, name, _FLOATS, difference, difference, old)
-            builder.store(new, total)
+            builder.store(add_square(difference, builder.load(total)), total)
     return [builder.load(total) for total in totals]
 
 
@@ -114,7 +115,7 @@ def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) ->
         return result
 
     steps = builder.udiv(width, _LONG(LANES))
-    sums = _sum_squares(builder, SIDE_BY_SIDE, steps, differences)
+    sums = _sum_squares(builder, steps, differences)
 
     # Sixteen lanes to eight; then neighbours, so that one has lanes of two, four, eight sums.
     # Lanes of a pair (0 to 7, 8 to 15) are added at a distance of `bit`: with bit 1 they are 0 + 1,
@@ -208,7 +209,7 @@ def update_nearest(
 
     integers = ir.VectorType(_INT, LANES)
     block = _broadcast(builder, integers, builder.trunc(block, _INT))
-    sums = _sum_squares(builder, ROWS * COLUMNS // LANES, dim, differences)
+    sums = _sum_squares(builder, dim, differences)
     for i, distances in enumerate(sums):
         least_at, block_at = (builder.add(start, _LONG(4 * LANES * i)) for start in (least, blocks))
         old_least = _load(builder, least_at)
