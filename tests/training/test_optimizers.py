@@ -19,7 +19,7 @@ def filled(shape, seed):
 @parametrize("shape, size", [((8, 8), 1e-6), ((64, 576), 1.0), ((48, 5), 1e4), ((1, 7), 1.0)])
 def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(shape, size):
     matrix = size * filled(shape, 0)
-    result = orthogonalize([matrix[None]])[0][0]
+    (result,) = orthogonalize([matrix])
     left, sizes, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     along = left.T @ result.double() @ right.T  # in the matrix's own directions: a diagonal
     values = along.diagonal()
@@ -27,7 +27,7 @@ def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(shape, size):
     kept = sizes > 0.02 * sizes.norm()
     assert float(values[kept].min()) > 0.6
     assert float(values.max()) < 1.3
-    assert not orthogonalize([0 * matrix[None]])[0].any()
+    assert not orthogonalize([0 * matrix])[0].any()
 
 
 def test_matrices_are_the_weights_between_layers():
@@ -92,7 +92,7 @@ def test_a_step_is_that_of_the_paper():
         gradient = weight.grad.clone()
         momentum = 0.95 * momentum + 0.05 * gradient
         ahead = (0.05 * gradient + 0.95 * momentum).reshape(6, 72)
-        (update,) = orthogonalize([ahead[None]])
+        (update,) = orthogonalize([ahead])
         expected = expected - rate * 0.2 * math.sqrt(72) * update.reshape(weight.shape)
         optimizer.step()
         assert_close(weight.detach(), expected)

@@ -40,34 +40,33 @@ def compute_learning_rate(config: StageConfig, step: int, fraction: float) -> fl
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
-def orthogonalize(batches: Sequence[Tensor]) -> list[Tensor]:
-    """Return approximately U V^T of each matrix U S V^T of several batches (B, n, k).
+def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return approximately U V^T of each matrix U S V^T (n, k).
 
     Five Newton-Schulz steps bring all singular values that are not tiny to between 0.7 and 1.2
     (Jordan et al. 2024). A zero matrix stays zero.
     """
-    wide = [batch.mT if batch.shape[1] > batch.shape[2] else batch for batch in batches]
+    wide = [matrix if len(matrix) <= matrix.shape[1] else matrix.T for matrix in matrices]
     by_side = defaultdict[int, list[int]](list)
-    for index, batch in enumerate(wide):
-        by_side[batch.shape[1]].append(index)
+    for index, matrix in enumerate(wide):
+        by_side[len(matrix)].append(index)
 
     # X becomes P X in each step, where P = first + third G + fifth G G and G = X X^T. All P commute
     # with G, so the steps are taken on the small G, and X is multiplied once.
     for indices in by_side.values():
-        product = _multiply_steps(torch.cat([wide[index] @ wide[index].mT for index in indices]))
-        products = torch.split(product, [len(wide[index]) for index in indices])
-        for index, factor in zip(indices, products, strict=True):
-            batch = factor @ wide[index]
-            wide[index] = batch.mT if batches[index].shape[1] > batch.shape[1] else batch
-    return wide
+        products = _multiply_steps(torch.stack([wide[index] @ wide[index].T for index in indices]))
+        for index, product in zip(indices, products, strict=True):
+            wide[index] = product @ wide[index]
+    pairs = zip(wide, matrices, strict=True)
+    return [result if result.shape == matrix.shape else result.T for result, matrix in pairs]
 
 
 def _multiply_steps(gram: Tensor) -> Tensor:
     """Return the product of all P, divided by the norm of X, for each X X^T (B, n, n)."""
     first, third, fifth = _ITERATION
-    norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt().add(1e-7)[:, None, None]
-    gram = gram / norm.square()
-    product: Tensor = 1 / norm
+    square = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-14  # of the norm of X
+    gram = gram / square
+    product = square.rsqrt()
     for step in range(_ITERATIONS):
         polynomial = torch.baddbmm(gram, gram, gram, beta=third, alpha=fifth)
         polynomial.diagonal(dim1=1, dim2=2).add_(first)
@@ -140,16 +139,9 @@ class Muon(Adam):
         torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
         ahead = torch._foreach_lerp(gradients, momenta, _MOMENTUM)
 
-        # matrices of equal shape as one batch
-        by_shape = defaultdict[torch.Size, list[int]](list)
-        matrices = [tensor.flatten(1).float() for tensor in ahead]
-        for index, matrix in enumerate(matrices):
-            by_shape[matrix.shape].append(index)
-        batches = [torch.stack([matrices[i] for i in indices]) for indices in by_shape.values()]
-        updates = orthogonalize(batches)
+        updates = orthogonalize([tensor.flatten(1).float() for tensor in ahead])
         scale = -learning_rate * _ADAM_STEP
-        torch._foreach_mul_(updates, [scale * math.sqrt(max(shape)) for shape in by_shape])
-        order = [parameters[index] for indices in by_shape.values() for index in indices]
-        flat = [update for batch in updates for update in batch]
-        pairs = zip(order, flat, strict=True)
-        torch._foreach_add_(order, [update.view(weight.shape) for weight, update in pairs])
+        torch._foreach_mul_(updates, [scale * math.sqrt(max(update.shape)) for update in updates])
+        pairs = zip(updates, parameters, strict=True)
+        shaped = [update.reshape(parameter.shape) for update, parameter in pairs]
+        torch._foreach_add_(parameters, shaped)
