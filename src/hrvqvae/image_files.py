@@ -256,7 +256,8 @@ class Resumption:
 
         # files of another call go first, since a further call would take them for files of this one
         for index in missing:
-            paths[index].unlink(missing_ok=True)
+            if paths[index].is_file():
+                paths[index].unlink()
         write_output(self.record, json.dumps({"options": self.call, **details}).encode())
         try:
             yield missing

@@ -50,7 +50,7 @@ def png_of_size(width, height):
 
 HOSTILE = {
     "many pixels": (png_of_size(30_000, 30_000), "exceeds limit of"),
-    "too many pixels": (png_of_size(65_500, 1_000), "admits 16777216"),
+    "too many pixels": (png_of_size(65_500, 1_000), "at most 16777216 are"),
     "bytes": (bytes(17 << 20), "has 17,825,792 bytes; at most 16,777,216"),
     "text": (b"this is text\n", "is not a readable PNG, JPEG or WebP image"),
     "cut": (png_of_size(30, 30)[:-20], "is not a readable PNG, JPEG or WebP image"),
