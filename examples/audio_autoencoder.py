@@ -78,9 +78,13 @@ with torch.no_grad():
         heard = model.decode(indices[..., :levels])
         ratio = sounds.square().sum() / (heard - sounds).square().sum()
         bits = indices.shape[1] * levels * 3 * RATE / LENGTH
-        print(f"levels 1..{levels}: {bits:.0f} bit/s, signal to noise {10 * math.log10(ratio):.1f} dB")
+        print(
+            f"levels 1..{levels}: {bits:.0f} bit/s, signal to noise {10 * math.log10(ratio):.1f} dB"
+        )
     leaves = model.quantize.codeword_indices(indices)[..., -1]
-    print(f"{leaves.unique().numel():,} of {8**4:,} leaves are used by {leaves.numel():,} positions")
+    print(
+        f"{leaves.unique().numel():,} of {8**4:,} leaves are used by {leaves.numel():,} positions"
+    )
 
 # %% Indices are what is stored: they come back as the same sound
 stored = indices.to(torch.uint8)

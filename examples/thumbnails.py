@@ -66,19 +66,28 @@ def read_pictures(folder: str | None) -> list[tuple[str, torch.Tensor]]:
         from hrvqvae.data.loading import load_images
 
         images = load_images(get("treevq/cifar10").config.data, "test")
-        return [(f"test image {row}", torch.from_numpy(np.array(images.pixels[row]))[None]) for row in range(COUNT)]
+        return [
+            (f"test image {row}", torch.from_numpy(np.array(images.pixels[row]))[None])
+            for row in range(COUNT)
+        ]
     pictures = []
     paths = sorted(Path(folder).rglob("*"))
-    for path in [path for path in paths if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")][:COUNT]:
+    for path in [
+        path for path in paths if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
+    ][:COUNT]:
         picture = to_pil(read_image(path, 3))
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        pictures.append((path.stem, torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]))
+        pictures.append(
+            (path.stem, torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None])
+        )
     return pictures
 
 
 def main() -> None:
     """Write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", metavar="DIR", help="a folder of pictures")
@@ -87,9 +96,15 @@ def main() -> None:
     items = []
     for name, image in read_pictures(arguments.data):
         files = [model.compress(image, levels)[0] for levels in model.autoencoder.prefixes]
-        code = base64.b64encode(max((file for file in files if len(file) <= BYTES), key=len, default=files[0])).decode()
-        items.append(f'<li><canvas data-code="{code}" role="img" aria-label="{html.escape(name)}"></canvas></li>')
-    arguments.out.write_text(one_file(PAGE.replace("LIST", "\n".join(items)), SCRIPT, arguments.bundle))
+        code = base64.b64encode(
+            max((file for file in files if len(file) <= BYTES), key=len, default=files[0])
+        ).decode()
+        items.append(
+            f'<li><canvas data-code="{code}" role="img" aria-label="{html.escape(name)}"></canvas></li>'
+        )
+    arguments.out.write_text(
+        one_file(PAGE.replace("LIST", "\n".join(items)), SCRIPT, arguments.bundle)
+    )
     print(f"{arguments.out}: {len(items)} pictures, {arguments.out.stat().st_size:,} bytes")
 
 

@@ -33,8 +33,12 @@ def main() -> None:
             content = codec.save(picture, quality)
             files[frame_bytes(content)] = base64.b64encode(content).decode()
         avif = {"32": [[size, files[size]] for size in sorted(files) if size <= 260]}
-        examples.append({"name": name, "png": base64.b64encode(stream.getvalue()).decode(), "avif": avif})
-    (Path(__file__).parent / "examples.json").write_text(json.dumps(examples, separators=(",", ":")))
+        examples.append(
+            {"name": name, "png": base64.b64encode(stream.getvalue()).decode(), "avif": avif}
+        )
+    (Path(__file__).parent / "examples.json").write_text(
+        json.dumps(examples, separators=(",", ":"))
+    )
 
 
 if __name__ == "__main__":

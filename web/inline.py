@@ -32,7 +32,9 @@ def one_file(page: str, script: str, bundle: Path, data: str = "") -> str:
     """
     script = re.sub(r"^import [^;]*;\n", "", script, flags=re.MULTILINE)
     content = base64.b64encode(bundle.read_bytes()).decode()
-    added = f'<script id="bundle" type="text/plain">{content}</script>\n{data}<script type="module">\n'
+    added = (
+        f'<script id="bundle" type="text/plain">{content}</script>\n{data}<script type="module">\n'
+    )
     return page.replace("</body>", f"{added}{joined_modules()}\n{script}</script>\n</body>")
 
 
@@ -44,7 +46,9 @@ def main(bundle: str, out: str) -> None:
     for name, path in LIBRARIES.items():
         if (WEB / "node_modules" / path).is_file():
             source = base64.b64encode((WEB / "node_modules" / path).read_bytes()).decode()
-            libraries += f"  {name}: await import({json.dumps(f'data:text/javascript;base64,{source}')}),\n"
+            libraries += (
+                f"  {name}: await import({json.dumps(f'data:text/javascript;base64,{source}')}),\n"
+            )
     script = f"globalThis.libraries = {{\n{libraries}}};\n" + (WEB / "page.js").read_text()
     Path(out).write_text(one_file(page, script, Path(bundle), data))
 
