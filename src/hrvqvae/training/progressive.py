@@ -84,7 +84,8 @@ class ProgressiveTask(ImageTask):
             latents = all_latents[assigned, indices]
             decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), assigned + 1)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
-        # (prefixes, B)
+
+        # Average the errors of the images of each prefix; `chosen` is (prefixes, B).
         chosen = assigned == torch.arange(len(prefixes), device=images.device).unsqueeze(1)
         sums = (chosen * errors).sum(1)
         counts = chosen.sum(1).to(errors)
