@@ -110,7 +110,7 @@ COMMON: Mapping[str, Option] = {
     "--effort": option(
         "--effort",
         "0: take the nearest codewords; 1, 2: look at the decoded image too, for less error, in"
-        " 2 and 8 times the time (default: 2 with --lmbda, else 0)",
+        " 2 and 7 times the time (default: 2 with --lmbda, else 0)",
         type=int,
         choices=(0, 1, 2),
     ),
