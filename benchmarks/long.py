@@ -221,9 +221,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # trials, then rows: first at 2,304 bits, then at the bits of VQVAE-2
     for systems in GROUPS:
-        chosen = choose(systems, Folder(out / "trials"))
         first = {name: systems[name] for name in LONGEST if name in systems}
-        for part in (first, systems):
+        for part in filter(None, (first, systems)):
+            chosen = choose(part, Folder(out / "trials"))
             rows, signal = compare(make_comparison(part, chosen, STEPS, SEEDS), out, _say)
             _stop(signal)
 
