@@ -234,6 +234,7 @@ class Resumption:
 
     def __init__(self, record: Path, call: dict[str, Any], *, restart: bool = False) -> None:
         self.record = record
+        self.restart = restart
         self.call = json.loads(json.dumps(call))  # as it is read back: lists for tuples
         self.stored = dict[str, Any]()
         with suppress(OSError, ValueError, TypeError):
@@ -263,7 +264,8 @@ class Resumption:
             yield missing
         except (KeyboardInterrupt, SystemExit):
             count = sum(path.is_file() for path in paths)
-            note(f"{folder} has {count:,} of {total}; the same command goes on")
+            command = "the same command" + " without --force" * self.restart
+            note(f"{folder} has {count:,} of {total}; {command} goes on")
             raise
 
 

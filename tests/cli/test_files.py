@@ -170,8 +170,12 @@ def test_an_interrupted_call_goes_on(run, images, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(image_files, "write_output", interrupt)
-        code, _, told = done(command)
-        assert (code, f"{out} has 2 of 4 files; the same command goes on" in told) == (130, True)
+        for option, words in (
+            (" --force", "the same command without --force"),
+            ("", "the same command"),
+        ):
+            code, _, told = done(command + option)
+            assert (code, f"{out} has 2 of 4 files; {words} goes on" in told) == (130, True)
     kept = (out / "0.hrv").stat()
 
     # nothing is mixed
