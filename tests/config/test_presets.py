@@ -19,7 +19,7 @@ from hrvqvae.config import (
 from hrvqvae.config.entries import System
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, register_system
 from hrvqvae.config.section import flatten
-from hrvqvae.utils.progress import told_once
+from hrvqvae.utils.progress import note_once
 from tests.conftest import cells_of, done, input_error, parametrize, refused
 
 
@@ -163,7 +163,7 @@ def test_a_package_adds_a_system(site):
 )
 def test_a_broken_package_is_named_and_breaks_nothing_else(source, fault, site):
     install(site, "theirs", source, other="SYSTEM")
-    told_once.cache_clear()
+    note_once.cache_clear()
     code, printed, told = done("presets")
     assert told.startswith(f"hrvqvae: the system 'other' of the package theirs {fault}")
     assert (code, told.count("\n"), "other" in printed) == (0, 1, False)

@@ -33,7 +33,7 @@ from hrvqvae.data.batches import (
 from hrvqvae.data.images import BrokenImageError, decode_image, read_image, to_pil, write_image
 from hrvqvae.data.loading import find_data_root, load_images
 from hrvqvae.distributed import RankSlice
-from hrvqvae.utils.progress import told_once
+from hrvqvae.utils.progress import note_once
 from tests.conftest import drawn_digits, input_error, parametrize, write_picture
 from tests.data.stored import content, loaded, noise, paths_of
 
@@ -234,7 +234,7 @@ list(evaluation_batches(images, batch_size=4, workers=1))
 
 @parametrize("workers", [0, 2])
 def test_conversion_is_told_once(workers, picture_folder, caplog):
-    told_once.cache_clear()
+    note_once.cache_clear()
     images = loaded(picture_folder, channels=1, crop="random")
     first = list(islice(batches(images, batch_size=8, seed=0, workers=workers), 5))
     assert [len(batch.lost) for batch in first] == [8] * 5

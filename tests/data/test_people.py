@@ -1,7 +1,7 @@
 """What is understood of a hundred sets of images is printed in one line, and is what was meant."""
 
 from hrvqvae.data.loading import load_images
-from hrvqvae.utils.progress import told_once
+from hrvqvae.utils.progress import note_once
 from tests.conftest import input_error, parametrize
 from tests.data.people import PEOPLE, drawn, write
 from tests.data.stored import folder_config
@@ -9,7 +9,7 @@ from tests.data.stored import folder_config
 
 @parametrize("people", PEOPLE, ids=range(len(PEOPLE)))
 def test_what_is_meant_is_understood(people, tmp_path, caplog):
-    told_once.cache_clear()
+    note_once.cache_clear()
     folder = tmp_path / "set"
     write(people, folder)
     config = folder_config(folder, labels=people.labels, test_fraction=0.25)

@@ -32,7 +32,7 @@ from hrvqvae.models.build import get_system
 from hrvqvae.priors.guidance import format_guidance
 from hrvqvae.utils.errors import InputError, printable
 from hrvqvae.utils.outputs import create_folder, write_atomic
-from hrvqvae.utils.progress import told_once
+from hrvqvae.utils.progress import note_once
 
 _FENCE = "---\n"  # before and after the YAML at the top of a card
 _MORE_VARIETY = "; `--guidance 1` draws from the prior itself, with more variety"
@@ -106,7 +106,7 @@ def export(
         stale = [*source.networks, source.entropy_model]
         left_out = [f"priors, decoders and entropy model, made for the weights of {run}"]
     for line in left_out:
-        told_once(f"left out of {out}: {line}")
+        note_once(f"left out of {out}: {line}")
 
     abouts = {}  # metadata of the exported networks, by their folders
     with create_folder(out) as folder:
@@ -129,7 +129,7 @@ def export(
             network_target.path.mkdir(parents=True)
             storage.write(network_target.model, network_weights, about)
         if compact:
-            told_once(
+            note_once(
                 f"{out} has other weights than {run}, so no entropy model: hrvqvae"
                 f" fit-entropy-model {shlex.quote(str(out))}"
             )
@@ -139,7 +139,7 @@ def export(
             write_atomic(target.sampling, source_folder.sampling.read_bytes())
         for state in source.earlier_states():
             if compact:
-                told_once(
+                note_once(
                     f"left out of {out}: {source_folder.states}, by which {run} reads its older"
                     " files of codes"
                 )

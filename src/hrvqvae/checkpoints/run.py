@@ -52,7 +52,7 @@ from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
 from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.outputs import replace_file, write_atomic
-from hrvqvae.utils.progress import Say, note, told_once
+from hrvqvae.utils.progress import Say, note, note_once
 
 # Decoders of prefixes of the levels, by their folders in a run, and what a model does without one.
 DECODERS = {
@@ -227,7 +227,7 @@ class Run:
         if not is_there or decoder.is_stale():
             if is_there or name != PROGRESSIVE:
                 reason = f"was {renewal_advice(self.name)}" if is_there else "is missing"
-                told_once(f"{DECODERS[name]}: {decoder.path} {reason}")
+                note_once(f"{DECODERS[name]}: {decoder.path} {reason}")
             return config
         weights, meta = decoder.read()
         stored = config_of(meta, decoder.file)

@@ -1,4 +1,4 @@
-"""The contracts of the configurations of systems and priors; a configuration per architecture."""
+"""What a configuration of a system or of a prior network must have, and the built-in systems."""
 
 import math
 from abc import abstractmethod
@@ -31,7 +31,7 @@ class Geometry(NamedTuple):
     positions.
     """
 
-    unit: int  #: in pixels; along a side, each level has a whole number of positions per unit
+    unit: int  #: pixels along a side for which level l has times[l] positions
     margin: int  #: pixels that padding adds to the height, and to the width
     times: tuple[int, ...]  #: positions per unit of each level, coarse first
 
@@ -71,13 +71,15 @@ class ModelConfig(Section, section="model"):
     @property
     def linked(self) -> tuple[bool, ...]:
         """Whether each level has a codebook for each codeword of the coarser level."""
-        counts = zip((0, *self.num_codewords), self.num_codewords, self.num_symbols, strict=False)
+        # The first level has no coarser level: with 0 codewords there, it is not linked.
+        coarser = (0, *self.num_codewords)
+        counts = zip(coarser, self.num_codewords, self.num_symbols, strict=False)
         return tuple(count == coarser_count * m for coarser_count, count, m in counts)
 
     @property
     def start_vectors(self) -> int:
-        """Number of latent vectors of the finest grid that start the codewords (0: a random
-        start).
+        """Number of latent vectors of the finest grid from which the first codewords are computed
+        (0: random codewords).
         """
         return 0
 
@@ -131,25 +133,22 @@ _REMOVED = {"context": 0, "shrinkage": 0, "memory_mib": 64}  # fields of earlier
 class QuantizerConfig(Section, section="model.quantizer"):
     """Residual quantization, from a flat codebook to a tree (docs/method.md, Tables 4, 6 and 7).
 
-    One level is VQ. Several levels are RQ with `linked` 1, HR-VQVAE with 0 (all linked), and in
-    between with others.
+    A single level is VQ. Several levels are RQ if `linked` is 1, and HR-VQVAE if it is 0 (all are
+    linked). Other values of `linked` lie in between.
     """
 
     levels: Positive = 1  #: L, number of levels
     codewords: AtLeastTwo = 512  #: m, codewords of each codebook
-    #: Number of levels per group. In a group, each codeword has a codebook of its own at the next
-    #: level. Each group
-    #: begins with a single codebook, and the last group may be shorter. 0: one group of all levels;
-    #: 1: no links.
+    #: Number of levels per group (0: a single group of all levels; 1: no links). In a group, each
+    #: codeword has a codebook of its own at the next level. Each group begins with a single
+    #: codebook, and the last group may be shorter.
     linked: Count = 0
-    level_codewords: tuple[
-        AtLeastTwo, ...
-    ] = ()  #: m of each level, coarse first (default: `codewords`)
+    #: m of each level, coarse first (default: `codewords`)
+    level_codewords: tuple[AtLeastTwo, ...] = ()
     dim: Positive = 32  #: D, width of a codeword
     beta: Weight = 0.25  #: beta_0, weight of the commitment to the sum of the codewords
     #: beta_l, weight of the commitment at each level, coarse first, or one value for all levels.
-    #: Default: `beta` for
-    #: all, as in the paper; with a single level, no such term.
+    #: Default: `beta` for all levels, as in the paper, or no such term if there is a single level.
     level_betas: tuple[Weight, ...] = ()
     #: ema: moving averages of the latents; gradient: the codebook loss
     update: Literal["ema", "gradient"] = "ema"
@@ -177,9 +176,9 @@ class QuantizerConfig(Section, section="model.quantizer"):
             "level_codewords",
             f"none or {self.levels} values",
         )
-        forbids_beam = self.levels > 1 and self.linked == 1 and not self.joint_beam
+        allows_beam = self.levels == 1 or self.linked != 1 or self.joint_beam
         self.require(
-            self.beam == 1 or not forbids_beam,
+            self.beam == 1 or allows_beam,
             "beam",
             "1 unless levels are linked or joint_beam is true",
         )
@@ -191,6 +190,7 @@ class QuantizerConfig(Section, section="model.quantizer"):
         """As `Section.replace`, also with fields of earlier versions at their defaults."""
         for name, default in _REMOVED.items():
             value = changes.pop(name, default)
+            # a number, or its text from a command line
             if str(value) not in (str(default), f"{default}.0"):
                 raise InputError(
                     f"{self.section}.{name} is {value}; only {default} is left, since it did not"

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from hrvqvae.config.entries import Dataset, Logger, PriorNetwork, System
 from hrvqvae.utils.errors import InputError, near_names, one_line
-from hrvqvae.utils.progress import told_once
+from hrvqvae.utils.progress import note_once
 
 RIVALS = ("fsq", "vqpytorch")
 """Systems that stood in the package before 1.0; `benchmarks/rivals.py` has them now."""
@@ -85,7 +85,7 @@ class Registry(Generic[E]):
             try:
                 loaded.append(self.get(name))
             except InputError as error:
-                told_once(str(error))
+                note_once(str(error))
         return loaded
 
 

@@ -32,7 +32,7 @@ from hrvqvae.data.sources import Source
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.grouping import slices
-from hrvqvae.utils.progress import told_once
+from hrvqvae.utils.progress import note_once
 
 Augmentation = tuple[int, int, int]
 """(seed, epoch, index), on which alone augmentation depends."""
@@ -264,7 +264,7 @@ def read_batches(
                     " skip; a training goes on with --resume"
                 )
             if batch.lost:
-                told_once(f"images are converted ({batch.lost[0]}); this is told once")
+                note_once(f"images are converted ({batch.lost[0]}); this is told once")
             yield batch
 
 

@@ -37,7 +37,7 @@ from hrvqvae.data.sources import (
     tars,
 )
 from hrvqvae.utils.errors import InputError, expand_home
-from hrvqvae.utils.progress import note, told_once
+from hrvqvae.utils.progress import note, note_once
 from hrvqvae.utils.quantities import counted
 
 _SOURCES: Mapping[str, Callable[[Sequence[Shard], bool], Source]] = {
@@ -172,7 +172,7 @@ def _open_sources(config: DataConfig, split: str) -> tuple[str, Mapping[str, Sou
 
 def _note_shards_beside(folder: Path) -> None:
     for kind in sorted({file.suffix.lower() for file in folder.iterdir()} & {*_SOURCES}):
-        told_once(
+        note_once(
             f"{folder}: its images are read and its {kind} files are not; to read these:"
             f" '{folder}/*{kind}'"
         )
@@ -231,7 +231,7 @@ def _select_split(
         reasons = [] if source.labels is None else ["data.labels is false"]
     if reasons and not classes:
         kinds += f": {reasons[0]}"
-    told_once(f"{where}: {counts}; {kinds}")
+    note_once(f"{where}: {counts}; {kinds}")
     labels = numbers[name][rows] if classes else np.zeros(len(rows), np.int64)
     return ImageSet(config, labels, classes, source, rows)
 
@@ -309,7 +309,7 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
     if splits is None:
         return {"": source_class(shards, labels)}
     if outside := [shard for name in by_name if name not in splits for shard in by_name[name]]:
-        told_once(
+        note_once(
             f"{path}: {counted(len(outside), 'shard')} outside of {' and '.join(splits)} left out,"
             f" such as {outside[0].name}"
         )

@@ -17,7 +17,7 @@ from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import write_atomic
 
 _LINES = ("-", "--", ":", "-.")
-# none is below 0
+# prefixes of the names of the losses that are never negative, for a logarithmic axis
 _TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")
 
 
@@ -70,8 +70,9 @@ def _plot_field(
     label: str,
     level: int = 0,
 ) -> None:
-    """Plot a field against steps, or its value of a level; a single point gets a marker, to be
-    visible.
+    """Plot a field against steps; of a field with a value per level, plot the values of `level`.
+
+    A single point gets a marker, to be visible.
     """
     points = []
     for record in records:

@@ -31,7 +31,7 @@ import torch
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
 
-from hrvqvae.utils.progress import told_once
+from hrvqvae.utils.progress import note_once
 
 Function = Callable[..., Any]
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class _Cache(FunctionCache):
             content = self._path(sig, target_context.codegen()).read_bytes()
             if hashlib.sha256(content[32:]).digest() == content[:32]:
                 return self._impl.rebuild(target_context, pickle.loads(content[32:]))
-        told_once(
+        note_once(
             "compiling for this processor (some seconds; later runs find the code on disk) ..."
         )
         return None
@@ -115,14 +115,13 @@ def compiled(**options: Any) -> Callable[[Function], Any]:
 
 
 @cache
-def _thread_team() -> Any:
+def _load_team_runner() -> Any:
     """Return the function of torch's OpenMP runtime that runs a callback on each of torch's
     threads, or None.
     """
     # Threads of another pool would find no free core: torch's threads spin for milliseconds after
-    # each operation.
-    # numba's threading layers can't be called from two threads at once, or end a process that forks
-    # afterwards.
+    # each operation. numba's threading layers are no way either: some can't be called from two
+    # threads at once, and with the others a process that forks afterwards is ended.
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         try:
             call = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name)).GOMP_parallel
@@ -157,16 +156,18 @@ def in_parts(count: int, run: Callable[[int, int], T], *, one_thread_up_to: int 
     For counts up to `one_thread_up_to`, run(0, count) is called on the calling thread alone.
     """
     threads = min(torch.get_num_threads(), max(1, count))
-    run_on_team = None if threads == 1 or count <= one_thread_up_to or _is_child else _thread_team()
+    is_alone = threads == 1 or count <= one_thread_up_to or _is_child
+    run_on_team = None if is_alone else _load_team_runner()
     if run_on_team is None:
         return [run(0, count)]
     ranges = list(pairwise(count * index // threads for index in range(threads + 1)))
     results: dict[int, T] = {}
-    indices = iter(range(threads))  # of the ranges that no thread has taken yet
     errors: list[BaseException] = []
+    # The threads share this iterator: each takes the next range until none is left.
+    indices = iter(range(threads))
 
     def work(_: object) -> None:
-        for index in indices:  # shared by the threads
+        for index in indices:
             try:
                 results[index] = run(*ranges[index])
             # No exception can pass through the OpenMP runtime, not even Ctrl-C.

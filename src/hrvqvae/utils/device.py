@@ -62,11 +62,12 @@ def torch_defaults() -> Iterator[None]:
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # this enables gradients too
-        if torch.get_default_device().type != "cpu":  # such a context slows each operation
+        # A device context slows each operation, so it is entered only where it is needed.
+        if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
-                # its cache would keep weights that a training changes
+                # With its cache, autocast would keep old weights while a training changes them.
                 autocast = torch.autocast(device, enabled=False, cache_enabled=False)
                 stack.enter_context(autocast)
         stack.callback(torch.set_default_dtype, dtype)
@@ -76,23 +77,25 @@ def torch_defaults() -> Iterator[None]:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Turn TF32 off, to which a GPU may round the float32 inputs of convolutions and matrix
-    products.
+    """Compute float32 convolutions and matrix products without TF32, to which a GPU may round their
+    inputs.
     """
     matmul = torch.backends.cuda.matmul
     cudnn = torch.backends.cudnn
-    convolution = getattr(cudnn, "conv", None)
+    settings = (
+        (matmul, "allow_tf32", False),
+        (cudnn, "allow_tf32", False),
+        (matmul, "fp32_precision", "ieee"),
+        (getattr(cudnn, "conv", None), "fp32_precision", "ieee"),
+    )
+    # Keep the values of the settings that can be read. torch has fp32_precision from 2.9 on; once
+    # that is set, to read allow_tf32 or the precision of matrix products is an error.
     previous = []
-    for name, targets, exact in (
-        ("allow_tf32", (matmul, cudnn), False),
-        ("fp32_precision", (matmul, convolution), "ieee"),
-    ):
-        for target in targets:
-            # fp32_precision is of torch 2.9; once it is set, allow_tf32 raises
-            with suppress(AttributeError, RuntimeError):
-                previous.append((target, name, getattr(target, name), exact))
+    for target, name, exact in settings:
+        with suppress(AttributeError, RuntimeError):
+            previous.append((target, name, getattr(target, name), exact))
     precision = ""
-    with suppress(RuntimeError):  # it raises if fp32_precision has been set
+    with suppress(RuntimeError):
         precision = torch.get_float32_matmul_precision()
     try:
         for target, name, _, exact in previous:
@@ -101,7 +104,7 @@ def exact_float32() -> Iterator[None]:
     finally:
         for target, name, value, _ in previous:
             setattr(target, name, value)
-        if precision == "medium":  # allow_tf32 can only be "highest" or "high"
+        if precision == "medium":  # setting allow_tf32 to true has made this "high"
             torch.set_float32_matmul_precision(precision)
 
 
@@ -115,8 +118,8 @@ class Compute:
         is_auto = config.precision == "auto"
         self.precision: str = decide_precision(config) if is_auto else config.precision
         self.bf16 = self.precision == "bf16"
-        is_last = config.memory_format == "channels_last"
-        self._format = torch.channels_last if is_last else torch.contiguous_format
+        channels_last = config.memory_format == "channels_last"
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     @property
     def emulates_bf16(self) -> bool:

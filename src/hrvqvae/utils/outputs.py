@@ -8,26 +8,29 @@ import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hrvqvae.utils.errors import InputError, explain_write_errors, printable
 from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.progress import note
 
 TEMPORARY = ".writing-"
-# bytes of one part of a relative path, and of the path, without suffix
-_LONGEST_PART = 180
-_LONGEST_NAME = 800
+# Limits of a relative path before a suffix is added: bytes per part, and of the path.
+_MAX_PART_BYTES = 180
+_MAX_NAME_BYTES = 800
 _RESERVED = re.compile(
     r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE
 )
-_UNSAFE = re.compile(r'[\\:*?"<>|\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]')
+# control characters, what Windows refuses, surrogates, and what moves or reverses a line
+_UNSAFE = re.compile(
+    r'[\x00-\x1f\x7f-\x9f\\:*?"<>|\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]'
+)
 
 
 def base_name(run: str | Path) -> str:
-    """Return the last part of a run's name, without .safetensors; for "." and ".." the name of that
-    folder.
+    """Return the last part of a run's path, without dots around it and without .safetensors.
+
+    For "." and "..", this is the name of the folder that they stand for.
     """
     return (Path(run).name.strip(".") or Path(run).resolve().name).removesuffix(".safetensors")
 
@@ -38,18 +41,21 @@ def safe_name(name: str) -> str:
     """
     parts = [_safe_part(part) for part in name.split("/") if part not in ("", ".", "..")]
     safe = "/".join(parts) or "unnamed"
-    return _shorten(safe.rpartition("/")[2], safe) if len(safe.encode()) > _LONGEST_NAME else safe
+    if len(safe.encode()) > _MAX_NAME_BYTES:
+        # The folders are left out; the digest still depends on them.
+        return _shorten(parts[-1], safe)
+    return safe
 
 
 def _safe_part(part: str) -> str:
-    safe = "".join("_" if unicodedata.category(c) == "Cc" else c for c in _UNSAFE.sub("_", part))
+    safe = _UNSAFE.sub("_", part)
     if safe.startswith("."):  # hidden files and the temporary files of this module begin with a dot
         safe = f"_{safe[1:]}"
     if safe[-1] in ". ":  # Windows drops dots and spaces at the end
         safe = f"{safe[:-1]}_"
     if _RESERVED.match(safe):
         safe = f"_{safe}"
-    return _shorten(safe, part) if len(safe.encode()) > _LONGEST_PART else safe
+    return _shorten(safe, part) if len(safe.encode()) > _MAX_PART_BYTES else safe
 
 
 def _shorten(safe: str, original: str) -> str:
@@ -57,19 +63,20 @@ def _shorten(safe: str, original: str) -> str:
     different.
     """
     digest = hashlib.blake2b(original.encode(errors="surrogatepass"), digest_size=6).hexdigest()
-    return f"{safe.encode()[: _LONGEST_PART - 13].decode(errors='ignore')}-{digest}"
+    start = safe.encode()[: _MAX_PART_BYTES - len(f"-{digest}")]
+    return f"{start.decode(errors='ignore')}-{digest}"
 
 
 def _fold(name: str) -> str:
-    """Return a key that is equal for names of the same file on macOS or Windows, by case or Unicode
-    form.
+    """Return a key that is equal for two names that macOS or Windows take for the same file: they
+    ignore the case and the Unicode form.
     """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
-def _folder_keys(name: str) -> list[str]:
-    """Return the keys of the folders in a relative path."""
-    return list(accumulate(_fold(name).split("/")[:-1], "{}/{}".format))
+def _folder_keys(name: str) -> set[str]:
+    """Return the keys of the folders in a relative path: "a" and "a/b" for "a/b/c"."""
+    return {str(folder) for folder in PurePosixPath(_fold(name)).parents} - {"."}
 
 
 def check_output(
@@ -85,7 +92,8 @@ def check_output(
         raise InputError(f"{path} must end in {suffix}")
     _check_replaceable(path, force, {identify(source) for source in inputs if source.exists()})
     resolved = path.resolve()
-    if resolved.is_symlink():  # from Python 3.13 on; before, `resolve` raises
+    # In a loop of links, `resolve` raises an error, or (from Python 3.13 on) returns a link.
+    if resolved.is_symlink():
         raise InputError(f"{path} can't be written: its link leads into a loop")
     folder = next(parent for parent in resolved.parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
@@ -135,12 +143,13 @@ class Outputs:
             raise InputError(
                 f"{out} must end in {' or '.join(suffixes)}, or be a folder that exists"
             )
-        self._single = suffix in suffixes and bool(suffix)
+        self._single = suffix in suffixes
         self._out = out
         self._force = force
         self._inputs = {identify(path) for path in inputs if path.exists()}
         self._root = out.resolve()
-        self._counts = dict[str, int]()  # number of files of the same name, by key (see `_fold`)
+        # Key of a taken name (see `_fold`) -> the last number that was added to the name (1: none).
+        self._numbers = dict[str, int]()
         self._folders = set[str]()  # keys of the folders of these files
         self._has_noted = False
 
@@ -155,25 +164,26 @@ class Outputs:
                 the folder, or a single file is reserved twice.
         """
         if self._single:
-            if self._counts:
+            if self._numbers:
                 raise InputError(f"{self._out} takes one image, and there are more; name a folder")
-            self._counts[name] = 1
+            self._numbers[name] = 1
             _check_replaceable(self._out, self._force, self._inputs)
             return self._out
 
-        # A file can't stand where a folder is needed, nor a folder where a file is.
+        # A file may stand where the name needs a folder.
         safe = safe_name(name)
-        if any(folder in self._counts for folder in _folder_keys(safe)):
+        if not _folder_keys(safe).isdisjoint(self._numbers):
             safe = safe.replace("/", "_")
 
-        # Number the name if it is taken.
+        # Number the name if a file or a folder has it.
         unique = f"{safe}{suffix}"
         first_key = key = _fold(unique)
-        while key in self._counts or key in self._folders:
-            self._counts[first_key] = self._counts.get(first_key, 1) + 1
-            unique = f"{safe}-{self._counts[first_key]}{suffix}"
+        while key in self._numbers or key in self._folders:
+            number = self._numbers.get(first_key, 1) + 1
+            self._numbers[first_key] = number
+            unique = f"{safe}-{number}{suffix}"
             key = _fold(unique)
-        self._counts[key] = 1
+        self._numbers[key] = 1
         self._folders.update(_folder_keys(unique))
         if unique != f"{name}{suffix}" and not self._has_noted:
             self._has_noted = True
@@ -247,16 +257,17 @@ def create_folder(path: Path) -> Iterator[Path]:
         InputError: The folder exists already, or can't be written.
         InUseError: Another process is writing the folder.
     """
-    if path.exists():  # among them . and /, which have no name
+    if path.exists():  # also if the path is . or /, for which `with_name` would fail
         raise InputError(f"{path} exists already; choose another folder")
     path = path.resolve()
+    # The next writer of the folder finds what a killed writer left by this name.
     temporary = path.with_name(
         f"{TEMPORARY}{hashlib.blake2b(os.fsencode(path.name), digest_size=4).hexdigest()}"
     )
     with lock_file(path):
         try:
             with explain_write_errors(path):
-                shutil.rmtree(temporary, ignore_errors=True)  # what a killed writer left
+                shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
                 yield temporary
                 temporary.rename(path)

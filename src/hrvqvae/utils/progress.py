@@ -51,7 +51,7 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-told_once = cache(note)
+note_once = cache(note)
 """Log a notice, but only once in each process."""
 
 
@@ -87,7 +87,9 @@ class Meter:
                 self._bar.stop()
 
     def show(self, head: str, fraction: float, text: str, *, last: bool = False) -> None:
-        """Show a fraction from 0 to 1 between two texts. With `last`, a line is printed at once."""
+        """Set the bar to a fraction from 0 to 1. Without a bar, print a line if `LINE_SECONDS` have
+        passed since the last line, or if `last` is true.
+        """
         now = time.monotonic()
         if self._bar:
             with suppress(OSError):
@@ -113,9 +115,13 @@ class Meter:
 
 @contextmanager
 def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Advance]:
-    """Show the progress of a task of `total` parts, unless another task is shown.
+    """Show the progress of a task, unless another task is shown.
 
-    `unit` names the parts. The parts that were done before do not count for the rate.
+    Args:
+        title: Name of the task.
+        total: Number of parts of the task.
+        unit: Name of the parts.
+        done: Number of parts that an earlier call did; the rate leaves them out.
     """
     if _running or not LOG.isEnabledFor(logging.INFO):
         yield lambda parts: None
@@ -139,8 +145,10 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
             text = f"{finished:,} of {total:,} {unit}  {speed} {unit}/s  {left}"
             meter.show(title, finished / total if total else 1.0, text)
 
+        # A task may take long until its first parts are done. A log names it meanwhile.
         def say_title() -> None:
-            if not count and not (sys.stderr and sys.stderr.isatty()):
+            is_terminal = sys.stderr and sys.stderr.isatty()
+            if not (count or is_terminal):
                 meter.say(f"{title} ...")
 
         timer = threading.Timer(SAY_AFTER_SECONDS, say_title)

@@ -25,7 +25,7 @@ from hrvqvae.data.sources import (
 )
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import identify
-from hrvqvae.utils.progress import told_once
+from hrvqvae.utils.progress import note_once
 from hrvqvae.utils.quantities import counted
 
 LIST_SUFFIXES = (".txt", ".list", ".tsv")  # suffixes of lists of paths
@@ -139,7 +139,7 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
         sources[split] = FolderSource(folder / prefix, inside)
     if outside := len(files) - sum(map(len, sources.values())):
         train, test = (folder_of_split[split] for split in splits)
-        told_once(f"{folder}: {counted(outside, 'image')} outside of {train}/ and {test}/ left out")
+        note_once(f"{folder}: {counted(outside, 'image')} outside of {train}/ and {test}/ left out")
     return sources
 
 
@@ -187,10 +187,10 @@ def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
             others[suffix] += 1
     if others:
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
-        told_once(f"{folder}: images left out: {counts}; convert them to PNG, JPEG or WebP")
+        note_once(f"{folder}: images left out: {counts}; convert them to PNG, JPEG or WebP")
     if dangling:
         links = counted(len(dangling), "link")
-        told_once(
+        note_once(
             f"{folder}: {links} to files that are not there left out, such as {min(dangling)}; get"
             " the files"
         )
@@ -209,17 +209,17 @@ def _walk(
             entries = [entry for entry in scanned if not entry.name.startswith(".")]
         is_run = {"config.yaml", "metrics.jsonl"} <= {entry.name for entry in entries}
         if is_run and skip_runs and not is_root:
-            told_once(f"{folder} is a run folder; its pictures are left out")
+            note_once(f"{folder} is a run folder; its pictures are left out")
             return
     except OSError as error:
-        told_once(f"{error.filename} can't be read ({error.strerror}); its files are left out")
+        note_once(f"{error.filename} can't be read ({error.strerror}); its files are left out")
         return
     for entry in entries:
         try:
             is_folder = entry.is_dir()
             is_file = entry.is_file()
         except OSError as error:  # a link to itself, or into a folder that can't be read
-            told_once(f"{error.filename} can't be read ({error.strerror}); it is left out")
+            note_once(f"{error.filename} can't be read ({error.strerror}); it is left out")
             continue
         if is_file or (entry.is_symlink() and not is_folder):
             yield entry
