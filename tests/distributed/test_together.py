@@ -18,7 +18,7 @@ from tests.distributed import together
 from tests.trained_run import tiny_systems
 
 ROOT = Path(__file__).parent.parent.parent
-EVERY = ("hrvqvae", "treevq", "vqvae2", "vqgan", "rqvae")
+EVERY = ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae")
 SIZES = (2, 4)  # numbers of processes
 every_size = parametrize("size", SIZES)
 STEPS = 8
