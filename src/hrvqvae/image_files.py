@@ -30,7 +30,7 @@ from hrvqvae.data.images import (
 )
 from hrvqvae.data.loading import is_shard_path, open_whole
 from hrvqvae.data.sources.files import LIST_SUFFIXES, FolderSource, find_names
-from hrvqvae.model import Model, find_makers
+from hrvqvae.model import Model, find_models
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.grouping import chunk_by_size
 from hrvqvae.utils.outputs import Outputs, check_output, write_output
@@ -344,7 +344,7 @@ def decompress_files(
         except DamagedFileError as error:
             faults.append(str(error))
     marks = [(place, header.fingerprint) for place, _, header in headers.values()]
-    makers = find_makers(marks, model)
+    makers = find_models(marks, model)
     jobs = {}
     for maker, (index, (_, name, header)) in zip(makers, headers.items(), strict=True):
         maker.autoencoder.check_levels(levels)

@@ -622,7 +622,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", beam: int | None =
     return Model(run, device, beam)
 
 
-def find_makers(files: Sequence[tuple[str, bytes]], name: str | None) -> list[Model]:
+def find_models(files: Sequence[tuple[str, bytes]], name: str | None) -> list[Model]:
     """Return the model that made each file of codes: a state of the run `name`, or by default a
     model of the package.
 

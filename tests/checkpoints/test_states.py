@@ -25,7 +25,7 @@ from hrvqvae.checkpoints.folder import (
 from hrvqvae.checkpoints.run import EntropyModelArtifact, Run, stale_notice
 from hrvqvae.compression.hrv import read_header
 from hrvqvae.compression.learning import fit
-from hrvqvae.model import find_makers
+from hrvqvae.model import find_models
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.checkpoints.conftest import change
@@ -83,7 +83,7 @@ def test_a_state_is_kept_once_and_only_where_training_may_go_on(whole, tmp_path)
     assert not (exported / "states").exists()  # nothing is trained there
     change(whole)
     fingerprint = read_header(file).fingerprint
-    (model,) = find_makers([("x.hrv", fingerprint)], str(whole))
+    (model,) = find_models([("x.hrv", fingerprint)], str(whole))
     assert model.run.folder.path == state
     export(whole, tmp_path / "compact", compact=True)
     assert not (tmp_path / "compact" / "states").exists()

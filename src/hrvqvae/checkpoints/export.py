@@ -25,7 +25,7 @@ from hrvqvae.checkpoints.folder import (
 )
 from hrvqvae.checkpoints.run import Run, config_of, copy_state, stale_notice
 from hrvqvae.config import Config, bits_per_image, flatten, level_names, to_dict
-from hrvqvae.config.parsing import OWN_IMAGES, name_own_images
+from hrvqvae.config.parsing import OWN_IMAGES, mark_own_images
 from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.config.schema import TRAINING_SECTIONS
 from hrvqvae.models.build import get_system
@@ -96,7 +96,7 @@ def export(
     """
     source = Run(run)
     source_folder = source.folder
-    config = without_paths(name_own_images(source.config))
+    config = without_paths(mark_own_images(source.config))
     weights = source.weights if weights is None else weights
 
     # Leave out what was made for other weights.
@@ -108,7 +108,7 @@ def export(
     for line in left_out:
         note_once(f"left out of {out}: {line}")
 
-    abouts = {}  # metadata of the exported networks, by their folders
+    abouts = {}  # metadata of the exported networks, by their folders, such as priors/level-1
     with create_folder(out) as folder:
         target = RunFolder(folder)
         meta = {**storage.read_meta(source.path), "config": to_dict(config)}
@@ -120,12 +120,12 @@ def export(
             if network in stale or not network.file.is_file():
                 continue
             network_weights, about = network.read()
-            if network.levels is not None or compact:
+            if network.kind == "prior" or compact:
                 network_weights = storage.compacted(network_weights, matrices=compact)
             about["config"] = to_dict(without_paths(config_of(about, network.file)))
             about["autoencoder"] = autoencoder_digest
             abouts[str(network)] = about
-            network_target = RunFolder(folder / str(network))
+            network_target = RunFolder(folder / str(network))  # such as OUT/priors/level-1
             network_target.path.mkdir(parents=True)
             storage.write(network_target.model, network_weights, about)
         if compact:
@@ -133,9 +133,9 @@ def export(
                 f"{out} has other weights than {run}, so no entropy model: hrvqvae"
                 f" fit-entropy-model {shlex.quote(str(out))}"
             )
-        elif source_folder.tables.is_file() and source.entropy_model not in stale:
+        elif source.entropy_model.file.is_file() and source.entropy_model not in stale:
             write_atomic(target.tables, source.entropy_model.load().content)
-        if source_folder.sampling.is_file() and abouts:
+        if source_folder.sampling.is_file() and abouts:  # without networks nothing is sampled
             write_atomic(target.sampling, source_folder.sampling.read_bytes())
         for state in source.earlier_states():
             if compact:
@@ -143,6 +143,7 @@ def export(
                     f"left out of {out}: {source_folder.states}, by which {run} reads its older"
                     " files of codes"
                 )
+            # The state of these weights is the export itself.
             elif state.weights_digest != source.weights_digest:
                 copy_state(state, target)
         if source_folder.card.is_file():
@@ -164,8 +165,9 @@ def without_paths(config: Config) -> Config:
     weights.
     """
     values = flatten(config)
-    names = [f"{section}.init_from" for section in TRAINING_SECTIONS]
-    emptied = {name: "" for name in names if values[name] not in list_models()}
+    initial = [f"{section}.init_from" for section in TRAINING_SECTIONS]
+    # The name of a model inside the package is no path.
+    emptied = {field: "" for field in initial if values[field] not in list_models()}
     return config.replace(**{"data.root": None, "prior.codes": None, **emptied})
 
 
@@ -203,9 +205,9 @@ def _card(
     training = config.training
     model = config.model
     images = "images of one's own" if data.dataset == OWN_IMAGES else data.dataset
-    title = f"{get_system(config).title} of {images}"
+    about_images = images
     if data.dataset in DATASETS:  # without the size: images may be resized for training
-        images = re.sub(r",? \d+x\d+ \w+", "", DATASETS.get(data.dataset).about)
+        about_images = re.sub(r",? \d+x\d+ \w+", "", DATASETS.get(data.dataset).about)
     height, width = data.image_size
     grids = model.geometry.grids(*data.image_size)
     colours = "greyscale" if data.channels == 1 else "colour"
@@ -214,7 +216,7 @@ def _card(
     )
     steps = f", {meta['step']:,} steps" if meta.get("step") else ""
     rows = {
-        "data": f"{images}; trained on {height}x{width} pixels, {colours}",
+        "data": f"{about_images}; trained on {height}x{width} pixels, {colours}",
         "recipe": (
             f"`{config.name}`, batches of {training.batch_size}, {training.optimizer.capitalize()}"
             f" at {training.learning_rate:g}, seed {training.seed}{steps}; every field is in"
@@ -234,11 +236,11 @@ def _card(
         rows["samples"] = _describe_sampling(source.read_sampling())
     rows["measured"] = _read_evaluation(source)
     rows["license"] = license or "not stated"
-    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    table = "".join(f"| {label} | {value} |\n" for label, value in rows.items())
     on_hub = is_hub_name(name)
     return _CARD.format(
         name=name,
-        title=title,
+        title=f"{get_system(config).title} of {images}",
         drawing=", with priors that draw new ones" if priors else "",
         table=table,
         sample_line=_SAMPLE_LINE if priors else "",

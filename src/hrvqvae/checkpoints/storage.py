@@ -42,10 +42,12 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the digest of weights without their configuration, 32 hex digits; float16 is hashed as
     float32.
     """
-    halves = {
-        name: tensor.float() for name, tensor in tensors.items() if tensor.dtype == torch.float16
-    }
-    return _digest({**tensors, **halves})
+    return _digest(
+        {
+            name: tensor.float() if tensor.dtype == torch.float16 else tensor
+            for name, tensor in tensors.items()
+        }
+    )
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -87,9 +89,7 @@ def _explain_damage(path: Path) -> Iterator[None]:
 
 
 def _header(content: bytes) -> tuple[str, dict[str, Any], str]:
-    """Return the text of `meta`, `meta` and the digest from the content of a file, of which the
-    header suffices.
-    """
+    """Return the text of `meta`, `meta` and the digest. `content` may end after the header."""
     header_end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:header_end].decode())["__metadata__"]
     meta = json.loads(header["meta"])
@@ -102,9 +102,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     """Return `meta` of a file, without checking the digest. Raises as `read_with_digest`."""
     with _explain_damage(path), path.open("rb") as stream:
         length = stream.read(8)
-        return _header(
-            length + stream.read(min(int.from_bytes(length, "little"), path.stat().st_size))
-        )[1]
+        # A damaged length may be larger than the memory.
+        size = min(int.from_bytes(length, "little"), path.stat().st_size)
+        _, meta, _ = _header(length + stream.read(size))
+        return meta
 
 
 def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
@@ -138,8 +139,8 @@ def compacted(
 ) -> dict[str, Tensor]:
     """Return weights in the form of a compact file.
 
-    With `matrices`, round matrices and filters to int8, with one scale per row; to int16 those
-    named in `fine`.
+    With `matrices`, round matrices and filters to int8, or to int16 if `fine` names them, with one
+    scale per row.
     """
     compact = {}
     for name, tensor in weights.items():
@@ -150,7 +151,7 @@ def compacted(
             matrices
             and tensor.is_floating_point()
             and tensor.ndim > 1
-            and not name.endswith(".count")
+            and not name.endswith(".count")  # rounding would make small counts 0
         ):
             dtype = torch.int16 if name in fine else torch.int8
             largest = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12)

@@ -16,7 +16,7 @@ Option = tuple[tuple[str, ...], dict[str, Any]]
 _CHOICE = re.compile(r"(argument [^:]+): invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)
 # pattern in argparse's message -> replacement
 _MESSAGES = {
-    "^argument ([^:]+): is ": r"\1 is ",  # raised by `whole` and `_path`
+    "^argument ([^:]+): is ": r"\1 is ",  # raised by `integer` and `_path`
     "^argument ([^:]+): invalid (.*) value: (.*)$": r"\1 is \3; it must be a \2",
     "a int$": "a whole number",
     "a float$": "a number",
@@ -67,7 +67,7 @@ def flag(name: str, about: str) -> Option:
     return option(name, about, action="store_true")
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+def integer(least: int, most: int | None = None) -> Callable[[str], int]:
     """Return an argparse type: a whole number from `least` to `most`."""
     limits = f"at least {least}" if most is None else f"{least} to {most}"
 
@@ -91,7 +91,7 @@ COMMON: Mapping[str, Option] = {
     ),
     "--data": option("--data DIR", "read the data from DIR (default: where it was in training)"),
     "--force": flag("--force", "overwrite files that exist"),
-    "--levels": option("--levels K", "use levels 1 to K only (default: all)", type=whole(1)),
+    "--levels": option("--levels K", "use levels 1 to K only (default: all)", type=integer(1)),
     "--model": option(
         "--model RUN", "run that encoded the files (default: the models of the package)"
     ),
@@ -99,7 +99,7 @@ COMMON: Mapping[str, Option] = {
         "--beam N",
         "keep the N best partial sums per level in the search for the codes of an image"
         " (default: as in training)",
-        type=whole(1),
+        type=integer(1),
     ),
     "--lmbda": option(
         "--lmbda X",
@@ -130,12 +130,17 @@ def command(
     """
     example = f"--section.field VALUE sets any field, such as {fields} (see hrvqvae presets)"
     parser = commands.add_parser(
-        name, help=about, description=about, epilog=fields and example, allow_abbrev=False
+        name,
+        help=about,
+        description=about,
+        epilog=example if fields else None,
+        allow_abbrev=False,
     )
-    arguments = [COMMON[entry] if isinstance(entry, str) else entry for entry in options]
-    for names, settings in arguments:
-        parser.add_argument(*names, **settings)
-    long_names = [name[2:] for names, _ in arguments for name in names if name.startswith("--")]
+    long_names = []  # for hints about unknown options
+    for declared in options:
+        flags, settings = COMMON[declared] if isinstance(declared, str) else declared
+        parser.add_argument(*flags, **settings)
+        long_names += [flag[2:] for flag in flags if flag.startswith("--")]
     parser.set_defaults(call=call, takes_fields=bool(fields), parser=parser, options=long_names)
     return parser
 

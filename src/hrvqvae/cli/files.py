@@ -1,6 +1,4 @@
-"""Commands for files of codes: compress, ..., fit-entropy-model; and for Parquet shards: tokenize,
-detokenize.
-"""
+"""Commands for files of codes and their entropy model, and for Parquet shards of codes."""
 
 import math
 import shlex
@@ -12,11 +10,11 @@ from hrvqvae.cli.console import (
     Group,
     command,
     flag,
+    integer,
     option,
     pick,
     print_json,
     print_table,
-    whole,
 )
 from hrvqvae.utils.errors import InputError, printable
 from hrvqvae.utils.quantities import counted
@@ -35,7 +33,7 @@ def _compress(arguments: Arguments) -> None:
         max_bytes=arguments.bytes,
         **pick(arguments, "force levels lmbda effort"),
     )
-    count = len(written.lost)  # which has an entry per image
+    count = len(written.lost)  # it has an entry per image, even if nothing was lost
     if count:  # an interrupted call may have left nothing to do
         mean = written.bytes / count
         share = written.bytes / written.pixels
@@ -73,7 +71,7 @@ def _inspect(arguments: Arguments) -> int:
 def _inspect_file(arguments: Arguments) -> int:
     """Print what each level of a file takes. Return 2 if it is damaged, else 0."""
     from hrvqvae.compression.hrv import read, read_header
-    from hrvqvae.model import find_makers
+    from hrvqvae.model import find_models
     from hrvqvae.pictures import draw_levels
     from hrvqvae.utils.outputs import check_output
 
@@ -82,7 +80,7 @@ def _inspect_file(arguments: Arguments) -> int:
         check_output(arguments.out, force=arguments.force, inputs=[path], suffix=".png")
     content = path.read_bytes()
     header = read_header(content, str(path))
-    (model,) = find_makers([(str(path), header.fingerprint)], arguments.model)
+    (model,) = find_models([(str(path), header.fingerprint)], arguments.model)
     codes = read(model.entropy_model, [content], names=[str(path)])[0]
     coding = "with an entropy model" if header.by_tables else "without an entropy model"
     height, width = codes.size
@@ -93,6 +91,7 @@ def _inspect_file(arguments: Arguments) -> int:
     rows: list[Sequence[object]] = [("part", "codes", "bytes", "bits per code", "bytes so far")]
     total = header.length
     rows.append(("header", "", total, "", total))
+    # The first length is the header's.
     for level, (indices, length) in enumerate(
         zip(codes.codes, codes.lengths[1:], strict=True), start=1
     ):
@@ -103,6 +102,7 @@ def _inspect_file(arguments: Arguments) -> int:
     missing = len(model.entropy_model.symbols) - len(codes.codes)
     state = f"whole; {counted(missing, 'level')} not written to the file" if missing else "whole"
     print(f"\n{codes.fault or state}")
+    # A model may decode the first levels only if there are enough of them.
     if arguments.out is not None and len(codes.codes) >= model.autoencoder.prefixes[0]:
         draw_levels(model, codes, arguments.out)
         print(f"picture of the levels: {arguments.out}")
@@ -119,9 +119,10 @@ def _inspect_zip(path: Path) -> int:
     damaged = []
     num_bytes = 0
     for name, content in read_zip(path):
+        content = content or b""  # None: the zip is damaged there, so there is no header
         try:
-            headers.append(read_header(content or b"", name))
-            num_bytes += len(content or b"")
+            headers.append(read_header(content, name))
+            num_bytes += len(content)
         except DamagedFileError:
             damaged.append(name)
     overhead = (path.stat().st_size - num_bytes) / max(1, len(headers))
@@ -155,9 +156,11 @@ def _tokenize(arguments: Arguments) -> None:
     from hrvqvae.tokens.tokenize import tokenize
 
     tokenized = tokenize(
-        **pick(arguments, "model source out shard_size full_size workers device engine"),
-        **pick(arguments, "retry_broken beam"),
-        effort=arguments.effort or 0,
+        **pick(
+            arguments,
+            "model source out shard_size full_size workers device engine retry_broken beam",
+        ),
+        effort=arguments.effort or 0,  # None if the option is not given
     )
     if arguments.json:
         print_json(vars(tokenized))
@@ -194,7 +197,7 @@ def add(commands: Group) -> None:
             choices=("stop", "skip"),
             default="stop",
         ),
-        option("--bytes N", "minimize the error in at most N bytes per image", type=whole(1)),
+        option("--bytes N", "minimize the error in at most N bytes per image", type=integer(1)),
         "--beam",
         "--lmbda",
         "--effort",
@@ -232,7 +235,7 @@ def add(commands: Group) -> None:
         option(
             "--shifts N",
             "train on N shifted copies of each image too (default: 0)",
-            type=whole(0),
+            type=integer(0),
             default=0,
         ),
         flag(
@@ -253,11 +256,15 @@ def add(commands: Group) -> None:
             type=Path,
         ),
         option("out OUT", "write the shards to the folder OUT", type=Path),
-        option("--shard-size N", "write N images per shard (default: 10,000)", type=whole(1)),
+        option("--shard-size N", "write N images per shard (default: 10,000)", type=integer(1)),
         flag(
             "--full-size", "encode images in their own sizes, not cropped to the size in training"
         ),
-        option("--workers N", "decode images in N processes per copy of the model", type=whole(0)),
+        option(
+            "--workers N",
+            "decode images in N processes per copy of the model",
+            type=integer(0),
+        ),
         "--device",
         "--beam",
         "--effort",

@@ -2,7 +2,17 @@
 
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, Option, command, flag, group, option, pick, whole
+from hrvqvae.cli.console import (
+    Arguments,
+    Group,
+    Option,
+    command,
+    flag,
+    group,
+    integer,
+    option,
+    pick,
+)
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import base_name
 from hrvqvae.utils.progress import waiting
@@ -129,13 +139,21 @@ def add(commands: Group) -> None:
             "--host NAME", "serve at NAME (default: 127.0.0.1, this machine)", default="127.0.0.1"
         ),
         option(
-            "--port N", "serve at port N (default: the first free from 7860)", type=whole(1, 65535)
+            "--port N",
+            "serve at port N (default: the first free from 7860)",
+            type=integer(1, 65535),
         ),
         option("--device NAME", "cpu, cuda or cuda:N (default: cpu)", default="cpu"),
         option(
-            "--max-bytes N", "largest upload (default: 16 MiB)", type=whole(1), default=16 << 20
+            "--max-bytes N",
+            "largest upload (default: 16 MiB)",
+            type=integer(1),
+            default=16 << 20,
         ),
         option(
-            "--max-pixels N", "pixels per image (default: 16 Mi)", type=whole(1), default=1 << 24
+            "--max-pixels N",
+            "pixels per image (default: 16 Mi)",
+            type=integer(1),
+            default=1 << 24,
         ),
     )

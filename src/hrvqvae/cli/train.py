@@ -5,12 +5,21 @@ from __future__ import annotations
 import importlib
 import os
 import shlex
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, Option, command, flag, option, set_field, whole
+from hrvqvae.cli.console import (
+    Arguments,
+    Group,
+    Option,
+    command,
+    flag,
+    integer,
+    option,
+    set_field,
+)
 from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.quantities import counted
 
@@ -30,8 +39,9 @@ def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
         value = getattr(arguments, option_name, None)
         if value is not None:
             set_field(fields, field, str(value), f"--{option_name.replace('_', '-')}")
-    for name in {"data.root", "prior.codes"} & fields.keys():
-        fields[name] = _absolute(fields[name])
+    for name in ("data.root", "prior.codes"):
+        if name in fields:  # a later call may start in another folder
+            fields[name] = _absolute(fields[name])
     return fields
 
 
@@ -57,9 +67,12 @@ def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
 
 
 def _train(arguments: Arguments) -> int:
-    single = os.environ.get("WORLD_SIZE", "1") == "1"
-    launch = "hrvqvae.distributed.launch"
-    with nullcontext() if single else importlib.import_module(launch).process_group():
+    processes: AbstractContextManager[None] = nullcontext()
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # --print-config alone needs no torch
+        from hrvqvae.distributed.launch import process_group
+
+        processes = process_group()
+    with processes:
         fields = _collect_fields(arguments, "training")
         if arguments.print_config:
             import yaml
@@ -70,14 +83,13 @@ def _train(arguments: Arguments) -> int:
             config = override(base_config(arguments.preset), fields)
             print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
             return 0
-        from hrvqvae import distributed
         from hrvqvae.checkpoints.run import stale_notice
         from hrvqvae.training.stages import choose_run_folder, train_autoencoder
 
         run = choose_run_folder(arguments.preset, arguments.out)
         outcome = train_autoencoder(arguments.preset, run, fields, resume=arguments.resume)
         code = _report_outcome(outcome, "", f": {run.model}\npictures in {run.pictures}")
-        for line in distributed.on_rank_zero(lambda: stale_notice(run.path)):
+        for line in stale_notice(run.path):
             print(line)
         return code
 
@@ -93,13 +105,12 @@ def _train_prior(arguments: Arguments) -> int:
         outcomes = train_missing_priors(
             arguments.run, fields, level=arguments.level, resume=arguments.resume
         )
-        exit_codes = [
-            _report_outcome(outcome, f"{level_names(levels)}: ", "")
-            for levels, outcome in outcomes.items()
-        ]
-        if not exit_codes[-1]:
+        # A signal ends the call, so only the last training can have been stopped.
+        for levels, outcome in outcomes.items():
+            code = _report_outcome(outcome, f"{level_names(levels)}: ", "")
+        if not code:
             print(f"priors in {Path(arguments.run) / 'priors'}")
-        return exit_codes[-1]
+        return code
 
 
 def _train_decoder(arguments: Arguments, kind: str, section: str) -> int:
@@ -138,7 +149,7 @@ def _train_classifier(arguments: Arguments) -> int:
     from hrvqvae.utils.outputs import check_output
 
     out = arguments.out
-    check_output(out, force=None)
+    check_output(out, force=None)  # there is no --force
     root = arguments.data and _absolute(arguments.data)
     config = data_config(DATASETS.get(arguments.dataset)).replace(root=root)
     trained = train_classifier(config, seed=arguments.seed)
@@ -162,7 +173,7 @@ _DEMO_PRIOR = (
     "--prior.training.checkpoint_every=100",
     "--prior.training.evaluation_images=300",
 )
-_DEMO_SHARE = 0.45  # of the demo's training time, for the autoencoder; its priors share the rest
+_AUTOENCODER_SHARE = 0.45  # of the demo's training time; the priors share the rest
 
 
 def _demo(arguments: Arguments) -> int:
@@ -173,17 +184,16 @@ def _demo(arguments: Arguments) -> int:
     from hrvqvae.config.parsing import base_config
 
     config = base_config(arguments.preset)
-    importlib.import_module(
-        "hrvqvae.training.stages"
-    )  # report a missing package before any download
+    # Report a missing package before any download.
+    importlib.import_module("hrvqvae.training.stages")
     if arguments.max_minutes <= 0:
         raise InputError(f"--max-minutes is {arguments.max_minutes:g}; it must be above 0")
     pictures = Path(arguments.out, "pictures")
     steps = ("--max-steps", str(arguments.max_steps)) if arguments.max_steps else ()
-    minutes = ("--max-minutes", f"{arguments.max_minutes * _DEMO_SHARE:.3g}")
+    minutes = ("--max-minutes", f"{arguments.max_minutes * _AUTOENCODER_SHARE:.3g}")
     prior_minutes = (
         "--max-minutes",
-        f"{arguments.max_minutes * (1 - _DEMO_SHARE) / len(config.prior_levels):.3g}",
+        f"{arguments.max_minutes * (1 - _AUTOENCODER_SHARE) / len(config.prior_levels):.3g}",
     )
     guided = ("--guidance", "1.5") if config.prior.class_dropout else ()
     smaller_prior = _DEMO_PRIOR if config.prior.network.kind == "pixelsnail" else ()
@@ -298,7 +308,12 @@ def add(commands: Group) -> None:
         option("dataset DATASET", "data set, such as cifar10"),
         option("--out FILE", "write the classifier to FILE.safetensors", required=True, type=Path),
         _DATA,
-        option("--seed S", "of the weights (default: 1)", type=whole(0, 2**31 - 1), default=1),
+        option(
+            "--seed S",
+            "draw the weights from seed S (default: 1)",
+            type=integer(0, 2**31 - 1),
+            default=1,
+        ),
     )
     command(
         commands,

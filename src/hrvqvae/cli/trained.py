@@ -10,11 +10,11 @@ from hrvqvae.cli.console import (
     Arguments,
     Group,
     command,
+    integer,
     option,
     pick,
     print_json,
     print_table,
-    whole,
 )
 from hrvqvae.priors.guidance import format_guidance, parse_guidance
 from hrvqvae.utils.errors import InputError
@@ -173,8 +173,8 @@ def add(commands: Group) -> None:
             "images to measure (default: test; with --data, all if they have no splits)",
             choices=("test", "train", "all"),
         ),
-        option("--images N", images, type=whole(1)),
-        option("--samples N", f"{samples} too (default: 0)", type=whole(0), default=0),
+        option("--images N", images, type=integer(1)),
+        option("--samples N", f"{samples} too (default: 0)", type=integer(0), default=0),
         option(
             "--guidance W",
             f"{samples} with each guidance W, such as 3 or 1,5 (default: 1)",
@@ -208,7 +208,7 @@ def add(commands: Group) -> None:
         option(
             "--temperature T", "below 1, prefer likely codes (default: 1)", type=float, default=1.0
         ),
-        option("--top-k K", "draw from the K likeliest codes only (default: all)", type=whole(1)),
+        option("--top-k K", "draw from the K likeliest codes only (default: all)", type=integer(1)),
         option(
             "--top-p P",
             "draw from the likeliest codes with probability P together (default: 1)",
@@ -236,7 +236,7 @@ def add(commands: Group) -> None:
         sheet,
         "--force",
     )
-    count = {"dest": "count", "type": whole(1)}
+    count = {"dest": "count", "type": integer(1)}
     command(
         commands,
         "sample",

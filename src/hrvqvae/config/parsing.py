@@ -123,7 +123,7 @@ def autoencoder_config(
     base = base_config(name)
     if stored is None:
         config = override(base, options)
-        config = config if "data.dataset" in options else name_own_images(config)
+        config = config if "data.dataset" in options else mark_own_images(config)
         return decide_auto(config, "model", "training")
     if stored.name != base.name:
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
@@ -169,7 +169,7 @@ def stage_config(
     return decide_auto(config, section)
 
 
-def name_own_images(config: Config) -> Config:
+def mark_own_images(config: Config) -> Config:
     """Return a configuration whose `data.dataset` is OWN_IMAGES in place of a published set, if the
     images come from Python or lie in a folder of another name.
     """

