@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -112,11 +113,9 @@ def test_help_shows_every_command_in_one_group(capsys):
 
 def test_arguments_stand_before_and_after_options():
     for line in ("mnist small --compact", "mnist --compact small", "--compact mnist small"):
-        with patch("hrvqvae.cli.share._export", return_value=0) as export:
+        with patch("hrvqvae.checkpoints.export.export", return_value=[]) as export:
             do(f"export {line}")
-        (arguments,) = export.call_args.args
-        assert (arguments.run, str(arguments.out)) == ("mnist", "small")
-        assert arguments.compact
+        export.assert_called_once_with("mnist", Path("small"), license=None, compact=True)
     assert "unknown argument 'more'" in refused("export mnist --compact small more")
 
 

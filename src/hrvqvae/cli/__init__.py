@@ -49,7 +49,8 @@ def _parser() -> Parser:
         parser_class=Parser,
     )
     for module in (catalogue, train, trained, files, share):
-        module.add(commands)
+        for entry in module.COMMANDS:
+            entry.add_to(commands)
     lines = []
     for title, names in GROUPS.items():
         lines.append(f"{title}:")
@@ -70,14 +71,14 @@ def run(argv: Sequence[str]) -> int:
     if unknown:  # perhaps an argument after an option: `export mnist --compact small`
         rest = words[len(arguments.parser.prog.split()) - 1 :]
         arguments, unknown = arguments.parser.parse_known_intermixed_args(rest)
-    unknown += [f"--{name}" for name in fields if not arguments.takes_fields]
+    unknown += [f"--{name}" for name in fields if not arguments.command.epilog]
     if unknown:
         raise InputError(
             f"unknown argument {unknown[0]!r} of {arguments.parser.prog}:"
             f" {_hint(unknown[0], arguments)}"
         )
     arguments.fields = fields
-    code: int | None = arguments.call(arguments)
+    code: int | None = arguments.command.call(arguments)
     sys.stdout.flush()
     return code or 0
 
@@ -85,15 +86,16 @@ def run(argv: Sequence[str]) -> int:
 def _hint(argument: str, arguments: argparse.Namespace) -> str:
     """Return a hint for an unknown argument: similar options or fields, or where to look."""
     name = argument.partition("=")[0].lstrip("-")
-    near = "images" if name == "limit" and "images" in arguments.options else ""
-    if argument.startswith("--") and arguments.takes_fields:
+    command = arguments.command
+    near = "images" if name == "limit" and "images" in command.long_names else ""
+    if argument.startswith("--") and command.epilog:
         from hrvqvae.config import Config, flatten
 
         leaf = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
         fields = flatten(Config())
         near = near or " or --".join(field for field in fields if field.rpartition(".")[2] == leaf)
     if argument.startswith("-"):
-        near = near or near_names(name, arguments.options).replace(" or ", " or --")
+        near = near or near_names(name, command.long_names).replace(" or ", " or --")
     return f"did you mean --{near}?" if near else f"see {arguments.parser.prog} --help"
 
 

@@ -7,7 +7,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.cli.console import Arguments, Group, command, group, option, print_json, print_table
+from hrvqvae.cli.console import Arguments, Command, Group, option, print_json, print_table
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import LOG, waiting
 
@@ -159,18 +159,15 @@ def _doctor(arguments: Arguments) -> int:
     return code
 
 
-def add(commands: Group) -> None:
-    """Add presets, runs, data list, data get and doctor."""
-    command(
-        commands,
+COMMANDS = (
+    Command(
         "presets",
         "list the presets, or show the values of a preset with their sources",
         _presets,
         option("name NAME", "show the preset NAME (default: list all)", nargs="?"),
         "--json",
-    )
-    command(
-        commands,
+    ),
+    Command(
         "runs",
         "list the runs below a folder: step, error, priors, what is stale",
         _runs,
@@ -182,21 +179,22 @@ def add(commands: Group) -> None:
             type=Path,
         ),
         "--json",
-    )
-
-    actions = group(commands, "data", "list and get data sets, and networks that compare images")
-    command(actions, "list", "list data sets and networks, and where they are", _data_list)
-    command(
-        actions,
-        "get",
-        "get a data set into the folder HRVQVAE_DATA (default: the user's cache), or a network",
-        _data_get,
-        option("name NAME", "data set or network, such as mnist"),
-    )
-    command(
-        commands,
+    ),
+    Group(
+        "data",
+        "list and get data sets, and networks that compare images",
+        Command("list", "list data sets and networks, and where they are", _data_list),
+        Command(
+            "get",
+            "get a data set into the folder HRVQVAE_DATA (default: the user's cache), or a network",
+            _data_get,
+            option("name NAME", "data set or network, such as mnist"),
+        ),
+    ),
+    Command(
         "doctor",
         "check this installation: packages, device, folders; exit code 1 if it can't work",
         _doctor,
         "--json",
-    )
+    ),
+)

@@ -10,7 +10,6 @@ from typing import Any
 from hrvqvae.utils.errors import InputError, near_names
 
 Arguments = argparse.Namespace
-Group = Any  # argparse's subparsers
 Call = Callable[[Arguments], int | None]
 Option = tuple[tuple[str, ...], dict[str, Any]]
 _CHOICE = re.compile(r"(argument [^:]+): invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)
@@ -118,42 +117,75 @@ COMMON: Mapping[str, Option] = {
 """Arguments of several commands."""
 
 
-def command(
-    commands: Group, name: str, about: str, call: Call, *options: Option | str, fields: str = ""
-) -> Any:
-    """Add a command to a group of commands, and return its parser.
+class Command:
+    """A command, or an action of a `Group`.
 
     Args:
         call: Takes the parsed arguments and returns the exit code (None: 0).
-        options: The command's arguments, or their names in `COMMON`.
+        options: The arguments, or their names in `COMMON`.
+        alternatives: Further options, of which a call may have one.
         fields: Example of `--section.field VALUE` for the help; "" if the command takes none.
     """
-    example = f"--section.field VALUE sets any field, such as {fields} (see hrvqvae presets)"
-    parser = commands.add_parser(
-        name,
-        help=about,
-        description=about,
-        epilog=example if fields else None,
-        allow_abbrev=False,
-    )
-    long_names = []  # for hints about unknown options
-    for declared in options:
-        flags, settings = COMMON[declared] if isinstance(declared, str) else declared
-        parser.add_argument(*flags, **settings)
-        long_names += [flag[2:] for flag in flags if flag.startswith("--")]
-    parser.set_defaults(call=call, takes_fields=bool(fields), parser=parser, options=long_names)
-    return parser
+
+    def __init__(
+        self,
+        name: str,
+        about: str,
+        call: Call,
+        *options: Option | str,
+        alternatives: Sequence[Option] = (),
+        fields: str = "",
+    ) -> None:
+        self.name = name
+        self.about = about
+        self.call = call
+        self.options = [COMMON[entry] if isinstance(entry, str) else entry for entry in options]
+        self.alternatives = alternatives
+        words = [word for names, _ in (*self.options, *alternatives) for word in names]
+        self.long_names = [word[2:] for word in words if word.startswith("--")]
+        self.epilog = ""
+        if fields:
+            self.epilog = (
+                f"--section.field VALUE sets any field, such as {fields} (see hrvqvae presets)"
+            )
+
+    def add_to(self, commands: Any) -> None:
+        """Add a parser to subparsers of argparse."""
+        parser = commands.add_parser(
+            self.name,
+            help=self.about,
+            description=self.about,
+            epilog=self.epilog,
+            allow_abbrev=False,
+        )
+        parser.set_defaults(command=self, parser=parser)
+        for names, settings in self.options:
+            parser.add_argument(*names, **settings)
+        if self.alternatives:
+            exclusive = parser.add_mutually_exclusive_group()
+            for names, settings in self.alternatives:
+                exclusive.add_argument(*names, **settings)
+
+
+class Group:
+    """A command with actions, such as `hub push` and `hub get`."""
+
+    def __init__(self, name: str, about: str, *actions: Command) -> None:
+        self.name = name
+        self.about = about
+        self.actions = actions
+
+    def add_to(self, commands: Any) -> None:
+        """Add a parser to subparsers of argparse."""
+        parser = commands.add_parser(self.name, help=self.about, description=self.about)
+        subparsers = parser.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+        for action in self.actions:
+            action.add_to(subparsers)
 
 
 def pick(arguments: Arguments, names: str) -> dict[str, Any]:
     """Return arguments by name, as keyword arguments of a function; spaces separate the names."""
     return {name: getattr(arguments, name) for name in names.split()}
-
-
-def group(commands: Group, name: str, about: str) -> Group:
-    """Add a command with actions, and return the group to which `command` adds them."""
-    parser = commands.add_parser(name, help=about, description=about)
-    return parser.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

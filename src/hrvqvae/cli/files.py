@@ -7,8 +7,7 @@ from pathlib import Path
 
 from hrvqvae.cli.console import (
     Arguments,
-    Group,
-    command,
+    Command,
     flag,
     integer,
     option,
@@ -177,10 +176,8 @@ def _detokenize(arguments: Arguments) -> None:
     print(f"{counted(count, 'image')}: {arguments.out}")
 
 
-def add(commands: Group) -> None:
-    """Add the commands of this module."""
-    command(
-        commands,
+COMMANDS = (
+    Command(
         "compress",
         "encode images as files of codes (.hrv), or as a zip of them",
         _compress,
@@ -202,9 +199,8 @@ def add(commands: Group) -> None:
         "--lmbda",
         "--effort",
         "--device",
-    )
-    command(
-        commands,
+    ),
+    Command(
         "decompress",
         "decode files of codes to PNG",
         _decompress,
@@ -213,9 +209,8 @@ def add(commands: Group) -> None:
         "--model",
         "--force",
         "--levels",
-    )
-    command(
-        commands,
+    ),
+    Command(
         "inspect",
         "show what a file of codes or a zip of them holds",
         _inspect,
@@ -223,9 +218,8 @@ def add(commands: Group) -> None:
         "--model",
         option("-o --out SHEET.png", "draw the levels of the file to SHEET.png", type=Path),
         "--force",
-    )
-    command(
-        commands,
+    ),
+    Command(
         "fit-entropy-model",
         "fit the entropy model of a run, which makes its files smaller",
         _fit_entropy_model,
@@ -243,9 +237,8 @@ def add(commands: Group) -> None:
             "limit the entropy model to a few kilobytes per level, for a web page (docs/web.md)",
         ),
         "--device",
-    )
-    command(
-        commands,
+    ),
+    Command(
         "tokenize",
         "encode many images as Parquet shards of codes; the same command resumes",
         _tokenize,
@@ -276,9 +269,8 @@ def add(commands: Group) -> None:
             default="local",
         ),
         flag("--retry-broken", "retry images that were broken in an earlier call"),
-    )
-    command(
-        commands,
+    ),
+    Command(
         "detokenize",
         "decode shards of codes to PNG",
         _detokenize,
@@ -288,4 +280,5 @@ def add(commands: Group) -> None:
         "--levels",
         "--device",
         "--force",
-    )
+    ),
+)

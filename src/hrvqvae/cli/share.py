@@ -4,11 +4,9 @@ from pathlib import Path
 
 from hrvqvae.cli.console import (
     Arguments,
+    Command,
     Group,
-    Option,
-    command,
     flag,
-    group,
     integer,
     option,
     pick,
@@ -74,63 +72,69 @@ def _play(arguments: Arguments) -> None:
     serve(model, arguments.host, arguments.port, arguments.max_bytes, arguments.max_pixels)
 
 
-def add(commands: Group) -> None:
-    """Add export, hub push, hub get and play."""
-
-    def folder(default: str) -> Option:
-        text = f"write to the new folder DIR (default: ./{default})"
-        return option("out DIR", text, nargs="?", type=Path)
-
-    license = option(
-        "--license ID", "license in the model card, as the hub spells it, such as mit or cc-by-4.0"
-    )
-    export = command(
-        commands,
+_NAME = option("name USER/NAME", "repository of the hub")
+_LICENSE = option(
+    "--license ID", "license in the model card, as the hub spells it, such as mit or cc-by-4.0"
+)
+COMMANDS = (
+    Command(
         "export",
         "write the model of a run and its priors as a small folder, as ONNX graphs, or for a web"
         " page",
         _export,
         "run",
-        folder("RUN-exported, RUN-onnx or RUN-web"),
-        license,
+        option(
+            "out DIR",
+            "write to the new folder DIR (default: ./RUN-exported, RUN-onnx or RUN-web)",
+            nargs="?",
+            type=Path,
+        ),
+        _LICENSE,
         "--beam",
-    )
-    forms = {
-        "compact": "half precision for the autoencoder, 8 bits for the other networks; changes a"
-        " few codes and samples",
-        "onnx": "write encoder and decoder as ONNX graphs, and compare their results with the"
-        " model's",
-        "web": "write one file of 8-bit weights for the JavaScript module in web/ (docs/web.md)",
-    }
-    exclusive = export.add_mutually_exclusive_group()
-    for form, text in forms.items():
-        exclusive.add_argument(f"--{form}", action="store_true", help=text)
-    export.get_default("options").extend(forms)
-
-    actions = group(commands, "hub", "put models on the hub, and get them from there (docs/hub.md)")
-    name = option("name USER/NAME", "repository of the hub")
-    command(
-        actions,
-        "push",
-        "export a run and put it on the hub",
-        _push,
-        "run",
-        name,
-        license,
-        flag("--private", "make a new repository private"),
-    )
-    command(
-        actions,
-        "get",
-        "get a model from the hub into a folder",
-        _get,
-        name,
-        folder("NAME"),
-        option("--revision REV", "get branch, tag or commit REV (default: the newest)"),
-    )
-
-    command(
-        commands,
+        alternatives=(
+            flag(
+                "--compact",
+                "half precision for the autoencoder, 8 bits for the other networks; changes a few"
+                " codes and samples",
+            ),
+            flag(
+                "--onnx",
+                "write encoder and decoder as ONNX graphs, and compare their results with the"
+                " model's",
+            ),
+            flag(
+                "--web",
+                "write one file of 8-bit weights for the JavaScript module in web/ (docs/web.md)",
+            ),
+        ),
+    ),
+    Group(
+        "hub",
+        "put models on the hub, and get them from there (docs/hub.md)",
+        Command(
+            "push",
+            "export a run and put it on the hub",
+            _push,
+            "run",
+            _NAME,
+            _LICENSE,
+            flag("--private", "make a new repository private"),
+        ),
+        Command(
+            "get",
+            "get a model from the hub into a folder",
+            _get,
+            _NAME,
+            option(
+                "out DIR",
+                "write to the new folder DIR (default: ./NAME)",
+                nargs="?",
+                type=Path,
+            ),
+            option("--revision REV", "get branch, tag or commit REV (default: the newest)"),
+        ),
+    ),
+    Command(
         "play",
         "serve a local page to try a model in a browser (docs/play.md)",
         _play,
@@ -156,4 +160,5 @@ def add(commands: Group) -> None:
             type=integer(1),
             default=1 << 24,
         ),
-    )
+    ),
+)

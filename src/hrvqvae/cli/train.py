@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 from hrvqvae.cli.console import (
     Arguments,
-    Group,
-    Option,
-    command,
+    Command,
     flag,
     integer,
     option,
@@ -229,7 +227,7 @@ _DATA = option(
     " the run's, else HRVQVAE_DATA, else the user's cache)",
     type=Path,
 )
-_TRAINING: tuple[Option, ...] = (
+_TRAINING = (
     _DATA,
     option("--max-steps N", "stop after N steps (default: the preset's)"),
     option("--max-minutes M", "stop after M minutes (default: the preset's)"),
@@ -242,10 +240,8 @@ _TRAINING: tuple[Option, ...] = (
 )
 
 
-def add(commands: Group) -> None:
-    """Add the commands that train."""
-    command(
-        commands,
+COMMANDS = (
+    Command(
         "train",
         "train an autoencoder by a preset, or by a YAML or JSON file",
         _train,
@@ -254,9 +250,8 @@ def add(commands: Group) -> None:
         flag("--print-config", "print the resolved configuration and stop"),
         *_TRAINING,
         fields="--model.quantizer.codewords 8",
-    )
-    command(
-        commands,
+    ),
+    Command(
         "train-prior",
         "train the priors of a run, which draw new images",
         _train_prior,
@@ -273,35 +268,31 @@ def add(commands: Group) -> None:
         ),
         *_TRAINING,
         fields="--prior.network.hidden_units 128",
-    )
-    command(
-        commands,
+    ),
+    Command(
         "train-progressive",
         "train a decoder for the first levels of a run, with the least error",
         partial(_train_decoder, kind="prefixes", section="progressive"),
         "run",
         *_TRAINING,
         fields="--progressive.network.hidden_units 32",
-    )
-    command(
-        commands,
+    ),
+    Command(
         "train-decoder",
         "train the decoder of samples of a run, which draws them sharp",
         partial(_train_decoder, kind="generation", section="generation"),
         "run",
         *_TRAINING,
         fields="--generation.levels 4",
-    )
-    command(
-        commands,
+    ),
+    Command(
         "refresh",
         "train again, or fit again, what no longer matches the model of a run, such as its priors",
         _refresh,
         "run",
         "--data",
-    )
-    command(
-        commands,
+    ),
+    Command(
         "train-classifier",
         "train the classifier that measures samples",
         _train_classifier,
@@ -314,9 +305,8 @@ def add(commands: Group) -> None:
             type=integer(0, 2**31 - 1),
             default=1,
         ),
-    )
-    command(
-        commands,
+    ),
+    Command(
         "demo",
         "get MNIST, train, evaluate and draw, in a quarter of an hour",
         _demo,
@@ -332,4 +322,5 @@ def add(commands: Group) -> None:
         option(
             "--max-steps N", "limit each stage to N steps (default: no limit)", type=int, default=0
         ),
-    )
+    ),
+)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hrvqvae.cli.console import (
     Arguments,
-    Group,
-    command,
+    Command,
     integer,
     option,
     pick,
@@ -152,12 +151,45 @@ def _complete(arguments: Arguments) -> None:
     print(f"{counted(arguments.count, 'completion')}: {arguments.out}")
 
 
-def add(commands: Group) -> None:
-    """Add evaluate, reconstruct, sample and complete."""
-    images = "measure N images, evenly spread over the split (default: all)"
-    samples = "draw N images and measure them"
-    command(
-        commands,
+_SHEET = option("-o --out SHEET.png", "write the picture to SHEET.png", required=True, type=Path)
+_DRAWING = (
+    option(
+        "--class C",
+        "draw images of class C, a name or an index (default: any)",
+        dest="class_name",
+    ),
+    option("--temperature T", "below 1, prefer likely codes (default: 1)", type=float, default=1.0),
+    option("--top-k K", "draw from the K likeliest codes only (default: all)", type=integer(1)),
+    option(
+        "--top-p P",
+        "draw from the likeliest codes with probability P together (default: 1)",
+        type=float,
+        default=1.0,
+    ),
+    option(
+        "--guidance W",
+        "above 1, draw images more typical of their class; 1: no guidance; 1,5: from 1 at the"
+        " first position to 5 at the last (default: the model's; with --levels, 1)",
+        type=parse_guidance,
+    ),
+    option(
+        "--levels K",
+        "draw levels 1 to K only (default: the model's; with --guidance, all)",
+        type=int,
+    ),
+    option(
+        "--decoder",
+        "make images with the decoder of train-decoder or of train-progressive (default: the"
+        " model's, else the first if there is one for these levels)",
+        choices=("generation", "progressive"),
+    ),
+    option("--seed S", "draw the images of seed S (default: 0)", type=int, default=0),
+    _SHEET,
+    "--force",
+)
+
+COMMANDS = (
+    Command(
         "evaluate",
         "measure distortion, rate and codeword usage of a run, and its samples",
         _evaluate,
@@ -173,86 +205,52 @@ def add(commands: Group) -> None:
             "images to measure (default: test; with --data, all if they have no splits)",
             choices=("test", "train", "all"),
         ),
-        option("--images N", images, type=integer(1)),
-        option("--samples N", f"{samples} too (default: 0)", type=integer(0), default=0),
+        option(
+            "--images N",
+            "measure N images, evenly spread over the split (default: all)",
+            type=integer(1),
+        ),
+        option(
+            "--samples N",
+            "draw N images and measure them too (default: 0)",
+            type=integer(0),
+            default=0,
+        ),
         option(
             "--guidance W",
-            f"{samples} with each guidance W, such as 3 or 1,5 (default: 1)",
+            "draw N images and measure them with each guidance W, such as 3 or 1,5 (default: 1)",
             type=parse_guidance,
             nargs="+",
         ),
         option("--sample-levels K", "draw levels 1 to K only (default: all)", type=int),
-    )
-    sheet = option("-o --out SHEET.png", "write the picture to SHEET.png", required=True, type=Path)
-    command(
-        commands,
+    ),
+    Command(
         "reconstruct",
         "draw images above their reconstructions",
         _reconstruct,
         "run",
         option("images IMAGE", "images of any sizes", nargs="+", type=Path),
-        sheet,
+        _SHEET,
         "--levels",
         "--beam",
         "--lmbda",
         "--effort",
         "--force",
-    )
-
-    drawing = (
-        option(
-            "--class C",
-            "draw images of class C, a name or an index (default: any)",
-            dest="class_name",
-        ),
-        option(
-            "--temperature T", "below 1, prefer likely codes (default: 1)", type=float, default=1.0
-        ),
-        option("--top-k K", "draw from the K likeliest codes only (default: all)", type=integer(1)),
-        option(
-            "--top-p P",
-            "draw from the likeliest codes with probability P together (default: 1)",
-            type=float,
-            default=1.0,
-        ),
-        option(
-            "--guidance W",
-            "above 1, draw images more typical of their class; 1: no guidance; 1,5: from 1 at the"
-            " first position to 5 at the last (default: the model's; with --levels, 1)",
-            type=parse_guidance,
-        ),
-        option(
-            "--levels K",
-            "draw levels 1 to K only (default: the model's; with --guidance, all)",
-            type=int,
-        ),
-        option(
-            "--decoder",
-            "make images with the decoder of train-decoder or of train-progressive (default: the"
-            " model's, else the first if there is one for these levels)",
-            choices=("generation", "progressive"),
-        ),
-        option("--seed S", "draw the images of seed S (default: 0)", type=int, default=0),
-        sheet,
-        "--force",
-    )
-    count = {"dest": "count", "type": integer(1)}
-    command(
-        commands,
+    ),
+    Command(
         "sample",
         "draw new images with the priors of a run",
         _sample,
         "run",
-        option("-n N", "draw N images (default: 64)", default=64, **count),
-        *drawing,
+        option("-n N", "draw N images (default: 64)", dest="count", type=integer(1), default=64),
+        *_DRAWING,
         option(
             "--save-dir DIR",
             "write each image to DIR as well, as PNG named by class and number",
             type=Path,
         ),
-    )
-    command(
-        commands,
+    ),
+    Command(
         "complete",
         "keep a part of an image and draw the rest with the priors of a run",
         _complete,
@@ -264,6 +262,7 @@ def add(commands: Group) -> None:
             " (default: top)",
             default="top",
         ),
-        option("-n N", "draw N completions (default: 8)", default=8, **count),
-        *drawing,
-    )
+        option("-n N", "draw N completions (default: 8)", dest="count", type=integer(1), default=8),
+        *_DRAWING,
+    ),
+)
