@@ -26,9 +26,8 @@ from hrvqvae.checkpoints.folder import (
 from hrvqvae.checkpoints.run import Run, config_of, copy_state, stale_notice
 from hrvqvae.config import Config, bits_per_image, flatten, level_names, to_dict
 from hrvqvae.config.parsing import OWN_IMAGES, mark_own_images
-from hrvqvae.config.registry import DATASETS, PRIORS
+from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 from hrvqvae.config.schema import TRAINING_SECTIONS
-from hrvqvae.models.build import get_system
 from hrvqvae.priors.guidance import format_guidance
 from hrvqvae.utils.errors import InputError, printable
 from hrvqvae.utils.outputs import create_folder, write_atomic
@@ -240,7 +239,7 @@ def _card(
     on_hub = is_hub_name(name)
     return _CARD.format(
         name=name,
-        title=f"{get_system(config).title} of {images}",
+        title=f"{SYSTEMS.get(model.system).title} of {images}",
         drawing=", with priors that draw new ones" if priors else "",
         table=table,
         sample_line=_SAMPLE_LINE if priors else "",

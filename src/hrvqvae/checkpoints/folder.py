@@ -206,21 +206,20 @@ def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
     """Return the folders of a run's priors by their levels. Raises InputError if two priors share a
     level.
     """
-    covered = []
+    priors = []
     for path in (Path(run) / "priors").glob("level*"):
         match = re.fullmatch(r"levels?-(\d+)(?:-(\d+))?", path.name)
-        if match and (RunFolder(path).config.is_file() or RunFolder(path).begun()):
-            covered.append(range(int(match[1]) - 1, int(match[2] or match[1])))
-    covered.sort(key=lambda levels: (levels.start, levels.stop))
-    for coarse, fine in pairwise(covered):
+        folder = RunFolder(path)
+        if match and (folder.config.is_file() or folder.begun()):
+            priors.append((range(int(match[1]) - 1, int(match[2] or match[1])), folder))
+    priors.sort(key=lambda prior: (prior[0].start, prior[0].stop))
+    for (coarse, folder), (fine, finer_folder) in pairwise(priors):
         if fine.start < coarse.stop:
-            path = prior_folder(run, *coarse).path
-            other_name = prior_folder(run, *fine).path.name
             raise InputError(
-                f"{path} and {other_name} both hold a prior of level {fine.start + 1}; delete one"
-                " of them"
+                f"{folder.path} and {finer_folder.path.name} both hold a prior of level"
+                f" {fine.start + 1}; delete one of them"
             )
-    return {levels: prior_folder(run, *levels) for levels in covered}
+    return dict(priors)
 
 
 def decoder_folder(run: str | Path, name: str) -> RunFolder:

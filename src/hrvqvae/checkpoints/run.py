@@ -295,13 +295,14 @@ class Run:
 
         Return "" if each of these levels has a prior. Reads no weights.
         """
-        trained = [levels for levels, prior in self.priors.items() if prior.file.is_file()]
+        priors = self.priors
+        trained = [levels for levels, prior in priors.items() if prior.file.is_file()]
         count = num_levels or len(self.config.model.num_symbols)
         missing = [n for n in range(count) if not any(n in levels for levels in trained)]
         if not missing:
             return ""
         option = f" --level {missing[0] + 1}" if trained else ""
-        if len(trained) < len(self.priors):  # some have a configuration, but no weights yet
+        if len(trained) < len(priors):  # some have a configuration, but no weights yet
             option = " --resume"
         name = shlex.quote(str(self))
         is_shipped = run_folder(self.name) != Path(self.name)  # nothing is trained there

@@ -154,18 +154,14 @@ def compacted(
             and not name.endswith(".count")  # rounding would make small counts 0
         ):
             dtype = torch.int16 if name in fine else torch.int8
-            largest = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12)
-            scale = largest / torch.iinfo(dtype).max
-            compact[name] = (tensor.float() / _per_row(scale, tensor)).round().to(dtype)
+            rows = tensor.float().flatten(1)
+            scale = rows.abs().amax(1).clamp(min=1e-12) / torch.iinfo(dtype).max
+            compact[name] = (rows / scale[:, None]).round().to(dtype).view(tensor.shape)
             compact[name + _SCALE] = scale
         else:
             half = tensor.half() if tensor.is_floating_point() else tensor
             compact[name] = half if half.isfinite().all() else tensor
     return compact
-
-
-def _per_row(scale: Tensor, tensor: Tensor) -> Tensor:
-    return scale.view(-1, *[1] * (tensor.ndim - 1))
 
 
 def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -175,9 +171,9 @@ def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = {}
     for name, tensor in stored.items():
         if (scale := stored.get(name + _SCALE)) is not None:
-            if scale.shape != tensor.shape[:1]:
+            if tensor.ndim < 2 or scale.shape != tensor.shape[:1]:
                 raise ValueError(f"{name} has {scale.numel()} scales")
-            weights[name] = tensor * _per_row(scale, tensor)
+            weights[name] = (tensor.flatten(1) * scale[:, None]).view(tensor.shape)
         elif not name.endswith((_SCALE, _PRODUCT)):
             weights[name] = tensor
     for name in stored:

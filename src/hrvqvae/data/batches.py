@@ -268,13 +268,13 @@ def read_batches(
             yield batch
 
 
+@dataclass
 class _BatchReader(Dataset[Batch]):
     """Decodes lists of samples. In training, where samples are augmented, the next image replaces
     a broken image, so that batches stay full; else it is left out.
     """
 
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
+    images: ImageSet
 
     def __getitem__(self, samples: list[Sample]) -> Batch:
         if self.images.pixels is not None:

@@ -25,14 +25,14 @@ from hrvqvae.utils.locks import lock_folder
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class GroupHandle:
     """Holds a process group, or None for all processes, so that its owner can be copied.
 
     An owner for all processes can be pickled too.
     """
 
-    def __init__(self, group: Any = None) -> None:
-        self.group = group
+    group: Any = None
 
     def __deepcopy__(self, _: object) -> GroupHandle:
         return self

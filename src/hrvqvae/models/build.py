@@ -7,7 +7,6 @@ from pkgutil import resolve_name
 from typing import cast
 
 from hrvqvae.config import Config
-from hrvqvae.config.entries import System
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder, Refiner
@@ -16,24 +15,20 @@ from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.errors import InputError
 
 
-def get_system(config: Config) -> System:
-    """Return the system of a configuration. Raises InputError if there is no such system."""
-    return SYSTEMS.get(config.model.system)
-
-
 def build(config: Config) -> Autoencoder:
-    """Build the untrained model of a configuration, on the CPU, in float32. Raises InputError as
-    `get_system`.
+    """Build the untrained model of a configuration, on the CPU, in float32. Raises InputError if
+    there is no such system.
     """
-    model = resolve_name(get_system(config).model)
+    model = resolve_name(SYSTEMS.get(config.model.system).model)
     return cast(Autoencoder, model(config.model, config.data.channels))
 
 
 def build_objective(config: Config) -> Objective:
-    """Build the objective of a configuration, on the CPU. Raises InputError as `get_system` and
+    """Build the objective of a configuration, on the CPU. Raises InputError as `build` and
     `Objective`.
     """
-    return cast(Objective, resolve_name(get_system(config).objective)(config))
+    objective = resolve_name(SYSTEMS.get(config.model.system).objective)
+    return cast(Objective, objective(config))
 
 
 def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:
@@ -41,7 +36,7 @@ def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAuto
     decoders need.
     """
     if not isinstance(model, SingleGridAutoencoder) or len(model.prefixes) < 2:
-        title = get_system(config).title
+        title = SYSTEMS.get(config.model.system).title
         raise InputError(
             f"{title} has no progressive decoder: that takes several levels on one grid"
         )

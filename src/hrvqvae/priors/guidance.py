@@ -17,17 +17,17 @@ def list_weights(guidance: Guidance) -> list[float]:
     a number from 0 to 1000.
     """
     weights: list[Any] = list(guidance) if isinstance(guidance, Sequence) else [guidance]
-    wrong = [weight for weight in weights if not _is_weight(weight)]
+    wrong = [
+        weight
+        for weight in weights
+        if not isinstance(weight, Real) or not 0 <= float(weight) <= 1000
+    ]
     if wrong or len(weights) not in (1, 2):
         raise InputError(
             f"guidance is {_format(wrong[0] if wrong else guidance)}; it must be from 0 to 1000 (1"
             " is the model's own), or two such numbers, for the first and the last position"
         )
     return weights
-
-
-def _is_weight(value: object) -> bool:
-    return isinstance(value, Real) and 0 <= float(value) <= 1000
 
 
 def parse_guidance(text: str) -> Guidance:

@@ -94,13 +94,10 @@ def train_autoencoder(
     if has_config and not was_locked and not run.begun():
         raise InputError(f"{run.config} exists, but there is no run; choose another --out")
     resume = resume or is_restarted(run.belongs_to_this_job)
-
-    def resolve() -> Config:
-        return autoencoder_config(
-            preset, fields, run.read_config() if resume and run.config.is_file() else None
-        )
-
-    config = distributed.on_rank_zero(resolve)
+    is_stored = resume and run.config.is_file()
+    config = distributed.on_rank_zero(
+        lambda: autoencoder_config(preset, fields, run.read_config() if is_stored else None)
+    )
     task = AutoencoderTask(config, run)
     return Trainer(task, resume=resume, callbacks=[draw_training]).train()
 

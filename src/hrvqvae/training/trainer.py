@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import FrameType, MappingProxyType
@@ -175,33 +175,21 @@ class Task(ABC):
         """Write the model file. Called in rank 0 after each checkpoint. Raises OSError."""
 
 
+@dataclass
 class Trainer:
     """Trains a task into its run folder, in one process or in several that train together.
 
     A run resumes from its newest intact checkpoint, and ends with the same weights as an
     uninterrupted run.
-
-    Args:
-        resume: continue a training that has begun; if False, such a training raises InputError.
-        renew: train a network anew if it was trained for another state of the autoencoder.
-        callbacks: called after each evaluation.
-        say: prints a message.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        *,
-        resume: bool = False,
-        renew: bool = False,
-        callbacks: Sequence[Callback] = (),
-        say: Say = progress.say,
-    ) -> None:
-        self.task = task
-        self.resume = resume
-        self.renew = renew
-        self.callbacks = callbacks
-        self.say = say
+    task: Task
+    _: KW_ONLY
+    resume: bool = False  #: continue a training that has begun; if False, that is an InputError
+    #: train a network anew if it was trained for another state of the autoencoder
+    renew: bool = False
+    callbacks: Sequence[Callback] = ()  #: called after each evaluation
+    say: Say = progress.say  #: prints a message
 
     def train(self) -> Outcome:
         """Train until the budget is spent or a signal asks to stop; then save a checkpoint and
