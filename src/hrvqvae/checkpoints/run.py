@@ -156,7 +156,7 @@ class Run:
                 linked codebooks, or there is no such device.
             DamagedFileError: Weights are damaged, or do not fit their configuration.
         """
-        weights, meta, _ = self._content
+        weights, meta, digest = self._content
         config = self.config = config_of(meta, self.path)  # from the same read as the weights
         _check_agreement("model", config, self.path)
         if beam is not None:
@@ -171,7 +171,8 @@ class Run:
         model = _build_with_weights(lambda: build(config), weights, self.path)
 
         # The model holds the weights now; keep the digests alone.
-        _ = self.digest, self.weights_digest
+        self.digest = digest
+        self.weights_digest = storage.weights_digest(weights)
         del self._content
         if decoder is not None:
             config = self._use_decoder(model, config, decoder)
