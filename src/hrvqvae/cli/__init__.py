@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     if unknown:  # perhaps an argument after an option: `export mnist --compact small`
         rest = words[len(arguments.parser.prog.split()) - 1 :]
         arguments, unknown = arguments.parser.parse_known_intermixed_args(rest)
-    unknown += [f"--{name}" for name in fields if not arguments.command.epilog]
+    unknown += [f"--{name}" for name in fields if not arguments.command.fields]
     if unknown:
         raise InputError(
             f"unknown argument {unknown[0]!r} of {arguments.parser.prog}:"
@@ -88,7 +88,7 @@ def _hint(argument: str, arguments: argparse.Namespace) -> str:
     name = argument.partition("=")[0].lstrip("-")
     command = arguments.command
     near = "images" if name == "limit" and "images" in command.long_names else ""
-    if argument.startswith("--") and command.epilog:
+    if argument.startswith("--") and command.fields:
         from hrvqvae.config import Config, flatten
 
         leaf = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))

@@ -23,6 +23,7 @@ _MESSAGES = {
     "^argument ([^:]+): ignored explicit argument (.*)$": r"\1 takes no value; \2 is given",
 }
 _OPTION = re.compile(r"-[^\d.]")  # not a negative number
+_FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -143,11 +144,7 @@ class Command:
         self.alternatives = alternatives
         words = [word for names, _ in (*self.options, *alternatives) for word in names]
         self.long_names = [word[2:] for word in words if word.startswith("--")]
-        self.epilog = ""
-        if fields:
-            self.epilog = (
-                f"--section.field VALUE sets any field, such as {fields} (see hrvqvae presets)"
-            )
+        self.fields = fields
 
     def add_to(self, commands: Any) -> None:
         """Add a parser to subparsers of argparse."""
@@ -155,7 +152,7 @@ class Command:
             self.name,
             help=self.about,
             description=self.about,
-            epilog=self.epilog,
+            epilog=self.fields and _FIELDS.format(self.fields),
             allow_abbrev=False,
         )
         parser.set_defaults(command=self, parser=parser)
