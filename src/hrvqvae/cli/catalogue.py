@@ -48,7 +48,7 @@ def _data_list(_: Arguments) -> None:
     rows = []
     for dataset in DATASETS.entries():
         folder = find_published(dataset, root) if dataset.files else root / dataset.name
-        present = folder.is_dir() and not list_missing_files(dataset, root)
+        present = folder.is_dir() and not list_missing_files(dataset, folder)
         where = f"in {folder}" if present else "not there"
         how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how
         rows.append((dataset.name, where, f"{dataset.about}; {how}"))

@@ -191,24 +191,24 @@ def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
     Raises InputError if a field has no value, or two different values.
     """
-    others = list[str]()
+    words = list[str]()
     fields = dict[str, str]()
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         if argument == "--":
-            others += [argument, *rest]
+            words += [argument, *rest]
             break
         name, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or "." not in name:
-            others.append(argument)
+            words.append(argument)
             continue
         if not equals:
             if not rest or _OPTION.match(rest[0]):
                 raise InputError(f"--{name} needs a value")
             value = rest.pop(0)
         set_field(fields, name, value, f"--{name}")
-    return others, fields
+    return words, fields
 
 
 def set_field(fields: dict[str, str], name: str, value: str, option: str) -> None:

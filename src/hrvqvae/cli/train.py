@@ -30,10 +30,10 @@ def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
     training's fields.
     """
     fields = dict[str, str](arguments.fields)
-    names = {"data": "data.root", "codes": "prior.codes"}
+    field_of = {"data": "data.root", "codes": "prior.codes"}
     for name in ("max_steps", "max_minutes", "seed", "device", "init_from"):
-        names[name] = f"{stage}.{name}"
-    for option_name, field in names.items():
+        field_of[name] = f"{stage}.{name}"
+    for option_name, field in field_of.items():
         value = getattr(arguments, option_name, None)
         if value is not None:
             set_field(fields, field, str(value), f"--{option_name.replace('_', '-')}")

@@ -71,9 +71,8 @@ def find_published(dataset: Dataset, root: Path) -> Path:
     return below if is_other or below.is_dir() else root
 
 
-def list_missing_files(dataset: Dataset, root: Path) -> list[Path]:
-    """Return the files of a published set that are missing."""
-    folder = find_published(dataset, root)
+def list_missing_files(dataset: Dataset, folder: Path) -> list[Path]:
+    """Return the files of a published set that its folder lacks."""
     return [folder / name for name in dataset.files or () if not (folder / name).is_file()]
 
 
@@ -179,14 +178,14 @@ def _note_shards_beside(folder: Path) -> None:
 
 
 def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
-    if missing := list_missing_files(dataset, root):
+    folder = find_published(dataset, root)
+    if missing := list_missing_files(dataset, folder):
         raise InputError(
             f"{dataset.name} is not in {root} ({missing[0].name} is missing); get it with: hrvqvae"
             f" data get {dataset.name} ({dataset.how}), or train on other data: --data.dataset mine"
         )
     if split == "all":
         raise InputError(f"{dataset.name} {_DIVIDED}")
-    folder = find_published(dataset, root)
     data: Arrays = resolve_name(dataset.read)(folder, split)
     channels, height, width = data.images.shape[1:]
     if (channels, height, width) != (config.channels, *config.image_size):

@@ -27,7 +27,7 @@ from hrvqvae.config import DataConfig, Grid, TrainingConfig, level_names
 from hrvqvae.config.parsing import OWN_IMAGES
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, evaluation_batches
-from hrvqvae.data.loading import is_undivided, list_missing_files, load_images
+from hrvqvae.data.loading import find_published, is_undivided, list_missing_files, load_images
 from hrvqvae.evaluation.samples import SampleQuality, measure_samples
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
@@ -182,7 +182,9 @@ def choose_data(data: DataConfig, root: str | None, split: str | None) -> tuple[
 
     # The published set, or the run's own folder, is measured as in training.
     dataset = DATASETS.get(data.dataset) if data.dataset in DATASETS else None
-    is_published = dataset and dataset.read and not list_missing_files(dataset, Path(root))
+    is_published = False
+    if dataset and dataset.read:
+        is_published = not list_missing_files(dataset, find_published(dataset, Path(root)))
     is_same_folder = data.root is not None and Path(root).resolve() == Path(data.root).resolve()
     if is_published or is_same_folder:
         return replace(data, root=root), split or "test"
