@@ -83,31 +83,18 @@ class Level:
             raise InputError(f"a label lies outside 0..{self.labels - 1}")
 
 
+@dataclass
 class LogitSteps:
     """Computes the logits of a prior position by position: here the whole network for each.
 
     A network whose features can be kept from position to position has steps of its own.
-
-    Args:
-        prior: in evaluation mode.
-        codes: (B, H, W) of each level of the prior, written by the caller as they are drawn.
-        coarser: codeword indices (K * B, H_j, W_j) of each coarser level.
-        label: (K * B,), or None without classes.
-        num_labels: K. Each image enters the network once per label.
     """
 
-    def __init__(
-        self,
-        prior: Any,
-        codes: Sequence[Tensor],
-        coarser: Sequence[Tensor],
-        label: Tensor | None,
-        num_labels: int,
-    ) -> None:
-        self.prior = prior
-        self.codes = codes
-        self.conditions = (coarser, label)
-        self.num_labels = num_labels
+    prior: Any  #: in evaluation mode
+    codes: Sequence[Tensor]  #: (B, H, W) of each level of the prior; the caller writes drawn codes
+    coarser: Sequence[Tensor]  #: codeword indices (K * B, H_j, W_j) of each coarser level
+    label: Tensor | None  #: (K * B,), or None without classes
+    num_labels: int  #: K; each image enters the network once per label
 
     def start(self, row: int, column: int) -> None:
         """Go to the next position in raster order. The codes of earlier positions are complete."""
@@ -120,7 +107,7 @@ class LogitSteps:
         levels.
         """
         expanded = [level_codes.repeat(self.num_labels, 1, 1) for level_codes in self.codes]
-        all_logits = self.prior.level_logits(expanded, *self.conditions)[level]
+        all_logits = self.prior.level_logits(expanded, self.coarser, self.label)[level]
         logits: Tensor = all_logits[:, :, *self.place].float()
         return logits.view(self.num_labels, -1, logits.shape[1])
 

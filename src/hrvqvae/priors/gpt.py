@@ -7,7 +7,6 @@ is `path_units`, the width of the codewords' embeddings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,9 +100,9 @@ class CachedSteps(LogitSteps):
     Each of the B images enters the network K times, once per label: R = K * B rows.
     """
 
-    def __init__(self, prior: GPT, codes: Sequence[Tensor], *arguments: Any) -> None:
-        super().__init__(prior, codes, *arguments)
-        batch = len(codes[0])
+    def __post_init__(self) -> None:
+        prior = self.prior
+        batch = len(self.codes[0])
         rows = batch * self.num_labels
         height, width = prior.level.grid
         hidden = prior.config.hidden_units
@@ -113,7 +112,8 @@ class CachedSteps(LogitSteps):
         self.heads = pack_linear(prior.heads, rows)
 
         # (N, K, B, C): a position at a time, with the bias that `start` leaves out
-        base = prior.compute_base(*self.conditions, rows).flatten(2) + prior.left.bias[:, None]
+        base = prior.compute_base(self.coarser, self.label, rows).flatten(2)
+        base = base + prior.left.bias[:, None]
         self.base = base.permute(2, 0, 1).reshape(height * width, -1, batch, hidden)
         self.caches = [
             AttentionCache(rows, hidden, prior.config.heads, height * width, base)
@@ -125,7 +125,7 @@ class CachedSteps(LogitSteps):
         self.sum_map = base.new_zeros(batch, height + 1, width + 2, units)
         self.sum = base.new_zeros(batch, units)
         self.above_weight = prior.above.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        self.indices = torch.zeros_like(codes[0][:, 0, 0])
+        self.indices = torch.zeros_like(self.codes[0][:, 0, 0])
         self.next_level = 0
 
     def start(self, row: int, column: int) -> None:

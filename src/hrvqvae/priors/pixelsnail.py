@@ -32,15 +32,15 @@ class CachedSteps(LogitSteps):
     Each of the B images enters the network K times, once per label: R = K * B rows.
     """
 
-    def __init__(self, prior: PixelSNAIL, codes: Sequence[Tensor], *arguments: Any) -> None:
-        super().__init__(prior, codes, *arguments)
+    def __post_init__(self) -> None:
+        prior = self.prior
         grid = prior.level.grid
-        batch = len(codes[0])
+        batch = len(self.codes[0])
         rows = batch * self.num_labels
         hidden = prior.config.hidden_units
 
         # what does not depend on the codes: (H, W, K, B, C), and per block (H, W, R, 2C)
-        base = prior.compute_base(*self.conditions, rows)
+        base = prior.compute_base(self.coarser, self.label, rows)
         self.base = base.permute(2, 3, 0, 1).reshape(*grid, -1, batch, hidden)
         conditions = prior.conditions(base).permute(2, 3, 0, 1)
 
