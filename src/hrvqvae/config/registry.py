@@ -5,6 +5,7 @@ An entry is imported at its first use.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
@@ -19,16 +20,16 @@ RIVALS = ("fsq", "vqpytorch")
 E = TypeVar("E", bound=Dataset | System | PriorNetwork | Logger)
 
 
+@dataclass(eq=False)
 class Registry(Generic[E]):
     """Entries by name. Built-in entries come first; the entry points of other packages can't
     replace them.
     """
 
-    def __init__(self, kind: type[E], noun: str, group: str, built_in: Mapping[str, str]) -> None:
-        self.kind = kind
-        self.noun = noun
-        self.group = group
-        self.built_in = built_in
+    kind: type[E]
+    noun: str  # in messages
+    group: str  # of entry points
+    built_in: Mapping[str, str]  # module -> names of its entries, separated by spaces
 
     @cached_property
     def _entries(self) -> dict[str, E | EntryPoint]:

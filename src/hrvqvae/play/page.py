@@ -12,6 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, wraps
 from io import BytesIO
 from pathlib import Path
@@ -332,6 +333,7 @@ _POLICY = (
 )
 
 
+@dataclass
 class Guard:
     """Middleware that limits who may ask, the size of a request and of all uploads, and what a
     browser may load.
@@ -340,11 +342,10 @@ class Guard:
     from another site.
     """
 
-    def __init__(self, app: ASGIApp, most_bytes: int, hosts: tuple[str, ...], folder: Path) -> None:
-        self.app = app
-        self.most_bytes = most_bytes
-        self.hosts = hosts
-        self.folder = folder
+    app: ASGIApp
+    most_bytes: int  # of an image
+    hosts: tuple[str, ...]  # names of this page
+    folder: Path  # of the uploads
 
     def check(self, path: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
         """Return the HTTP status and the reason if the head of a request is refused, else None."""
