@@ -96,6 +96,9 @@ class LogitSteps:
     label: Tensor | None  #: (K * B,), or None without classes
     num_labels: int  #: K; each image enters the network once per label
 
+    def __post_init__(self) -> None:
+        """Prepare what does not depend on the codes."""
+
     def start(self, row: int, column: int) -> None:
         """Go to the next position in raster order. The codes of earlier positions are complete."""
         self.place = (row, column)
