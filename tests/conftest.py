@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -33,13 +34,14 @@ from hrvqvae.config import (
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 from hrvqvae.data.sets.mnist import write_idx
 from hrvqvae.utils import progress
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 
 torch.set_num_threads(1)
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 parametrize = pytest.mark.parametrize
 shared_fixture = pytest.fixture(scope="module")
+approx = pytest.approx
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 
@@ -63,6 +65,10 @@ def generator(seed=0):
 
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=generator(seed))
+
+
+def random_images(*shape, rng=None):
+    return torch.randint(256, shape, dtype=torch.uint8, generator=rng)
 
 
 @contextmanager
@@ -207,6 +213,13 @@ def done(*arguments):
     return code, out.getvalue(), err.getvalue()
 
 
+def ended(code, command):
+    """Run a command that ends with an exit code; return all that it printed."""
+    ended_with, out, err = done(command)
+    assert ended_with == code
+    return out + err
+
+
 def do(*arguments):
     """Run a command that succeeds; print and return its stdout."""
     code, out, err = done(*arguments)
@@ -224,6 +237,27 @@ def cells_of(text):
 def input_error(message):
     """Expect an InputError whose message holds the pattern."""
     return pytest.raises(InputError, match=message)
+
+
+def damage_error(message):
+    return pytest.raises(DamagedFileError, match=message)
+
+
+def nonfinite_error(message):
+    return pytest.raises(NonFiniteError, match=message)
+
+
+def names_in(folder, pattern="*"):
+    return sorted(path.name for path in folder.glob(pattern))
+
+
+def run_python(*words, code=0, **options):
+    """Run Python in another process, which ends with `code`; return what it printed."""
+    ended = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, check=False, **options
+    )
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return ended
 
 
 def refused(command):

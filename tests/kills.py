@@ -1,6 +1,7 @@
 """Simulate kills at random moments inside this process; lock a folder in another process."""
 
 import random
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ def at_step(monkeypatch, task, at, do):
         return original(self, state, batch)
 
     monkeypatch.setattr(task, "step", step)
+
+
+def stop_at_step(monkeypatch, task, at, signum=signal.SIGTERM):
+    """Send this process a signal at the beginning of a step of a task."""
+    at_step(monkeypatch, task, at, lambda _: signal.raise_signal(signum))
 
 
 class Kills:

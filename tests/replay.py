@@ -13,8 +13,6 @@ import numpy as np
 from hrvqvae.data import fetch
 from tests.conftest import do, drawn_digits, write_mnist
 
-Cut = tuple[str, str]  # a pattern in a command, and its replacement
-
 
 def drawn_mnist(root, monkeypatch):
     write_mnist(root / "mnist", 120, 60, size=28)
@@ -43,7 +41,9 @@ def blocks(page):
 
 
 def cut(words, cuts):
-    """Replace patterns in the words of a command, in order."""
+    """Replace patterns in the words of a command, in order. `cuts` are pairs of a pattern and its
+    replacement.
+    """
     command = "\0".join(words)
     for pattern, replacement in cuts:
         command = re.sub(pattern.replace(" ", "\0"), replacement.replace(" ", "\0"), command)

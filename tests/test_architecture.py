@@ -1,12 +1,10 @@
 """Rooms import those before them alone; importing the package is cheap."""
 
 import ast
-import subprocess
-import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from tests.conftest import cells_of, parametrize
+from tests.conftest import cells_of, parametrize, run_python
 
 SOURCE = Path(__file__).parent.parent / "src" / "hrvqvae"
 # each may import those before it: docs/architecture.md draws them
@@ -73,10 +71,7 @@ from hrvqvae.config import presets; [*map(presets.get, presets.names())] | torch
 @parametrize("code, heavy", cells_of(LIGHT))
 def test_import_is_light_and_has_no_effect(code, heavy, tmp_path):
     listed = f"{code}\nimport sys; print([*sys.modules.keys() & {heavy.split()!r}])"
-    done = subprocess.run(
-        [sys.executable, "-c", listed], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert run_python("-c", listed, cwd=tmp_path).stdout.strip() == "[]"
     assert list(tmp_path.iterdir()) == []
 
 

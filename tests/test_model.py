@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hrvqvae
-from tests.conftest import generator, parametrize, shared_fixture
+from tests.conftest import approx, generator, parametrize, random_images, shared_fixture
 
 
 @shared_fixture
@@ -18,7 +18,7 @@ def model():
 @shared_fixture
 def images():
     rng = generator()
-    return torch.randint(256, (3, 1, 28, 28), generator=rng, dtype=torch.uint8)
+    return random_images(3, 1, 28, 28, rng=rng)
 
 
 def test_images_as_python_has_them(model, images, tmp_path):
@@ -61,7 +61,7 @@ def test_evaluate_takes_a_folder_and_a_data_set(model, images, tmp_path):
     for data in (tmp_path, str(tmp_path), *datasets):
         evaluated = model.evaluate(data)
         assert evaluated.report.images == 3
-        assert evaluated.report.mse == pytest.approx(float(error.square().mean()), rel=1e-5)
+        assert evaluated.report.mse == approx(float(error.square().mean()), rel=1e-5)
         assert "tensor(" not in repr(evaluated), "no counts of single codewords"
 
 

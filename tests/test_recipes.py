@@ -20,7 +20,7 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import NATURAL
 from hrvqvae.evaluation.report import evaluate_run
-from tests.conftest import cells_of, generator, parametrize, write_picture
+from tests.conftest import approx, cells_of, generator, names_in, parametrize, write_picture
 from tests.models.small import TREE, config_of, model_of
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 from tests.trained_run import undrawn
@@ -108,7 +108,7 @@ def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path):
         config = from_dict(yaml.safe_load(replay([*words, "--print-config"])), "printed")
         grids = zip(config.model.geometry.grids(32, 32), config.model.num_symbols, strict=True)
         assert sum(math.prod(grid) * math.log2(symbols) for grid, symbols in grids) == 2304
-        assert each * len(config.prior_levels) == pytest.approx(6, rel=1e-4)
+        assert each * len(config.prior_levels) == approx(6, rel=1e-4)
 
 
 def test_other_figures_and_usage(tmp_path):
@@ -166,7 +166,7 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
     exported_files = {path.relative_to(exported).as_posix() for path in exported.rglob("*.*")}
     # drawn images are not those of the classifier in the package, so that one is trained
     assert exported_files - {"classifier.safetensors"} == files
-    assert {"samples.png", "nearest.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"samples.png", "nearest.png"} <= {*names_in(tmp_path / "out")}
 
 
 def test_the_pictures_of_the_readme(tmp_path, monkeypatch):
@@ -273,4 +273,4 @@ def test_nearest_training_images(run, tmp_path):
     nearest = runpy.run_path(str(RECIPES / "figures" / "nearest.py"))["nearest_training_images"]
     neighbours, errors = nearest(moved, config)
     assert torch.equal(neighbours, images)
-    assert errors == pytest.approx((moved - images).square().flatten(1).mean(1).tolist(), rel=1e-3)
+    assert errors == approx((moved - images).square().flatten(1).mean(1).tolist(), rel=1e-3)

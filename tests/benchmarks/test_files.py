@@ -8,7 +8,6 @@ from collections import Counter
 from io import BytesIO
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,7 +38,7 @@ from benchmarks.files.linear import Linear, from_blocks, to_blocks
 from benchmarks.files.trained import TrainedFiles
 from hrvqvae.checkpoints.folder import locate
 from hrvqvae.utils.quantities import psnr
-from tests.conftest import drawn_digits, input_error, parametrize, shared_fixture
+from tests.conftest import approx, drawn_digits, input_error, names_in, parametrize, shared_fixture
 
 
 def smooth_images(count, channels=3, height=32, width=32, seed=0):
@@ -72,7 +71,7 @@ def test_by_command(
     assert titles == ["hrvqvae mnist", "WebP", "JPEG", "PCA, ideal codes"]
     jpeg = report["curves"][2]
     assert (jpeg["within"][0], jpeg["fitted"][0]) == (None, None)  # no JPEG is so small
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "sheet.png"]
+    assert names_in(tmp_path / "out") == ["curves.png", "sheet.png"]
     main([*command, "--no-linear", "--models"])
     assert "\nWebP " in capsys.readouterr().out
 
@@ -161,7 +160,7 @@ def test_budgets_against_plain_searches(seed, count, images, budget):
     fitted = curve.fitted(budget)
     assert (fitted is None) == (len(fitting) < images)
     if fitted is not None:
-        assert fitted == pytest.approx(psnr(float(np.mean(fitting))))
+        assert fitted == approx(psnr(float(np.mean(fitting))))
 
 
 def test_measured_is_what_torchmetrics_finds():
@@ -174,11 +173,11 @@ def test_measured_is_what_torchmetrics_finds():
     originals = torch.from_numpy(images).float() / 255
     for setting, point in zip(Shaved.settings[1:], files.points[1:], strict=True):
         shaved = torch.from_numpy(images >> setting << setting).float() / 255
-        assert point.psnr == pytest.approx(
+        assert point.psnr == approx(
             float(PeakSignalNoiseRatio(data_range=1.0)(shaved, originals)), abs=1e-3
         )
         metric = StructuralSimilarityIndexMeasure(data_range=1.0)
-        assert point.ssim == pytest.approx(float(metric(shaved, originals)), abs=1e-4)
+        assert point.ssim == approx(float(metric(shaved, originals)), abs=1e-4)
     assert measure(Shaved(), smooth_images(2, 1, 8, 8))[0].points[1].ssim is None
 
 
@@ -190,10 +189,10 @@ def test_a_curve_beside_others():
     small, large = against(ours, [good, poor, ideal])
     settings = (small["setting"], large["setting"])
     assert settings == ("setting 1", "setting 2")  # what others beat is left out
-    assert small["ahead_of"]["poor"] == pytest.approx(10 * math.log10(2))
-    assert large["ahead_of"]["good"] == pytest.approx(10 * math.log10(2))
+    assert small["ahead_of"]["poor"] == approx(10 * math.log10(2))
+    assert large["ahead_of"]["good"] == approx(10 * math.log10(2))
     assert small["ahead_of"]["good"] is None
-    assert large["ahead_of"]["ideal"] == pytest.approx(-10)
+    assert large["ahead_of"]["ideal"] == approx(-10)
 
 
 @shared_fixture
@@ -231,7 +230,7 @@ def test_code_lengths_are_those_of_held_out_counts(linear):
                     largest = int(np.abs(column).max())
                     count = Counter(column.tolist())[int(np.clip(value, -largest, largest))] + 0.05
                     bits -= math.log2(count / (len(column) + 0.05 * (2 * largest + 1)))
-            assert codec.ideal_bytes(file) == pytest.approx(bits / 8, rel=1e-3)
+            assert codec.ideal_bytes(file) == approx(bits / 8, rel=1e-3)
     finest = next(setting for setting in codec.settings if setting.step == 0.05)
     decoded = codec.decode(codec.encode(images, finest), (3, 16, 16))
     # a step of 0.05 errs by 0.05^2 / 12 per value at most
@@ -256,7 +255,7 @@ def test_files_of_a_trained_model(monkeypatch):
         ]
         decoded = (model.decode(codes, levels, (28, 28)) * 255).round() / 255
         expected = (decoded - originals / 255).square().mean((1, 2, 3)).numpy()
-        assert curve.errors[usual] == pytest.approx(expected, rel=1e-3)
+        assert curve.errors[usual] == approx(expected, rel=1e-3)
         # before pixels are rounded to 8 bits, no more
         assert (curve.errors[none] <= curve.errors[usual] * 1.01).all()
         sizes = curve.sizes[[none, *weighed]].mean(1)

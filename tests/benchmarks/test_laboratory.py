@@ -25,7 +25,7 @@ from hrvqvae.evaluation.samples import Features
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import NonFiniteError
 from hrvqvae.utils.outputs import TEMPORARY
-from tests.conftest import cells_of, input_error, parametrize, read_json
+from tests.conftest import approx, cells_of, input_error, parametrize, read_json
 from tests.kills import in_another_process
 
 SECTIONS = ("data", "model", "training", "prior")
@@ -79,7 +79,7 @@ def test_every_system_is_measured_by_every_instrument(tmp_path, capsys):
         assert row["frechet"] == "Frechet distance of 40 images, features of a classifier of mnist"
         missing = {name for name in COLUMNS if row[name] is None}
         assert missing == {"frechet_reconstructions"}  # 40 images are fewer than 128 features
-        assert row["steps_per_second"] == pytest.approx(4 / row["training_seconds"])
+        assert row["steps_per_second"] == approx(4 / row["training_seconds"])
         assert 0 < row["usage"] <= 1
     assert rows[0]["parameters"] < rows[1]["parameters"]
     assert "| wide | 1 |" in capsys.readouterr().out
@@ -210,7 +210,7 @@ def test_tables_by_hand():
     rows[0]["ssim"] = 0.5
     assert table(rows).splitlines()[2].endswith("| 0.5000 (n=1) |")
 
-    assert welch([1, 2, 3, 4, 5], [2, 4, 6, 8, 10]) == pytest.approx(0.1075312, abs=1e-6)
+    assert welch([1, 2, 3, 4, 5], [2, 4, 6, 8, 10]) == approx(0.1075312, abs=1e-6)
     assert (welch([1.0, 1.0], [1.0, 1.0]), welch([1.0, 1.0], [2.0, 2.0])) == (1, 0)
     values = {"a": (1, 2, 3, 4, 5), "b": (2, 4, 6, 8, 10), "c": (1, 2, 3, 4, 5), "d": (9,)}
     errors = [{"system": name, "mse": mse} for name, of_name in values.items() for mse in of_name]
@@ -220,7 +220,7 @@ def test_tables_by_hand():
         "| a | c | 5, 5 | +0.0% | 1.000 | 1.000 |",
     ]
     on_the_way = [{"test_errors": [(5, 0.2), (10, 0.1)]}, {"test_errors": [(5, 0.4)]}]
-    assert mean_errors(on_the_way) == pytest.approx({5: 0.3, 10: 0.1})
+    assert mean_errors(on_the_way) == approx({5: 0.3, 10: 0.1})
 
 
 def searched(start, error, most=99):

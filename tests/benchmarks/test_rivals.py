@@ -5,7 +5,6 @@ import importlib
 import sys
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,13 +18,15 @@ from hrvqvae.config.parsing import override
 from hrvqvae.config.schema import bits_per_image
 from hrvqvae.models.build import build
 from hrvqvae.training.state import TrainState
-from hrvqvae.utils.errors import NonFiniteError
 from tests.benchmarks.conftest import forget_rivals
 from tests.conftest import (
+    approx,
     generator,
     input_error,
+    nonfinite_error,
     normal,
     parametrize,
+    random_images,
     refused,
     same,
     state_of,
@@ -86,7 +87,7 @@ def test_simvq_s_loss_is_on_the_scale_of_ours(rivals):
     codewords = quantizer.lookup(result.codes).detach()
     error = float((z.detach() - codewords).square().sum())
     loss = result.losses["auxiliary"]
-    assert float(loss.detach()) == pytest.approx(1.25 * error, rel=1e-4)
+    assert float(loss.detach()) == approx(1.25 * error, rel=1e-4)
     (gradient,) = torch.autograd.grad(loss, z)
     assert_close(gradient, 0.5 * (z.detach() - codewords), rtol=1e-4, atol=1e-4)
 
@@ -112,7 +113,7 @@ def test_the_contract_of_a_quantizer(rivals, name, levels):
     assert_close(quantizer.lookup(codes), result.latents, rtol=1e-4, atol=1e-4)
     prefixes = [quantizer.lookup(codes[:count]) for count in range(1, levels + 1)]
     assert len({tuple(prefix.flatten().tolist()) for prefix in prefixes}) == levels
-    with pytest.raises(NonFiniteError, match="latents: 72 of 72 values"):
+    with nonfinite_error("latents: 72 of 72 values"):
         quantizer.train().encode(z[:1] * torch.nan)
     assert quantizer.training
     for wrong, message in (
@@ -177,7 +178,7 @@ def test_a_run_of_a_rival_from_training_to_files(rivals, mnist_root, tmp_path, m
     with undrawn():
         fields = {**SMALL, "model.quantizer.name": "vq"}
         model = hrvqvae.train("vqpytorch/mnist", out=run, max_steps=2, **fields)
-    images = torch.randint(256, (3, 1, 12, 12), dtype=torch.uint8)
+    images = random_images(3, 1, 12, 12)
     expected = model.decode(model.encode(images))
     files = model.compress(images)
     assert torch.equal(torch.stack(hrvqvae.load(run).decompress(files)), expected)

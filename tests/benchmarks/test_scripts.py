@@ -24,7 +24,7 @@ from benchmarks.torture.uses import PARTS, judge
 from hrvqvae.cli import GROUPS
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
-from tests.conftest import parametrize
+from tests.conftest import approx, parametrize
 from tests.quantize import oracle
 from tests.replay import drawn_mnist
 
@@ -110,9 +110,9 @@ def test_what_can_not_be_measured_is_a_line(capsys):
 def test_files_of_codes(run, capsys):
     row = json.loads(printed("codec", f"{run} --images 64 --zipped 200 --json", capsys))
     assert row["images"] == 40  # all test images that there are
-    assert row["bytes"] == pytest.approx(sum(row["parts"]))
-    assert row["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
-    assert row["zip"]["overhead per image"] == pytest.approx(76 + 2 * len("000000.hrv") + 22 / 200)
+    assert row["bytes"] == approx(sum(row["parts"]))
+    assert row["raw"] == approx(3 * 49 * log2(3) / 8)
+    assert row["zip"]["overhead per image"] == approx(76 + 2 * len("000000.hrv") + 22 / 200)
 
 
 def read(path):
@@ -216,14 +216,14 @@ def test_the_gpu_report_in_its_small_form(monkeypatch, capsys):
     assert sizes == [("greedy", 2, 3), ("beam of 4", 2, 3), ("flat", 1, 9)]
     for row in report["search"]:
         assert row["bytes"] == 300 * (4 * 4 + 8 * row["levels"])  # latents in, codes out
-        assert row["ratio"] == pytest.approx(row["seconds"] / row["copy_seconds"])
+        assert row["ratio"] == approx(row["seconds"] / row["copy_seconds"])
     (sampling,) = report["sampling"]
-    assert sampling["images_per_second"] == pytest.approx(2 / sampling["seconds"])
+    assert sampling["images_per_second"] == approx(2 / sampling["seconds"])
     assert len(report["training"]) == 2  # an autoencoder and a prior
     assert all(row["flop"] > 0 for row in report["training"])
     for row in report["training"]:
-        assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"])
-        assert row["matrix_share"] == pytest.approx(
+        assert row["images_per_second"] == approx(2 / row["step_seconds"])
+        assert row["matrix_share"] == approx(
             row["flop"] / row["step_seconds"] / report["matrix_rate"]
         )
 

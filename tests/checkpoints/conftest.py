@@ -11,7 +11,7 @@ from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.models.build import build_progressive_decoder, require_several_levels
-from tests.trained_run import tiny_run_with_priors
+from tests.trained_run import silent, tiny_run_with_priors
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def write_decoder(run, name, shift):
 
 
 @pytest.fixture
-def whole(mnist_root, tmp_path):
+def full_run(mnist_root, tmp_path):
     """A run folder with priors, a progressive decoder that is another than the autoencoder's, and
     an entropy model.
     """
@@ -50,6 +50,10 @@ def whole(mnist_root, tmp_path):
     return run
 
 
+def fit_entropy_model(run, effort=0.01):
+    Run(run).entropy_model.fit(effort=effort, say=silent)
+
+
 def change(run):
     """Make the autoencoder of a run another one."""
     file = RunFolder(run).model
@@ -59,6 +63,6 @@ def change(run):
 
 
 @pytest.fixture
-def changed(whole):
-    change(whole)
-    return whole
+def changed(full_run):
+    change(full_run)
+    return full_run

@@ -7,7 +7,6 @@ What is whole comes back as it was written.
 
 import contextlib
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.models.build import build
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.conftest import parametrize, same, with_data, with_quantizer
+from tests.conftest import damage_error, parametrize, same, with_data, with_quantizer
 from tests.trained_run import load_stored
 
 
@@ -49,7 +48,6 @@ def load_priors(run):
     return Run(run).load_priors()
 
 
-Use = Callable[[Path], object]
 TENSORS = {
     "model": ("model.safetensors", hrvqvae.load),
     "prior": ("priors/level-2/model.safetensors", load_priors),
@@ -64,20 +62,20 @@ FILES = TENSORS | {
 
 
 @parametrize("kind", FILES)
-def test_damage_is_one_line_that_names_the_file(kind, whole, tmp_path):
+def test_damage_is_one_line_that_names_the_file(kind, full_run, tmp_path):
     """A configuration that is cut short may be one still."""
     name, use = FILES[kind]
     if kind == "exported configuration":
-        export(whole, tmp_path / "exported")
-        whole = tmp_path / "exported"
-    path = whole / name
+        export(full_run, tmp_path / "exported")
+        full_run = tmp_path / "exported"
+    path = full_run / name
     content = path.read_bytes()
     configuration = "configuration" in kind
     error = InputError if configuration else DamagedFileError
     for damage in set(DAMAGES) - ({"cut", "bit"} if configuration else set()):
         path.write_bytes(DAMAGES[damage](content))
         with pytest.raises(error, match=path.name) as caught:
-            use(whole)
+            use(full_run)
         assert "\n" not in str(caught.value), damage
 
 
@@ -97,16 +95,16 @@ METAS = {
 
 
 @parametrize("kind", TENSORS)
-def test_wrong_meta_is_one_line_that_names_the_file(kind, whole):
+def test_wrong_meta_is_one_line_that_names_the_file(kind, full_run):
     name, use = TENSORS[kind]
-    path = whole / name
+    path = full_run / name
     tensors, meta = storage.read(path)
-    for config in whole.rglob("config.yaml"):
+    for config in full_run.rglob("config.yaml"):
         config.unlink()
     for how in set(METAS) - ({"of another kind"} if kind == "model" else set()):
         storage.write(path, tensors, METAS[how](meta))
-        with pytest.raises(DamagedFileError, match=path.name):
-            use(whole)
+        with damage_error(path.name):
+            use(full_run)
 
 
 MAPS = CodeMaps(
@@ -177,8 +175,8 @@ def test_every_symbol_fits(symbols, kind, tiny, tmp_path):
     assert bool((codes == symbols - 1).all())
 
 
-def test_codes_are_those_of_the_model(whole):
-    run = Run(whole)
+def test_codes_are_those_of_the_model(full_run):
+    run = Run(full_run)
     model, config = run.load()
     load = partial(load_stored, run.folder.codes, split="train")
     maps = load(run.digest, config)
@@ -259,12 +257,12 @@ def test_any_damage_is_noticed(data, tmp_path_factory):
 def test_compact_weights_of_shapes_that_do_not_belong_together(stored, tmp_path):
     path = tmp_path / "x.safetensors"
     storage.write(path, stored, META)
-    with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged: .* (scales|shape)"):
+    with damage_error(r"x\.safetensors is damaged: .* (scales|shape)"):
         storage.read(path)
 
 
 def test_a_header_that_is_too_short_is_named(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"\x02" + b"\0" * 7 + b"{}")
-    with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged"):
+    with damage_error(r"x\.safetensors is damaged"):
         storage.read_meta(path)

@@ -45,24 +45,24 @@ def prior_tensors(exported, original):
         yield from ((name, tensor, second[name]) for name, tensor in first.items())
 
 
-def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole, tmp_path):
+def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(full_run, tmp_path):
     out = tmp_path / "out"
-    files = export(whole, out)
+    files = export(full_run, out)
     assert files == sorted(path for path in out.rglob("*") if path.is_file())
     parts = ["", "prefixes/", *(f"priors/level-{level}/" for level in (1, 2, 3))]
     weights = {f"{part}model.safetensors" for part in parts}
     names = {str(path.relative_to(out)) for path in files}
     assert names == weights | {"README.md", "config.json", "tables.hrvt"}
-    assert share_of_size(whole, out, prior_folder(whole, 1).model) < 0.7
-    assert not any(str(whole.parent.parent).encode() in path.read_bytes() for path in files)
-    for name, exported, original in prior_tensors(out, whole):
+    assert share_of_size(full_run, out, prior_folder(full_run, 1).model) < 0.7
+    assert not any(str(full_run.parent.parent).encode() in path.read_bytes() for path in files)
+    for name, exported, original in prior_tensors(out, full_run):
         assert_close(exported, original, rtol=1e-3, atol=1e-5, msg=name)
-    there, here = (hrvqvae.load(run) for run in (out, whole))
+    there, here = (hrvqvae.load(run) for run in (out, full_run))
     coarse = (model.decode(model.encode(IMAGES)[:1], 1) for model in (there, here))
     assert torch.equal(*coarse)
     assert there.compress(IMAGES) == here.compress(IMAGES)
     with input_error("exists already"):
-        export(whole, out)
+        export(full_run, out)
 
 
 def share_of_size(run, exported, file):
@@ -70,21 +70,21 @@ def share_of_size(run, exported, file):
     return (exported / file.relative_to(run)).stat().st_size / file.stat().st_size
 
 
-def test_a_compact_export_is_half_the_size(whole, tmp_path, caplog):
+def test_a_compact_export_is_half_the_size(full_run, tmp_path, caplog):
     """And nearly the same."""
     out = tmp_path / "out"
-    files = export(whole, out, compact=True)
+    files = export(full_run, out, compact=True)
     assert "tables.hrvt" not in [path.name for path in files]
     assert f"hrvqvae fit-entropy-model {out}" in caplog.text
-    for path in (RunFolder(whole).model, prior_folder(whole, 1).model):
-        assert share_of_size(whole, out, path) < 0.7
-    there, here = (hrvqvae.load(run).autoencoder for run in (out, whole))
+    for path in (RunFolder(full_run).model, prior_folder(full_run, 1).model):
+        assert share_of_size(full_run, out, path) < 0.7
+    there, here = (hrvqvae.load(run).autoencoder for run in (out, full_run))
     for name, tensor in there.state_dict().items():
         if not name.endswith(".total"):  # the moving average, which is roughly codewords * count
             assert_close(tensor, here.state_dict()[name], rtol=2e-3, atol=1e-5)
     codes = zip(there.encode(IMAGES), here.encode(IMAGES), strict=True)
     assert sum(int((exported == original).sum()) for exported, original in codes) > 300
-    for name, exported, original in prior_tensors(out, whole):
+    for name, exported, original in prior_tensors(out, full_run):
         assert (exported - original).abs().max() <= original.abs().max() / 250, name
 
 
@@ -122,21 +122,22 @@ def test_what_is_stale_is_left_out_with_a_line(changed, tmp_path, caplog):
     assert "| priors | none |" in RunFolder(tmp_path / "out").card.read_text()
 
 
-def test_the_card_and_what_it_shows(whole, tmp_path, monkeypatch):
+def test_the_card_and_what_it_shows(full_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    whole.rename("exp.v1")
+    full_run.rename("exp.v1")
     do("export exp.v1")
     assert Path("exp.v1-exported/model.safetensors").is_file()  # names keep their dots
-    whole = Path("exp.v1")
-    export(whole, Path("my model"), license="cc-by-4.0")
+    full_run = Path("exp.v1")
+    export(full_run, Path("my model"), license="cc-by-4.0")
     card = Path("my model/README.md").read_text()
     about = front_matter(card)
     assert about["license"] == "cc-by-4.0"
     assert about["tags"][-2:] == ["hrvqvae", "mnist"]
-    records = read_records(whole / "metrics.jsonl")
+    records = read_records(full_run / "metrics.jsonl")
     last = [record for record in records if record["kind"] == "evaluation"][-1]
     bits = [
-        storage.read_meta(prior_folder(whole, level).model)["bits_per_code"] for level in range(3)
+        storage.read_meta(prior_folder(full_run, level).model)["bits_per_code"]
+        for level in range(3)
     ]
     for said in (
         "# Model card: my model",
@@ -188,16 +189,16 @@ def test_a_damaged_entropy_model_and_a_name_that_is_no_text(run, tmp_path):
 
 def test_a_card_that_is_there_is_kept(run, tmp_path):
     (run / "README.md").write_text("# Mine\n")
-    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
-    for source, target, license in ((run, one, None), (one, two, "mit")):
+    first, second, third = (tmp_path / name for name in ("one", "two", "three"))
+    for source, target, license in ((run, first, None), (first, second, "mit")):
         export(source, target, license=license)
         card = RunFolder(target).card.read_text()
         assert card.endswith("---\n\n# Mine\n")
         assert front_matter(card).get("license") == license
     for text, told in (("---\nlicense: [\n---\n", "not YAML"), ("# Größe\n", "is not UTF-8")):
-        RunFolder(two).card.write_text(text, "latin-1")
+        RunFolder(second).card.write_text(text, "latin-1")
         with input_error(told):
-            export(two, three, license="mit")
+            export(second, third, license="mit")
 
 
 def test_the_configuration_beside_the_weights_is_theirs(run, tmp_path):
@@ -214,12 +215,12 @@ def test_the_configuration_beside_the_weights_is_theirs(run, tmp_path):
         hrvqvae.load(saved)
 
 
-def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(whole, tmp_path):
-    plain = hrvqvae.load(whole).sample(2, seed=1)
-    coarse = hrvqvae.load(whole).sample(2, seed=1, levels=2)
-    RunFolder(whole).sampling.write_text('{"guidance": [1, 1], "levels": 2}')
-    export(whole, tmp_path / "out")
-    model = hrvqvae.load(whole)
+def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(full_run, tmp_path):
+    plain = hrvqvae.load(full_run).sample(2, seed=1)
+    coarse = hrvqvae.load(full_run).sample(2, seed=1, levels=2)
+    RunFolder(full_run).sampling.write_text('{"guidance": [1, 1], "levels": 2}')
+    export(full_run, tmp_path / "out")
+    model = hrvqvae.load(full_run)
     for drawn in (model.sample(2, seed=1), model.draw(2, seed=1).images):
         assert torch.equal(drawn, coarse)
     assert torch.equal(model.sample(2, seed=1, guidance=1), plain)  # the prior itself

@@ -7,23 +7,28 @@ import torch
 
 import hrvqvae
 from hrvqvae.checkpoints.export import export
-from hrvqvae.checkpoints.folder import GENERATION, RunFolder, prior_folder
+from hrvqvae.checkpoints.folder import (
+    GENERATION,
+    PROGRESSIVE,
+    RunFolder,
+    decoder_folder,
+    prior_folder,
+)
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config.parsing import override
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.utils.errors import DamagedFileError
 from tests.checkpoints.conftest import change, write_decoder
-from tests.conftest import cells_of, do, input_error, parametrize
+from tests.conftest import cells_of, damage_error, do, input_error, parametrize
 
 BY_GENERATION = '{"levels": 2, "decoder": "generation"}'
 
 
 @pytest.fixture
-def generative(whole):
+def generative(full_run):
     """A run folder with a decoder for samples, which sampling.json names."""
-    write_decoder(whole, GENERATION, -0.05)
-    RunFolder(whole).sampling.write_text(BY_GENERATION)
-    return whole
+    write_decoder(full_run, GENERATION, -0.05)
+    RunFolder(full_run).sampling.write_text(BY_GENERATION)
+    return full_run
 
 
 def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(generative):
@@ -41,10 +46,12 @@ def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(gener
     assert torch.equal(progressive.decode(drawn.codes, size=(12, 12)), reconstructed)
 
 
+CODES = (torch.zeros(1, 7, 7, dtype=torch.int64),) * 2
+
+
 def decode(run):
     """Decode codes of two levels by the decoder for samples."""
-    codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(2))
-    return hrvqvae.load(run).load_generator().decode(codes, 2)
+    return hrvqvae.load(run).load_generator().decode(CODES, 2)
 
 
 def test_a_decoder_of_samples_is_exported_and_named_on_the_card(generative, tmp_path):
@@ -55,17 +62,24 @@ def test_a_decoder_of_samples_is_exported_and_named_on_the_card(generative, tmp_
     assert torch.equal(decode(tmp_path / "out"), decode(generative))
 
 
-def test_a_decoder_of_samples_that_is_stale_or_missing_is_replaced_with_a_line(generative, caplog):
-    generation = decode(generative)
+@parametrize("name", [GENERATION, PROGRESSIVE])
+def test_a_decoder_that_is_stale_or_missing_is_replaced_with_a_line(name, generative, caplog):
+    """By the decoder of all levels."""
+    folder = decoder_folder(generative, name).path
+
+    def decode_two_levels():
+        model = hrvqvae.load(generative)
+        return (model.load_generator() if name == GENERATION else model).decode(CODES, 2)
+
+    own = decode_two_levels()
     change(generative)
-    assert GENERATION in map(str, Run(generative).stale_artifacts())
-    replaced = decode(generative)
-    assert not torch.equal(replaced, generation)
-    assert f"{generative / GENERATION} was made for another state of the model" in caplog.text
+    replaced = decode_two_levels()
+    assert not torch.equal(replaced, own)
+    assert f"{folder} was made for another state of the model" in caplog.text
     assert f"hrvqvae refresh {generative}" in caplog.text
-    shutil.rmtree(generative / GENERATION)
-    assert torch.equal(decode(generative), replaced)
-    assert f"{generative / GENERATION} is missing" in caplog.text
+    shutil.rmtree(folder)
+    assert torch.equal(decode_two_levels(), replaced)
+    assert (f"{folder} is missing" in caplog.text) == (name == GENERATION)  # sampling.json names it
 
 
 def test_without_a_decoder_of_samples_its_levels_mean_nothing(generative):
@@ -74,8 +88,7 @@ def test_without_a_decoder_of_samples_its_levels_mean_nothing(generative):
     model = hrvqvae.load(generative)
     config = override(model.config, {"generation.levels": 1})
     generator = model.run.load_generator(model.autoencoder, config, 2, GENERATION)
-    codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(2))
-    assert torch.equal(generator.decode(codes, 2), model.decode(codes, 2))
+    assert torch.equal(generator.decode(CODES, 2), model.decode(CODES, 2))
 
 
 @parametrize(
@@ -97,35 +110,37 @@ def test_without_a_decoder_of_samples_its_levels_mean_nothing(generative):
 def test_a_wrong_sampling_json_is_one_line(text, reason, tmp_path):
     folder = RunFolder(tmp_path)
     folder.sampling.write_text(text)
-    with pytest.raises(DamagedFileError, match=rf"sampling\.json is damaged: .*{reason}") as error:
+    with damage_error(rf"sampling\.json is damaged: .*{reason}") as error:
         folder.read_sampling()
     assert "\n" not in str(error.value)
 
 
-def test_samples_of_the_first_levels_need_their_priors_alone(whole, tmp_path):
-    before = hrvqvae.load(whole).sample(3, seed=1, levels=2)
-    shutil.rmtree(prior_folder(whole, 2).path)
-    model = hrvqvae.load(whole)
+def test_samples_of_the_first_levels_need_their_priors_alone(full_run, tmp_path):
+    model = hrvqvae.load(full_run)
+    before = model.sample(3, seed=1, levels=2)
+    assert torch.equal(model.decode(model.draw(3, seed=1).codes, 2, (12, 12)), before)
+    shutil.rmtree(prior_folder(full_run, 2).path)
+    model = hrvqvae.load(full_run)
     assert torch.equal(model.sample(3, seed=1, levels=2), before)
     assert model.classes == tuple("0123456789")
-    assert Run(whole).missing_priors(2) == ""
+    assert Run(full_run).missing_priors(2) == ""
     for text, levels in (('{"guidance": 2, "levels": 2}', 2), ("{}", None)):
-        RunFolder(whole).sampling.write_text(text)
-        assert Run(whole).sampling_options(3.0) == {"guidance": 3.0, "levels": levels}
-    do(f"sample {whole} -n 2 --levels 2 -o {tmp_path}/sheet.png")
+        RunFolder(full_run).sampling.write_text(text)
+        assert Run(full_run).sampling_options(3.0) == {"guidance": 3.0, "levels": levels}
+    do(f"sample {full_run} -n 2 --levels 2 -o {tmp_path}/sheet.png")
     with input_error(r"lacks priors; train them: .*train-prior .* --level 3$"):
         model.sample(3, seed=1)
 
 
-def test_the_rate_of_the_levels_that_have_priors_is_measured(whole):
-    before = evaluate_run(whole, device="cpu", limit=8)
-    shutil.rmtree(prior_folder(whole, 2).path)
-    report = evaluate_run(whole, device="cpu", limit=8).to_dict()
+def test_the_rate_of_the_levels_that_have_priors_is_measured(full_run):
+    before = evaluate_run(full_run, device="cpu", limit=8)
+    shutil.rmtree(prior_folder(full_run, 2).path)
+    report = evaluate_run(full_run, device="cpu", limit=8).to_dict()
     bits = [level["prior_bits_per_code"] for level in report["levels"]]
     assert before.rate is not None
     assert bits == [*before.rate.per_code("prior")[:2], None]
     assert report["prior_bits_per_image"] is None
-    rows = do(f"evaluate {whole} --device cpu --images 8").splitlines()
+    rows = do(f"evaluate {full_run} --device cpu --images 8").splitlines()
     assert [row.split()[2] for row in rows if row.startswith("level 3")] == ["-"]
 
 

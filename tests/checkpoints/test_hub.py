@@ -20,7 +20,7 @@ import hrvqvae
 from hrvqvae import Model
 from hrvqvae.checkpoints.export import export
 from tests.checkpoints.test_export import IMAGES, front_matter
-from tests.conftest import do, input_error, refused, same, write_picture
+from tests.conftest import do, input_error, names_in, refused, same, write_picture
 from tests.replay import blocks
 
 TOKEN = "hf_test"
@@ -135,12 +135,12 @@ def hub(monkeypatch, tmp_path):
     huggingface_hub.set_client_factory(library.default_client_factory)
 
 
-def test_a_run_with_priors_there_and_back(whole, tmp_path, hub):
-    printed = do(f"hub push {whole} someone/digits --license mit --private")
+def test_a_run_with_priors_there_and_back(full_run, tmp_path, hub):
+    printed = do(f"hub push {full_run} someone/digits --license mit --private")
     assert printed.startswith(f"{hub.url}/someone/digits/commit/")
     pushed = hub.repositories["someone/digits"]
     assert pushed.private
-    files = export(whole, Path("out"))
+    files = export(full_run, Path("out"))
     assert pushed.files.keys() == {str(path.relative_to("out")) for path in files}
     card = pushed.files["README.md"].decode()
     assert front_matter(card)["license"] == "mit"
@@ -151,7 +151,7 @@ def test_a_run_with_priors_there_and_back(whole, tmp_path, hub):
     do(get)
     do(reconstruct)
     assert "digits exists already; choose another folder" in refused(get)
-    original = hrvqvae.load(whole)
+    original = hrvqvae.load(full_run)
     fetched = Model.from_pretrained("someone/digits", cache_dir=tmp_path / "cache")
     for model in (hrvqvae.load("digits"), fetched):
         assert same(model.encode(IMAGES), original.encode(IMAGES))
@@ -160,9 +160,9 @@ def test_a_run_with_priors_there_and_back(whole, tmp_path, hub):
     assert "the priors know the class" in printed
 
 
-def test_weights_that_were_changed_there_and_back(whole, tmp_path, hub):
+def test_weights_that_were_changed_there_and_back(full_run, tmp_path, hub):
     """They replace another model and its artifacts, and nothing else."""
-    model = hrvqvae.load(whole)
+    model = hrvqvae.load(full_run)
     model.push_to_hub("someone/changed")
     files = hub.repositories["someone/changed"].files
     assert any(name.startswith("priors/") for name in files)
@@ -224,7 +224,7 @@ def test_what_the_hub_does_not_give(run, tmp_path, hub, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     assert "the hub needs huggingface_hub: pip install 'hrvqvae[hub]'" in refused("hub get a/b")
     # nothing is left of what failed
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert names_in(tmp_path) == ["run"]
 
 
 def test_without_a_network(run, tmp_path, hub, monkeypatch):

@@ -23,6 +23,7 @@ from tests.conftest import (
     generator,
     input_error,
     parametrize,
+    random_images,
     read_json,
     same,
     shared_fixture,
@@ -92,39 +93,46 @@ def test_a_configuration_that_was_edited_is_refused(run):
     assert Run(run).load()[1] == before  # the weights know their configuration
 
 
-def test_priors_that_are_missing(whole):
+def test_priors_that_are_missing(full_run):
     """They are known without reading weights, and what trains them is named."""
-    for path in (RunFolder(whole).model, *(prior_folder(whole, level).model for level in range(3))):
+    for path in (
+        RunFolder(full_run).model,
+        *(prior_folder(full_run, level).model for level in range(3)),
+    ):
         content = path.read_bytes()
         path.with_suffix(".kept").write_bytes(content)
         header = content[: 8 + int.from_bytes(content[:8], "little")]
         path.write_bytes(header)
-    assert Run(whole).missing_priors() == ""
-    for path in list(whole.rglob("*.kept")):
+    assert Run(full_run).missing_priors() == ""
+    for path in list(full_run.rglob("*.kept")):
         path.replace(path.with_suffix(".safetensors"))
-    prior_folder(whole, 1).model.unlink()
-    folders = {" --resume": prior_folder(whole, 1).path, " --level 2": whole / "priors", "": whole}
+    prior_folder(full_run, 1).model.unlink()
+    folders = {
+        " --resume": prior_folder(full_run, 1).path,
+        " --level 2": full_run / "priors",
+        "": full_run,
+    }
     for option, folder in folders.items():
-        lacking = f"hrvqvae train-prior {whole}{option}"
-        assert Run(whole).missing_priors() == lacking
-        with input_error(f"{whole} lacks priors; train them: {lacking}$"):
-            Run(whole).load_priors()
+        lacking = f"hrvqvae train-prior {full_run}{option}"
+        assert Run(full_run).missing_priors() == lacking
+        with input_error(f"{full_run} lacks priors; train them: {lacking}$"):
+            Run(full_run).load_priors()
         shutil.rmtree(folder)
 
 
-def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole):
-    path = prior_folder(whole, 1).model
+def test_priors_of_other_classes_and_two_of_a_level_are_refused(full_run):
+    path = prior_folder(full_run, 1).model
     tensors, meta = storage.read(path)
     # of more images is no fault
     counts = [count + 1 for count in meta["class_counts"]]
     storage.write(path, tensors, {**meta, "class_counts": counts})
-    assert Run(whole).load_priors().class_counts == tuple(meta["class_counts"])
+    assert Run(full_run).load_priors().class_counts == tuple(meta["class_counts"])
     storage.write(path, tensors, {**meta, "classes": meta["classes"][::-1]})
     with input_error(r"level-2.* trained on other classes than level 1"):
-        Run(whole).load_priors()
-    shutil.copytree(prior_folder(whole, 1).path, prior_folder(whole, 0, 1).path)
+        Run(full_run).load_priors()
+    shutil.copytree(prior_folder(full_run, 1).path, prior_folder(full_run, 0, 1).path)
     with input_error(r"both hold a prior of level \d; delete one of them"):
-        Run(whole).load_priors()
+        Run(full_run).load_priors()
 
 
 def test_a_digest_is_of_the_weights_that_were_read(run, monkeypatch):
@@ -162,8 +170,8 @@ def test_codes_as_one_tensor(run):
         (output * torch.ones((), requires_grad=True)).sum().backward()  # they train another network
 
 
-def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole, tmp_path):
-    model = hrvqvae.load(whole)
+def test_samples_are_those_of_the_command_and_of_the_plain_sampler(full_run, tmp_path):
+    model = hrvqvae.load(full_run)
     options = {"temperature": 0.8, "top_k": 2, "top_p": 0.9}
     images = model.sample(6, class_name="7", seed=3, **options)
     assert images.shape == (6, 1, 12, 12)
@@ -175,7 +183,7 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole, tmp_pa
     sheet = tmp_path / "sheet.png"
     single = tmp_path / "single"
     drawing = "--class 7 --seed 3 --temperature 0.8 --top-k 2 --top-p 0.9"
-    do(f"sample {whole} -n 6 {drawing} -o {sheet} --save-dir {single}")
+    do(f"sample {full_run} -n 6 {drawing} -o {sheet} --save-dir {single}")
     drawn = np.asarray(draw_grid(list(images))).transpose(2, 0, 1)
     assert np.array_equal(read_image(sheet, 3), drawn)
     for number, image in enumerate(images):
@@ -183,18 +191,18 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole, tmp_pa
         assert torch.equal(written, (image * 255).round().byte())
 
 
-def test_a_mask_lies_over_the_codes_as_the_image_does(whole):
+def test_a_mask_lies_over_the_codes_as_the_image_does(full_run):
     mask = torch.ones(12, 12, dtype=torch.bool)
     mask[1, 2] = mask[0, 11] = False  # the image has a margin of a pixel, and a code has two
-    for where in hrvqvae.load(whole).keep_part(torch.zeros(1, 12, 12), mask).masks:
+    for where in hrvqvae.load(full_run).keep_part(torch.zeros(1, 12, 12), mask).masks:
         assert (~where).nonzero().tolist() == [[0, 6], [1, 1]]
 
 
 @parametrize("keep, rows, columns", [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)])
-def test_completions_keep_the_codes_of_that_part(whole, keep, rows, columns):
-    model = hrvqvae.load(whole)
+def test_completions_keep_the_codes_of_that_part(full_run, keep, rows, columns):
+    model = hrvqvae.load(full_run)
     rng = generator()
-    image = torch.randint(256, (1, 12, 12), dtype=torch.uint8, generator=rng)
+    image = random_images(1, 12, 12, rng=rng)
     kept = model.keep_part(image, keep)
     drawn = model.draw(5, seed=2, class_name="3", kept=kept)
     for codes, original in zip(drawn.codes, model.encode(image[None]), strict=True):

@@ -27,15 +27,24 @@ from hrvqvae.compression.hrv import read_header
 from hrvqvae.compression.learning import fit
 from hrvqvae.model import find_models
 from hrvqvae.training.autoencoder import AutoencoderTask
-from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.checkpoints.conftest import change
-from tests.conftest import do, done, input_error, parametrize, refused, with_training, write_picture
-from tests.kills import at_step, in_another_process
-from tests.trained_run import silent, tiny_run_with_priors, train_autoencoder, undrawn
+from hrvqvae.utils.errors import InputError
+from tests.checkpoints.conftest import change, fit_entropy_model
+from tests.conftest import (
+    damage_error,
+    do,
+    done,
+    input_error,
+    parametrize,
+    refused,
+    with_training,
+    write_picture,
+)
+from tests.kills import in_another_process, stop_at_step
+from tests.trained_run import tiny_run_with_priors, train_autoencoder, undrawn
 
 
 @patch.object(EntropyModelArtifact, "fit", partialmethod(EntropyModelArtifact.fit, effort=0.05))
-def test_files_are_read_after_resume_refresh_and_export(whole, tmp_path):
+def test_files_are_read_after_resume_refresh_and_export(full_run, tmp_path):
     images = tmp_path / "images"
     zipped = tmp_path / "old.zip"
     files = tmp_path / "files"
@@ -49,51 +58,51 @@ def test_files_are_read_after_resume_refresh_and_export(whole, tmp_path):
         return [path.read_bytes() for path in sorted(out.rglob("*.png"))]
 
     for out in (files, zipped):
-        do(f"compress {whole} {images} -o {out} --device cpu")
-    before = decompressed(whole)
+        do(f"compress {full_run} {images} -o {out} --device cpu")
+    before = decompressed(full_run)
     assert len(before) == 4
-    longer = with_training(RunFolder(whole).read_config(), max_steps=62)
-    train_autoencoder(longer, whole, resume=True)
-    assert decompressed(whole) == before  # by the progressive decoder of that state, too
+    longer = with_training(RunFolder(full_run).read_config(), max_steps=62)
+    train_autoencoder(longer, full_run, resume=True)
+    assert decompressed(full_run) == before  # by the progressive decoder of that state, too
     told = "was made for another state"
-    assert told in refused(f"compress {whole} {images} -o {tmp_path}/new")
+    assert told in refused(f"compress {full_run} {images} -o {tmp_path}/new")
     with undrawn():
-        do(f"refresh {whole}")
-    assert decompressed(whole) == before
-    export(whole, tmp_path / "exported")
+        do(f"refresh {full_run}")
+    assert decompressed(full_run) == before
+    export(full_run, tmp_path / "exported")
     assert decompressed(tmp_path / "exported") == before
-    model = hrvqvae.load(whole)
+    model = hrvqvae.load(full_run)
     contents = [path.read_bytes() for path in sorted(files.glob("*.hrv"))]
     mixed = model.decompress([contents[0], *model.compress(torch.zeros(1, 1, 12, 12)), contents[1]])
     assert torch.equal(mixed[2], hrvqvae.load(tmp_path / "exported").decompress(contents)[1])
-    with pytest.raises(DamagedFileError, match="^file 2 is not a file of codes"):
+    with damage_error("^file 2 is not a file of codes"):
         model.decompress([contents[0], b"of no model"])
-    assert len(Run(whole).earlier_states()) == 2
+    assert len(Run(full_run).earlier_states()) == 2
 
 
-def test_a_state_is_kept_once_and_only_where_training_may_go_on(whole, tmp_path):
+def test_a_state_is_kept_once_and_only_where_training_may_go_on(full_run, tmp_path):
     images = torch.zeros(1, 1, 12, 12)
     for _ in range(2):
-        (file,) = hrvqvae.load(whole).compress(images)
-    (state,) = (whole / "states").iterdir()
-    assert state.name == Run(whole).weights_digest
+        (file,) = hrvqvae.load(full_run).compress(images)
+    (state,) = (full_run / "states").iterdir()
+    assert state.name == Run(full_run).weights_digest
     exported = tmp_path / "exported"
-    export(whole, exported)
+    export(full_run, exported)
     hrvqvae.load(exported).compress(images)
     assert not (exported / "states").exists()  # nothing is trained there
-    change(whole)
+    change(full_run)
     fingerprint = read_header(file).fingerprint
-    (model,) = find_models([("x.hrv", fingerprint)], str(whole))
+    (model,) = find_models([("x.hrv", fingerprint)], str(full_run))
     assert model.run.folder.path == state
-    export(whole, tmp_path / "compact", compact=True)
+    export(full_run, tmp_path / "compact", compact=True)
     assert not (tmp_path / "compact" / "states").exists()
-    model = hrvqvae.load(whole)
-    change(whole)
+    model = hrvqvae.load(full_run)
+    change(full_run)
     with input_error("was replaced since it was loaded: load it again"):
         model.compress(images)
     (state / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError):
-        hrvqvae.load(whole).decompress([file])
+        hrvqvae.load(full_run).decompress([file])
 
 
 def test_an_entropy_model_is_fitted_once(run, monkeypatch):
@@ -102,12 +111,12 @@ def test_an_entropy_model_is_fitted_once(run, monkeypatch):
     """
     tables = RunFolder(run).tables
     with in_another_process(tables, "lock_file"), input_error("is in use"):
-        Run(run).entropy_model.fit(effort=0.01, say=silent)
-    Run(run).entropy_model.fit(effort=0.01, say=silent)
+        fit_entropy_model(run)
+    fit_entropy_model(run)
     fitted = tables.read_bytes()
     hrvqvae.load(run).compress(torch.zeros(1, 1, 12, 12))
     tables.unlink()
-    Run(run).entropy_model.fit(effort=0.02, say=silent)
+    fit_entropy_model(run, 0.02)
     assert tables.read_bytes() == fitted
     tables.unlink()
     (run / "states").rename(run / "elsewhere")
@@ -118,7 +127,7 @@ def test_an_entropy_model_is_fitted_once(run, monkeypatch):
 
     monkeypatch.setattr("hrvqvae.checkpoints.run.fit", fit_meanwhile)
     with input_error("was replaced while its entropy model was fitted"):
-        Run(run).entropy_model.fit(effort=0.01, say=silent)
+        fit_entropy_model(run)
 
 
 def test_an_entropy_model_of_other_weights_in_the_folder_is_kept(run, tmp_path):
@@ -128,15 +137,15 @@ def test_an_entropy_model_of_other_weights_in_the_folder_is_kept(run, tmp_path):
     for name, factor, effort in (("a", 1, 0.01), ("b", 1.01, 0.01), ("a", 1, 0.02)):
         file = tmp_path / f"{name}.safetensors"
         storage.write(file, {key: tensor * factor for key, tensor in tensors.items()}, meta)
-        Run(file).entropy_model.fit(effort=effort, say=silent)
+        fit_entropy_model(file, effort)
         contents.append(tables.read_bytes())
     first, second, again = contents
     assert second != first == again
 
 
 @parametrize("kind", ["model", "prior", "deep", "vast"])
-def test_a_small_file_makes_no_large_network(kind, whole):
-    folder = prior_folder(whole, 0) if kind == "prior" else RunFolder(whole)
+def test_a_small_file_makes_no_large_network(kind, full_run):
+    folder = prior_folder(full_run, 0) if kind == "prior" else RunFolder(full_run)
     meta = storage.read_meta(folder.model)
     config = meta["config"]
     if kind == "deep":
@@ -146,11 +155,11 @@ def test_a_small_file_makes_no_large_network(kind, whole):
         width = 1 << (30 if kind == "vast" else 14)
         config["model"]["hidden_units"] = config["prior"]["network"]["hidden_units"] = width
     storage.write(folder.model, {"x": torch.zeros(1)}, meta)
-    for file in whole.rglob("config.yaml"):
+    for file in full_run.rglob("config.yaml"):
         file.unlink()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DamagedFileError, match="the weights do not fit their configuration"):
-        Run(whole).load_priors() if kind == "prior" else hrvqvae.load(whole)
+    with damage_error("the weights do not fit their configuration"):
+        Run(full_run).load_priors() if kind == "prior" else hrvqvae.load(full_run)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 
@@ -161,34 +170,34 @@ def stale(run):
     return [str(artifact) for artifact in Run(run).stale_artifacts()]
 
 
-def test_only_what_is_of_another_state_is_stale(whole):
-    folder = RunFolder(whole)
-    decoder = decoder_folder(whole, PROGRESSIVE)
-    assert stale(whole) == [] == stale_notice(whole)
-    change(whole)
-    assert stale(whole) == [*PRIORS, "prefixes", "tables.hrvt"]
-    first = prior_folder(whole, 0).model
+def test_only_what_is_of_another_state_is_stale(full_run):
+    folder = RunFolder(full_run)
+    decoder = decoder_folder(full_run, PROGRESSIVE)
+    assert stale(full_run) == [] == stale_notice(full_run)
+    change(full_run)
+    assert stale(full_run) == [*PRIORS, "prefixes", "tables.hrvt"]
+    first = prior_folder(full_run, 0).model
     weights, meta = storage.read(first)
     storage.write(first, weights, {**meta, "autoencoder": storage.digest(folder.model)})
-    prior_folder(whole, 1).model.unlink()  # it has begun, and no more
+    prior_folder(full_run, 1).model.unlink()  # it has begun, and no more
     folder.tables.unlink()
     decoder.model.unlink()
-    assert stale(whole) == PRIORS[1:]
+    assert stale(full_run) == PRIORS[1:]
 
 
-def test_entropy_models_of_two_states_are_both_kept(whole, tmp_path):
+def test_entropy_models_of_two_states_are_both_kept(full_run, tmp_path):
     """Files that were written with either stay readable, whichever state comes back."""
-    folder = RunFolder(whole)
+    folder = RunFolder(full_run)
     contents = {}
     for _ in range(2):
-        digest = Run(whole).weights_digest
-        Run(whole).entropy_model.fit(effort=0.02, say=silent)
+        digest = Run(full_run).weights_digest
+        fit_entropy_model(full_run, 0.02)
         contents[digest] = folder.tables.read_bytes()
         shutil.copy(folder.model, tmp_path / digest)
-        change(whole)
+        change(full_run)
     for digest in (*contents, *contents):
         shutil.copy(tmp_path / digest, folder.model)
-        Run(whole).entropy_model.fit(effort=0.02, say=silent)
+        fit_entropy_model(full_run, 0.02)
         assert folder.tables.read_bytes() == contents[digest]
 
 
@@ -210,26 +219,10 @@ def test_what_is_stale_is_not_used_and_stays(changed):
     assert contents() == before
 
 
-def test_prefixes_fall_back_to_the_decoder_of_all_levels(whole, caplog):
-    codes = (torch.zeros(1, 7, 7, dtype=torch.int64),)
-
-    def decode():
-        return hrvqvae.load(whole).decode(codes, 1)
-
-    progressive = decode()
-    change(whole)
-    fallen_back = decode()
-    assert f"{whole / 'prefixes'} was made for another state" in caplog.text
-    assert f"hrvqvae refresh {whole}" in caplog.text
-    shutil.rmtree(whole / "prefixes")
-    assert torch.equal(fallen_back, decode())
-    assert not torch.equal(fallen_back, progressive)
-
-
-def test_training_that_goes_on_tells_it(whole, mnist_root, monkeypatch):
-    monkeypatch.chdir(whole.parent)
+def test_training_that_goes_on_tells_it(full_run, mnist_root, monkeypatch):
+    monkeypatch.chdir(full_run.parent)
     file = tiny_run_with_priors(mnist_root).parent / "tiny.yaml"
-    at_step(monkeypatch, AutoencoderTask, 60, lambda _: signal.raise_signal(signal.SIGTERM))
+    stop_at_step(monkeypatch, AutoencoderTask, 60)
     parts = "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt"
     told = f"{parts}: made for another state of the model; renew with: hrvqvae refresh run"
     for steps, code, stale in ((60, 0, False), (62, 128 + signal.SIGTERM, True)):

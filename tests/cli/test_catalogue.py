@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from importlib import metadata
 from unittest.mock import patch
 
-import pytest
-
 from hrvqvae.config import presets
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.models import published
 from hrvqvae.utils import extras
-from tests.conftest import do, done
+from tests.conftest import approx, do, done
 from tests.kills import in_another_process
 from tests.trained_run import undrawn
 
@@ -50,8 +48,8 @@ def test_runs_are_listed_with_what_is_stale(run, tmp_path):
     metrics = '{"kind": "evaluation", "step": 1, "mse": "low"}\n'
     (runs / "other" / "metrics.jsonl").write_text(metrics)
     with in_another_process(trained):
-        bad, other, plain, trained_on = json.loads(do(f"runs {runs} --json"))
-    assert "could not convert" in other["fault"]
+        bad, edited, plain, trained_on = json.loads(do(f"runs {runs} --json"))
+    assert "could not convert" in edited["fault"]
     assert "can't be read as YAML" in bad["fault"]
     assert (plain["run"], plain["system"], plain["step"]) == (str(runs / "plain"), "hrvqvae", 60)
     assert (plain["in_use"], trained_on["in_use"]) == (False, True)
@@ -60,7 +58,7 @@ def test_runs_are_listed_with_what_is_stale(run, tmp_path):
     assert (plain["preset"], plain["priors"]) == ("tiny", ["level 1", "level 2", "level 3"])
     for folder, listed in ((run, plain), (trained, trained_on)):
         measured = json.loads(do(f"evaluate {folder} --json --device cpu"))
-        assert measured["mse"] == pytest.approx(listed["mse"], rel=1e-3)
+        assert measured["mse"] == approx(listed["mse"], rel=1e-3)
     told = "priors/level-1, priors/level-2, priors/level-3: made for another state"
     assert measured["no_priors"].startswith(told)
 

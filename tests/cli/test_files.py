@@ -25,7 +25,16 @@ from hrvqvae.data.images import read_image
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.outputs import TEMPORARY
-from tests.conftest import cells_of, do, done, parametrize, refused, shared_fixture, write_picture
+from tests.conftest import (
+    cells_of,
+    do,
+    done,
+    ended,
+    parametrize,
+    refused,
+    shared_fixture,
+    write_picture,
+)
 from tests.data.stored import folder_of, write_parquet, write_tar
 from tests.trained_run import tiny_run_with_entropy_model
 
@@ -80,8 +89,8 @@ def test_one_file_there_and_back(run, images, tmp_path, monkeypatch):
     assert torch.equal(pixels(out), expected)
     # of a system that decodes all levels or none
     monkeypatch.setattr(SingleGridAutoencoder, "prefixes", (3,))
-    code, printed, _ = done(f"inspect {file} --model {run} -o {tmp_path}/none.png")
-    assert (code, "level 3 is cut short or damaged" in printed) == (2, True)
+    printed = ended(2, f"inspect {file} --model {run} -o {tmp_path}/none.png")
+    assert "level 3 is cut short or damaged" in printed
     assert not (tmp_path / "none.png").exists()
 
 
@@ -159,7 +168,7 @@ def test_an_interrupted_call_goes_on(run, images, tmp_path, monkeypatch):
     out = tmp_path / "out"
     command = f"compress {run} {images} -o {out}"
     do(f"compress {run} {images} -o {tmp_path}/whole")
-    whole = folder_of(tmp_path / "whole")
+    expected = folder_of(tmp_path / "whole")
     monkeypatch.setattr(image_files, "_BATCH_IMAGES", 1)
     write = image_files.write_output
 
@@ -174,8 +183,7 @@ def test_an_interrupted_call_goes_on(run, images, tmp_path, monkeypatch):
             (" --force", "the same command without --force"),
             ("", "the same command"),
         ):
-            code, _, told = done(command + option)
-            assert (code, f"{out} has 2 of 4 files; {words} goes on" in told) == (130, True)
+            assert f"{out} has 2 of 4 files; {words} goes on" in ended(130, command + option)
     kept = (out / "0.hrv").stat()
 
     # nothing is mixed
@@ -185,22 +193,21 @@ def test_an_interrupted_call_goes_on(run, images, tmp_path, monkeypatch):
         f"compress {run} {images}/0.png -o {out}",
     ):
         assert "holds files of an interrupted call" in refused(different)
-    code, printed, told = done(command)
-    assert (code, "2 images, " in printed) == (0, True)
-    assert f"{out} has 2 of 4 files already" in told
+    printed = ended(0, command)
+    assert "2 images, " in printed
+    assert f"{out} has 2 of 4 files already" in printed
     assert (out / "0.hrv").stat() == kept
-    assert folder_of(out) == whole
+    assert folder_of(out) == expected
     assert "exists already" in refused(command)
 
     # after the last file, but before the end
     late = f"compress {run} {images} -o {tmp_path}/late"
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", Mock(side_effect=KeyboardInterrupt))
-        assert done(late)[0] == 130
-    code, _, told = done(late)
-    assert (code, "has 4 of 4 files already" in told) == (0, True)
+        ended(130, late)
+    assert "has 4 of 4 files already" in ended(0, late)
     do(f"{command} --levels 1 --force")
-    assert folder_of(out) != whole
+    assert folder_of(out) != expected
 
 
 def test_the_shipped_model_is_found_by_what_it_wrote(images, tmp_path):
@@ -264,8 +271,8 @@ def test_broken_images_can_be_left_out(run, tmp_path, monkeypatch):
     names = ["0.hrv", "1.hrv", "more/0.hrv"]
     assert [name for name, _ in read_zip(tmp_path / "y.zip")] == names
     assert [*folder_of(tmp_path / "files")] == names
-    code, _, told = done(f"compress {run} {tmp_path}/in/2.png -o {tmp_path}/z.zip --on-error skip")
-    assert (code, "no image could be read" in told) == (2, True)
+    command = f"compress {run} {tmp_path}/in/2.png -o {tmp_path}/z.zip --on-error skip"
+    assert "no image could be read" in ended(2, command)
     assert not (tmp_path / "z.zip").exists()
 
 
@@ -278,9 +285,9 @@ def test_any_name_of_a_file_can_be_zipped_and_read_again(run, images, tmp_path):
     path = tmp_path / "x.zip"
     do(f"compress {run} {tmp_path} -o {path}")
     do(f"compress {run} {tmp_path} -o {tmp_path}/codes")
-    code, printed, told = done(f"decompress {path} -o {tmp_path}/back --model {run}")
-    assert (code, "4 images" in printed) == (0, True)
-    assert "\x1b" not in printed + told
+    printed = ended(0, f"decompress {path} -o {tmp_path}/back --model {run}")
+    assert "4 images" in printed
+    assert "\x1b" not in printed
     files, codes = (
         {file.stem for file in (tmp_path / folder).iterdir()} for folder in ("back", "codes")
     )
@@ -308,8 +315,7 @@ def test_a_zip_writes_nowhere_but_where_it_is_told(names, run, tmp_path):
         link.external_attr = 0o120777 << 16
         opened.writestr(link, "../../out.png")
     out = tmp_path / "in" / "side"
-    code, _, told = done(f"decompress {path} -o {out} --model {run}")
-    assert code == 2
+    told = ended(2, f"decompress {path} -o {out} --model {run}")
     assert "names are changed" in told
     assert "link.hrv is not a file of codes" in told
     written = [*tmp_path.rglob("*.png")]
@@ -341,8 +347,7 @@ def test_what_is_damaged_stops_no_other_image(run, images, tmp_path):
         line = refused(f"decompress {path} -o {out} --model {run} --force")
         assert f"{path}: {told}; {len(names)} images written" in line
         assert {*folder_of(out)} == names
-        code, printed, _ = done(f"inspect {path}")
-        assert code == 2
+        printed = ended(2, f"inspect {path}")
         assert f"{len(names)} images" in printed
         assert "damaged: " in printed
         shutil.rmtree(out)

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,16 +22,19 @@ from hrvqvae.data import fetch
 from hrvqvae.data.images import read_image
 from hrvqvae.training.autoencoder import AutoencoderTask
 from tests.conftest import (
+    approx,
     cells_of,
     do,
     done,
+    ended,
     refused,
+    run_python,
     same,
     shared_fixture,
     write_file,
     write_picture,
 )
-from tests.kills import at_step
+from tests.kills import stop_at_step
 from tests.trained_run import tiny_run, tiny_run_with_priors, undrawn
 
 
@@ -107,7 +108,7 @@ def test_the_prior_of_a_level(tiny_file, tmp_path):
 
 def test_a_signal_leaves_with_a_message(tiny_file, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    at_step(monkeypatch, AutoencoderTask, 3, lambda _: signal.raise_signal(signal.SIGTERM))
+    stop_at_step(monkeypatch, AutoencoderTask, 3)
     code, out, err = done(f"train {tiny_file} --out {run} --max-steps 1000000")
     assert (code, "continue with --resume" in out) == (128 + signal.SIGTERM, True)
     assert not [line for line in err.splitlines() if "compiling for this processor" not in line]
@@ -134,8 +135,7 @@ def test_the_demo(mnist_root, tmp_path, monkeypatch):
     assert "--max-minutes is 0; it must be above 0" in refused("demo --max-minutes 0")
     monkeypatch.undo()
     monkeypatch.setattr(fetch, "get", lambda name, root, say: root)
-    code, _, told = done(command)
-    assert (code, "holds a run of tiny, not of treevq-deep/mnist" in told) == (2, True)
+    assert "holds a run of tiny, not of treevq-deep/mnist" in ended(2, command)
 
 
 @shared_fixture
@@ -173,7 +173,7 @@ def test_a_beam_encodes_whatever_the_model_was_trained_with(run, tmp_path):
     printed = do(f"reconstruct {run} {paths} -o {tmp_path}/sheet.png --beam 9")
     told = [float(error) for error in re.findall("MSE (.*?),", printed)[:3]]
     errors = (decoded - images / 255).square().mean((1, 2, 3))
-    assert told == pytest.approx(errors.tolist(), rel=1e-3)
+    assert told == approx(errors.tolist(), rel=1e-3)
     do(f"compress {run} {folder} -o {tmp_path}/codes --beam 9")
     files = [path.read_bytes() for path in sorted((tmp_path / "codes").iterdir())]
     assert torch.equal(torch.stack(greedy.decompress(files)), decoded)
@@ -249,11 +249,8 @@ def test_plots_say_nothing_without_a_home(tiny_file, tmp_path):
     """Matplotlib has a line for each folder that it can't write."""
     environment = {**os.environ, "HOME": "/proc/none", "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": ""}
     environment.pop("MPLCONFIGDIR", None)
-    command = [sys.executable, "-m", "hrvqvae", "train", str(tiny_file), "--max-steps", "1"]
-    ended = subprocess.run(
-        [*command, "--out", str(tmp_path / "run"), "--device", "cpu"],
-        check=True, capture_output=True, text=True, env=environment,
-    )  # fmt: skip
+    words = f"-m hrvqvae train {tiny_file} --max-steps 1 --out {tmp_path}/run --device cpu".split()
+    ended = run_python(*words, env=environment)
     assert (tmp_path / "run" / "pictures" / "curves.png").is_file()
     assert "atplotlib" not in ended.stdout + ended.stderr
     assert "MPLCONFIGDIR" not in ended.stderr

@@ -31,9 +31,12 @@ def made_network(contexts, hidden, random, strength=200):
     )
 
 
+PLAIN = Geometry(1, 0, (1,))  # a position per pixel
+
+
 def made_entropy_model(
     symbols,
-    geometry,
+    geometry=PLAIN,
     hidden=4,
     seed=0,
     alike=(),

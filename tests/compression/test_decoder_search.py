@@ -23,7 +23,16 @@ from tests.compression.made import (
     squared_errors,
     untrained,
 )
-from tests.conftest import do, generator, input_error, on_each_device, parametrize, refused, same
+from tests.conftest import (
+    approx,
+    do,
+    generator,
+    input_error,
+    on_each_device,
+    parametrize,
+    refused,
+    same,
+)
 from tests.trained_run import tiny_systems
 
 
@@ -97,8 +106,7 @@ def test_a_leaf_is_moved_only_where_it_comes_nearer_to_its_goal(
     assert not same(chosen, nearest)
 
 
-def test_more_effort_means_less_error(run):
-    model = hrvqvae.load(run)
+def test_more_effort_means_less_error(model):
     images = digits(30)
     codes = [model.encode(images, effort=effort) for effort in (0, 1, 2)]
     by_effort = [float(errors(model.autoencoder, images, chosen).sum()) for chosen in codes]
@@ -111,40 +119,37 @@ def test_more_effort_means_less_error(run):
 
 
 def test_error_and_bits_trade_off_and_their_sum_is_never_above_that_of_the_usual_codes(
-    run,
+    model,
 ):
-    model = hrvqvae.load(run)
     images = digits(30)
     usual = model.encode(images)
     used = []
     lost = []
     for lmbda in (0.0, 0.02, 1.0, 1e3, 1e6):
-        found = model.encode(images, lmbda)
-        before, after = (total(model, images, codes, lmbda) for codes in (usual, found))
+        chosen = model.encode(images, lmbda)
+        before, after = (total(model, images, codes, lmbda) for codes in (usual, chosen))
         assert (after <= before * (1 + 1e-6) + 1e-3).all()
         assert after.sum() < before.sum()
-        used.append(float(bits(model.entropy_model, images, found).sum()))
-        lost.append(float(errors(model.autoencoder, images, found).sum()))
+        used.append(float(bits(model.entropy_model, images, chosen).sum()))
+        lost.append(float(errors(model.autoencoder, images, chosen).sum()))
     assert used[0] > max(used[1:])
     assert lost[0] < lost[2]
 
 
-def test_files_hold_these_codes_and_an_image_has_its_own(run):
-    model = hrvqvae.load(run)
+def test_files_hold_these_codes_and_an_image_has_its_own(model, run):
     images = digits(5)
     files = model.compress(images, lmbda=0.05)
     assert sum(map(len, files)) < sum(map(len, model.compress(images)))
     expected = model.decode(model.encode(images, 0.05), size=(12, 12))
     assert torch.equal(torch.stack(model.decompress(files)), expected)
-    assert [model.compress(one[None], lmbda=0.05)[0] for one in images] == files
+    assert [model.compress(image[None], lmbda=0.05)[0] for image in images] == files
     with torch.inference_mode():  # a model that is loaded in it has gradients too
         assert hrvqvae.load(run).compress(images, lmbda=0.05) == files
 
 
 @on_each_device
-def test_images_have_a_lambda_each(device, run, monkeypatch):
+def test_images_have_a_lambda_each(device, model, monkeypatch):
     """In one batch, and in batches of two images and one."""
-    model = hrvqvae.load(run)
     images = digits(3)
     encoder = DecoderSearch(model.autoencoder, model.entropy_model)
     lmbdas = torch.tensor([0.01, 0.05, 1.0], device=device)
@@ -159,19 +164,18 @@ def test_images_have_a_lambda_each(device, run, monkeypatch):
         assert torch.equal(torch.stack(codes), torch.cat(alone, 1))
 
 
-def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run):
-    model = hrvqvae.load(run)
+def test_first_levels_are_weighed_by_what_they_decode_to_and_take(model):
     images = digits()
     levels = 2
-    found = model.encoder(0.02, levels)(images)
+    chosen = model.encoder(0.02, levels)(images)
     usual = model.encode(images)[:levels]
     of_all = model.encode(images, 0.02)[:levels]
-    sums = [total(model, images, codes, 0.02) for codes in (usual, of_all, found)]
-    assert len(found) == levels
+    sums = [total(model, images, codes, 0.02) for codes in (usual, of_all, chosen)]
+    assert len(chosen) == levels
     assert (sums[2] <= sums[0] + 1e-3).all()
     assert sums[2].sum() < sums[1].sum()
     files = model.compress(images, levels, lmbda=0.02)
-    assert torch.equal(torch.stack(model.decompress(files)), model.decode(found, levels, (12, 12)))
+    assert torch.equal(torch.stack(model.decompress(files)), model.decode(chosen, levels, (12, 12)))
 
 
 def test_the_command_writes_files_and_zips_of_the_same_images(run, tmp_path):
@@ -195,22 +199,21 @@ def test_models_of_several_grids_are_told(mnist_root):
         DecoderSearch(*untrained(tiny_systems(mnist_root)["vqvae2"]))
 
 
-def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run, monkeypatch):
-    model = hrvqvae.load(run)
+def test_large_images_are_searched_in_tiles_to_codes_about_as_good(model, monkeypatch):
     lmbda = 0.02
     image = torch.cat([torch.cat(list(row), -1) for row in digits(30).split(6)], -2)[
         None, :, :55, :70
     ]
     encoder = DecoderSearch(model.autoencoder, model.entropy_model)
-    whole = encoder.encode(image, lmbda)
+    at_once = encoder.encode(image, lmbda)
     usual = model.encode(image)
     monkeypatch.setattr(decoder_search, "_TILE_SIDE", 12)
     monkeypatch.setattr(decoder_search, "_HALO", 6)
     assert len(divide_grid(tuple(usual[0].shape[1:]), 12, 6)) == 9
-    found = encoder.encode(image, lmbda)
-    assert not same(found, whole)
+    in_tiles = encoder.encode(image, lmbda)
+    assert not same(in_tiles, at_once)
     least, most, tiled = (
-        float(total(model, image, codes, lmbda)) for codes in (whole, usual, found)
+        float(total(model, image, codes, lmbda)) for codes in (at_once, usual, in_tiles)
     )
     assert tiled < least + 0.1 * (most - least)
 
@@ -307,7 +310,7 @@ def test_each_position_takes_the_option_of_the_least_sum(name, monkeypatch):
             expected = tried[best : best + 1]
         problem.choose(lmbda)
         assert np.array_equal(problem.codes, expected)
-        assert problem.choice.bits == pytest.approx(problem.bits(expected), rel=1e-5)
+        assert problem.choice.bits == approx(problem.bits(expected), rel=1e-5)
     assert (problem.codes != start).any()  # nothing was better than what there was
 
 

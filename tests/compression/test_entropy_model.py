@@ -5,7 +5,6 @@ import re
 import zlib
 
 import numpy as np
-import pytest
 
 from hrvqvae.compression import entropy_model, learning
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
@@ -14,9 +13,8 @@ from hrvqvae.compression.learning import fit, learn_level
 from hrvqvae.compression.levels import Layout, encode_level
 from hrvqvae.compression.network import Contexts, usual_contexts
 from hrvqvae.config import Geometry
-from hrvqvae.utils.errors import DamagedFileError
-from tests.compression.made import ALL, TREE, files_of, made_network
-from tests.conftest import cells_of, input_error, parametrize
+from tests.compression.made import ALL, PLAIN, TREE, files_of, made_network
+from tests.conftest import approx, cells_of, damage_error, input_error, parametrize
 
 
 def bits_of(codes, symbols, network):
@@ -73,7 +71,7 @@ def test_networks_code_new_images_in_fewer_bits_as_integers_as_well():
     maps = blobs(400, 5, 0)
     network, bits = learn_level((maps[:300],), (5,), 0.3)
     assert bits < 0.8 * np.log2(5)
-    assert bits_of((maps[300:],), (5,), network) == pytest.approx(bits + 8 * 0.6 / 64, rel=0.06)
+    assert bits_of((maps[300:],), (5,), network) == approx(bits + 8 * 0.6 / 64, rel=0.06)
     little, usual = (learn_level((blobs(40, 3, 0),), (3,), effort)[1] for effort in (0.005, 0.15))
     assert usual < 0.9 * little  # effort is how much is learned from
 
@@ -95,10 +93,10 @@ def test_copies_of_the_images_teach_and_held_out_images_are_not_among_them():
 
 def test_learning_is_the_same_again_and_never_costs_more_than_no_network():
     maps = np.random.default_rng(0).integers(0, 3, (3, 4, 4))
-    (one, bits), (other, _) = (learn_level((maps,), (3,)) for _ in range(2))
+    (network, bits), (again, _) = (learn_level((maps,), (3,)) for _ in range(2))
     assert bits <= np.log2(3) + 1e-6
-    assert bits_of((maps,), (3,), one) < 4
-    assert np.array_equal(one.table, other.table)
+    assert bits_of((maps,), (3,), network) < 4
+    assert np.array_equal(network.table, again.table)
     with input_error("at least 2 images; there are 1"):
         learn_level((maps[:1],), (3,))
 
@@ -116,10 +114,10 @@ def test_levels_with_too_many_symbols_have_no_network(monkeypatch):
 
 @parametrize("entropy_model", ALL.values(), ids=list(ALL))
 def test_a_file_holds_all_of_it(entropy_model):
-    found = read_entropy_model(entropy_model.content)
+    restored = read_entropy_model(entropy_model.content)
     for name in ("model", "geometry", "symbols"):
-        assert getattr(found, name) == getattr(entropy_model, name)
-    assert dataclasses.replace(found).content == entropy_model.content  # as it is written again
+        assert getattr(restored, name) == getattr(entropy_model, name)
+    assert dataclasses.replace(restored).content == entropy_model.content  # as it is written again
 
 
 def test_a_file_is_written_so_that_it_can_be_read(monkeypatch):
@@ -177,14 +175,14 @@ def test_files_that_say_what_can_not_be_are_refused():
         assert old in text
         changed = text.replace(old, new, 1).encode()
         packed = zlib.compress(body[:-4] + zlib.crc32(changed).to_bytes(4, "little"))
-        with pytest.raises(DamagedFileError):
+        with damage_error(""):
             read_entropy_model(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
 
 
 def test_reading_takes_work_in_proportion_to_the_features(monkeypatch):
     contexts = Contexts(0, (2,), ((0, 0),), ((0, 0, -1),) * 1000, -1)
     network = made_network(contexts, 1, np.random.default_rng(0))
-    content = EntropyModel("x", "00" * 16, Geometry(1, 0, (1,)), (2,), (network,)).content
+    content = EntropyModel("x", "00" * 16, PLAIN, (2,), (network,)).content
     asked = []
     values = Contexts.count_values
     monkeypatch.setattr(
@@ -198,10 +196,10 @@ def test_networks_that_could_overflow_or_look_ahead_are_refused():
     contexts = usual_contexts(1, (3, 3), [(4, 4)] * 2)
     network = made_network(contexts, 4, np.random.default_rng(0))
     for bias, message in ((np.full(4, 2**30, np.int32), "32 bits"), (network.bias[:3], "shape")):
-        with pytest.raises(DamagedFileError, match=message):
+        with damage_error(message):
             dataclasses.replace(network, bias=bias)
     for feature in ((0, 0, 0), (0, 0, 1), (0, 1, -1), (0, -5, 0)):
-        with pytest.raises(DamagedFileError, match=re.escape(f"lies at {feature[1:]}")):
+        with damage_error(re.escape(f"lies at {feature[1:]}")):
             Contexts(1, (3, 3), ((1, 1),), (feature,), -1)
-    with pytest.raises(DamagedFileError, match="not there"):
+    with damage_error("not there"):
         Contexts(1, (3, 3), ((0, 1),), (), 0)

@@ -9,7 +9,6 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +19,6 @@ from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import read, read_header, write
 from hrvqvae.compression.network import POWERS
 from hrvqvae.config import Geometry
-from hrvqvae.utils.errors import DamagedFileError
 from tests.compression.made import (
     GRIDS,
     TREE,
@@ -30,7 +28,7 @@ from tests.compression.made import (
     random_codes,
     read_one,
 )
-from tests.conftest import input_error, parametrize, read_json
+from tests.conftest import damage_error, input_error, names_in, parametrize, read_json
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
@@ -65,25 +63,25 @@ def test_codes_come_back(
     entropy_model = entropy_model if fitted else entropy_model.bare
     codes = random_codes(entropy_model, size, count)
     files = write(entropy_model, codes, size, min(levels, len(symbols)))
-    for found, given_codes, file in zip(read(entropy_model, files), codes, files, strict=True):
-        assert (found.size, found.fault, sum(found.lengths)) == (size, "", len(file))
-        assert np.array_equal(flat(found.codes), given_codes[: len(flat(found.codes))])
-        assert len(found.codes) == min(levels, len(symbols))
+    for image, given_codes, file in zip(read(entropy_model, files), codes, files, strict=True):
+        assert (image.size, image.fault, sum(image.lengths)) == (size, "", len(file))
+        assert np.array_equal(flat(image.codes), given_codes[: len(flat(image.codes))])
+        assert len(image.codes) == min(levels, len(symbols))
         grids = entropy_model.geometry.grids(*size)
         bits = sum(
             height * width * np.log2(values)
             for (height, width), values in zip(grids, symbols, strict=True)
         )
-        assert found.lengths[0] <= (6 if max(size) <= 128 else 8)
+        assert image.lengths[0] <= (6 if max(size) <= 128 else 8)
         # raw, header and checks
-        assert len(file) <= found.lengths[0] + np.ceil(bits / 8) + 2 * len(symbols)
+        assert len(file) <= image.lengths[0] + np.ceil(bits / 8) + 2 * len(symbols)
 
 
 def test_networks_that_do_not_fit_cost_nothing():
     """Codes that they hold for unlikely are written without them: powers of two then take log2 m
     bits.
     """
-    entropy_model = made_entropy_model((4,), Geometry(1, 0, (1,)), strength=30_000)
+    entropy_model = made_entropy_model((4,), strength=30_000)
     unlikely = random_codes(entropy_model.bare, (16, 16), 20)
     files = write(entropy_model, unlikely, (16, 16))
     assert {(read_header(file).by_tables, len(file)) for file in files} == {(False, 64 + 5 + 1)}
@@ -96,7 +94,7 @@ def test_networks_that_do_not_fit_cost_nothing():
 
 def test_a_file_that_a_reader_would_refuse_is_written_without_networks(monkeypatch):
     """As too short for the memory of its codes and maps, although it is the smaller one."""
-    entropy_model = made_entropy_model((4,), Geometry(1, 0, (1,)), strength=2000)
+    entropy_model = made_entropy_model((4,), strength=2000)
     codes = random_codes(entropy_model, (16, 16), 5)
     small = write(entropy_model, codes, (16, 16))
     assert all(read_header(file).by_tables for file in small)
@@ -104,24 +102,26 @@ def test_a_file_that_a_reader_would_refuse_is_written_without_networks(monkeypat
     monkeypatch.setattr(levels, "_CELLS_PER_BYTE", 4)
     files = write(entropy_model, codes, (16, 16))
     assert sum(map(len, files)) > sum(map(len, small))
-    for found, image in zip(read(entropy_model, files), codes, strict=True):
-        assert not found.fault
-        assert np.array_equal(flat(found.codes), image)
+    for decoded, image in zip(read(entropy_model, files), codes, strict=True):
+        assert not decoded.fault
+        assert np.array_equal(flat(decoded.codes), image)
 
 
 def test_levels_of_zeros_are_never_whole():
     for entropy_model in (TREE, TREE.bare, GRIDS):
         for content in files_of(entropy_model, (12, 9), 20):
-            for whole, end in enumerate(np.cumsum(read_one(entropy_model, content).lengths)[:-1]):
-                found = read_one(entropy_model, content[:end] + bytes(500))
-                assert (len(found.codes), bool(found.fault)) == (whole, True)
+            for num_whole, end in enumerate(
+                np.cumsum(read_one(entropy_model, content).lengths)[:-1]
+            ):
+                image = read_one(entropy_model, content[:end] + bytes(500))
+                assert (len(image.codes), bool(image.fault)) == (num_whole, True)
 
 
 def test_another_model_is_refused_by_name():
-    other = made_entropy_model(TREE.symbols, TREE.geometry, seed=99)
+    second = made_entropy_model(TREE.symbols, TREE.geometry, seed=99)
     content = files_of(TREE, (8, 8))[0]
     with input_error(f"x.hrv was made by another model.*{TREE.fingerprint.hex()}"):
-        read(other, [content], names=["x.hrv"])
+        read(second, [content], names=["x.hrv"])
     with input_error("made has none: put its tables.hrvt"):
         read(TREE.bare, [content])
     stranger = EntropyModel("stranger", "ff" * 16, TREE.geometry, TREE.symbols)
@@ -136,36 +136,36 @@ def test_headers_that_are_none_are_refused_in_words():
         (b"\xd7abc\x80", "cut short"),
         (b"\xd7abc\xff\xff\x7f", "2097152x2097152 pixels; at most 67108864"),
     ):
-        with pytest.raises(DamagedFileError, match=message):
+        with damage_error(message):
             read(TREE, [content])
 
 
 def test_a_small_file_of_a_large_image_takes_no_memory(monkeypatch):
     fine = made_entropy_model((3,), Geometry(1, 0, (64,)))
     head = b"\xff\x3f" + bytes(20)  # 8192x8192
-    with pytest.raises(DamagedFileError, match="8192x8192 pixels has more than 134217728 codes"):
+    with damage_error("8192x8192 pixels has more than 134217728 codes"):
         read(fine, [b"\xd7" + fine.fingerprint + head])
     files = [b"\xd7" + TREE.fingerprint + head + bytes([number]) for number in range(200)]
     monkeypatch.setattr(hrv, "read_levels", reads := Mock(wraps=hrv.read_levels))
     assert not any(image.codes for image in read(TREE, files))
     # memory for the codes of one at a time
     assert {len(call.args[1]) for call in reads.call_args_list} == {1}
-    with pytest.raises(DamagedFileError, match="at most 1000 are admitted"):
+    with damage_error("at most 1000 are admitted"):
         read(TREE, files, max_pixels=1000)
 
 
 def test_the_likeliest_codes_take_no_fewer_bytes_than_is_presumed():
     """A model that is as sure as can be, and codes that it is sure of."""
-    entropy_model = made_entropy_model((9,), Geometry(1, 0, (1,)), hidden=1)
+    entropy_model = made_entropy_model((9,), hidden=1)
     network = entropy_model.networks[0]
     offsets = np.array([[2**28, *[0] * 8]], np.int32)
     sure = dataclasses.replace(network, weights=network.weights * 0, offsets=offsets)
     entropy_model = dataclasses.replace(entropy_model, networks=(sure,))
     codes = np.zeros((1, 300 * 300), np.int32)
-    found = read(entropy_model, write(entropy_model, codes, (300, 300)))[0]
-    assert found.lengths[1] == 1 + np.ceil(90_000 * np.log2(65545 / 65537) / 8)
-    assert np.array_equal(found.codes[0].reshape(1, -1), codes)
-    assert found.fault == ""
+    image = read(entropy_model, write(entropy_model, codes, (300, 300)))[0]
+    assert image.lengths[1] == 1 + np.ceil(90_000 * np.log2(65545 / 65537) / 8)
+    assert np.array_equal(image.codes[0].reshape(1, -1), codes)
+    assert image.fault == ""
 
 
 FREQUENCIES = st.lists(
@@ -189,7 +189,7 @@ def encode(symbols, kinds):
 def decode(content, count, kinds):
     stream = np.frombuffer(content, np.uint8)
     state = np.zeros(4, np.int64)
-    found = []
+    symbols = []
     coder.begin_decoding(state, stream, 0, len(stream))
     for number in range(count):
         counts = kinds[number % len(kinds)]
@@ -198,8 +198,8 @@ def decode(content, count, kinds):
         coder.consume(
             state, stream, 0, len(stream), sum(counts[:symbol]), counts[symbol], sum(counts)
         )
-        found.append(symbol)
-    return found, coder.end_decoding(state)
+        symbols.append(symbol)
+    return symbols, coder.end_decoding(state)
 
 
 @settings(max_examples=60)
@@ -211,8 +211,8 @@ def test_bytes_are_those_of_the_oracle(case, after):
     assert content == encoded(symbols, lambda number: kinds[number % len(kinds)])
     assert decode(content + after, len(symbols), kinds) == (symbols, len(content))
     shares = (
-        kinds[place % len(kinds)][one] / sum(kinds[place % len(kinds)])
-        for place, one in enumerate(symbols)
+        kinds[place % len(kinds)][symbol] / sum(kinds[place % len(kinds)])
+        for place, symbol in enumerate(symbols)
     )
     ideal = -sum(map(math.log2, shares)) / 8
     assert ideal - 0.001 <= len(content) <= ideal + 1.5
@@ -244,9 +244,7 @@ def row_of(entropy_model, size, codes):
 
 @parametrize("threads", [1, 2])
 def test_golden_files_are_read_and_written_as_they_were(threads, monkeypatch):
-    assert {path.name for path in FOLDER.glob("*.hrv")} == {
-        about["file"] for about in INDEX["files"]
-    }
+    assert {*names_in(FOLDER, "*.hrv")} == {about["file"] for about in INDEX["files"]}
     assert np.array_equal(POWERS, PRINTED_POWERS)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for about in INDEX["files"]:
@@ -265,7 +263,7 @@ def test_golden_files_are_read_and_written_as_they_were(threads, monkeypatch):
 # numbers
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 PRINTED_POWERS = [
-    int(one) for one in re.search(r"P\[i\] is .*?```\n(.*?)```", PAGE, re.DOTALL)[1].split()
+    int(number) for number in re.search(r"P\[i\] is .*?```\n(.*?)```", PAGE, re.DOTALL)[1].split()
 ]
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 from types import SimpleNamespace
 
-import pytest
 import torch
 from PIL import Image
 
@@ -12,9 +11,8 @@ from hrvqvae.compression import images as compression
 from hrvqvae.compression.hrv import read, read_header
 from hrvqvae.compression.images import decode_images, make_files
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.utils.errors import DamagedFileError
 from tests.compression.made import digits, single_grid, squared_errors, untrained
-from tests.conftest import do, input_error, parametrize
+from tests.conftest import damage_error, do, generator, input_error, parametrize, random_images
 from tests.trained_run import tiny_systems
 
 NAMES = ("groups", "vqvae2")
@@ -22,9 +20,7 @@ CPU = torch.device("cpu")
 
 
 def pictures(count, size):
-    return torch.randint(
-        256, (count, 1, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    return random_images(count, 1, *size, rng=generator())
 
 
 @parametrize("name", NAMES)
@@ -35,35 +31,33 @@ def test_every_system_compresses_images_of_any_size(name, mnist_root):
         files = make_files(model, entropy_model, images, CPU)
         with torch.inference_mode():
             expected = model.decode(model.encode(images), size=size)
-        found = read(entropy_model, files)
-        assert torch.equal(torch.stack(decode_images(model, found, CPU)), expected)
-        assert not any(image.fault for image in found)
+        codes = read(entropy_model, files)
+        assert torch.equal(torch.stack(decode_images(model, codes, CPU)), expected)
+        assert not any(image.fault for image in codes)
         lengths = [len(file) for file in files]
         assert max(lengths) - min(lengths) <= len(entropy_model.symbols), (
             "a byte at the end of each level"
         )
 
 
-def test_an_entropy_model_makes_smaller_files_of_the_same_images(run):
-    model = hrvqvae.load(run)
+def test_an_entropy_model_makes_smaller_files_of_the_same_images(model):
     images = digits(4)
     fitted = model.compress(images)
     plain = make_files(
         model.autoencoder, dataclasses.replace(model.entropy_model, networks=()), images, CPU
     )
     assert sum(map(len, fitted)) < sum(map(len, plain))
-    assert {read_header(one).by_tables for one in fitted} == {True}
+    assert {read_header(file).by_tables for file in fitted} == {True}
     codes = model.encode(images)
     assert torch.equal(torch.stack(model.decompress(fitted)), model.decode(codes, size=(12, 12)))
     coarse = model.decode(codes, levels=1, size=(12, 12))
     for files in (model.compress(images, levels=1), fitted):
         assert torch.equal(torch.stack(model.decompress(files, levels=1)), coarse)
-    with pytest.raises(DamagedFileError, match="12x12 pixels; at most 100"):
+    with damage_error("12x12 pixels; at most 100"):
         model.decompress(fitted, max_pixels=100)
 
 
-def test_images_of_several_sizes_keep_their_order(run):
-    model = hrvqvae.load(run)
+def test_images_of_several_sizes_keep_their_order(model):
     images = [pictures(1, size)[0] for size in ((12, 12), (3, 40), (12, 12), (1, 1))]
     for image, decoded in zip(images, model.decompress(model.compress(images)), strict=True):
         size = (image.shape[-2], image.shape[-1])
@@ -73,8 +67,7 @@ def test_images_of_several_sizes_keep_their_order(run):
             model.compress(images[:2], names=names)
 
 
-def test_images_of_several_types_and_channels_are_apart(run):
-    model = hrvqvae.load(run)
+def test_images_of_several_types_and_channels_are_apart(model):
     image = digits(1)[0]
     assert model.compress([image, image / 255, 1 - image / 255])[:2] == model.compress([image]) * 2
     with input_error("images have 3 channels; this model takes 1"):
@@ -86,8 +79,7 @@ def test_images_of_several_types_and_channels_are_apart(run):
     assert len(model.decompress([bytearray(content) for content in model.compress([image])])) == 1
 
 
-def test_levels_are_prefixes_of_a_file(run):
-    model = hrvqvae.load(run)
+def test_levels_are_prefixes_of_a_file(model):
     image = digits(1)
     by_levels = [model.compress(image, levels)[0] for levels in (1, 2, 3)]
     assert all(by_levels[2].startswith(content) for content in by_levels)
@@ -100,9 +92,8 @@ def test_levels_are_prefixes_of_a_file(run):
 def test_a_system_that_needs_all_levels_says_so(mnist_root):
     model, entropy_model = untrained(tiny_systems(mnist_root)["vqvae2"])
     content = make_files(model, entropy_model, pictures(1, (12, 12)), CPU)[0]
-    with pytest.raises(
-        DamagedFileError,
-        match="file 1 has 1 whole level, but this model decodes 2 or more: level 2",
+    with damage_error(
+        "file 1 has 1 whole level, but this model decodes 2 or more: level 2",
     ):
         decode_images(model, read(entropy_model, [content[:-1]]), CPU)
     assert make_files(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content)) == [
@@ -112,16 +103,15 @@ def test_a_system_that_needs_all_levels_says_so(mnist_root):
         make_files(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
 
 
-def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run):
-    model = hrvqvae.load(run)
+def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(model):
     images = digits(4)
     most = 26
 
     def errors(files):
         return squared_errors(torch.stack(model.decompress(files)), images)
 
-    found = model.compress(images, max_bytes=most)
-    assert max(map(len, found)) <= most
+    limited = model.compress(images, max_bytes=most)
+    assert max(map(len, limited)) <= most
     least = torch.full((4,), torch.inf)
     for levels in (1, 2, 3):
         for lmbda in (None, *(2.0**power for power in range(-7, 4, 2))):
@@ -132,10 +122,10 @@ def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run):
             images[:2], levels, lmbda=0
         )
     assert least.isfinite().all()
-    assert errors(found).sum() <= 1.005 * least.sum()
+    assert errors(limited).sum() <= 1.005 * least.sum()
     several = [images[0], images[1, :, :, :7], images[2]]
-    found = model.compress(several, max_bytes=24)
-    assert found == [model.compress(image[None], max_bytes=24)[0] for image in several]
+    limited = model.compress(several, max_bytes=24)
+    assert limited == [model.compress(image[None], max_bytes=24)[0] for image in several]
 
 
 def test_a_limit_that_only_a_large_lambda_meets():
@@ -147,8 +137,7 @@ def test_a_limit_that_only_a_large_lambda_meets():
     assert len(model.compress(image, max_bytes=least)[0]) <= least
 
 
-def test_what_does_not_fit_is_named(run):
-    model = hrvqvae.load(run)
+def test_what_does_not_fit_is_named(model):
     large = pictures(1, (40, 40))[0]
     with input_error(r"^image 2 takes at least (\d+) bytes; the limit is 12$") as refused:
         model.compress([digits(1)[0, :, :2, :2], large], max_bytes=12)
@@ -182,9 +171,8 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least, monkeypatch):
     assert least <= best.error <= 1.5 * least, "the error is lambda here"
 
 
-def test_codes_are_computed_without_tf32(run, tmp_path, monkeypatch):
+def test_codes_are_computed_without_tf32(model, run, tmp_path, monkeypatch):
     """In each public function and command that makes codes, as in training and evaluation."""
-    model = hrvqvae.load(run)
     seen = []
     latents = SingleGridAutoencoder.latents
 

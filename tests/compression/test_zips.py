@@ -1,8 +1,6 @@
 """Zips of files of codes: other tools read them, damage hides no whole entry."""
 
 import struct
-import subprocess
-import sys
 import zipfile
 from contextlib import suppress
 from itertools import pairwise
@@ -14,7 +12,7 @@ from benchmarks.torture.readers import READERS
 from hrvqvae.compression.zips import create_zip, is_zip, read_zip
 from hrvqvae.utils.errors import DamagedFileError
 from tests.compression.made import TREE, files_of
-from tests.conftest import input_error, parametrize
+from tests.conftest import input_error, parametrize, run_python
 
 FILES = {f"{name}.hrv": files_of(TREE, (9, 7), seed=ord(name))[0] for name in "abc"}
 
@@ -47,8 +45,7 @@ def entry_ends(content):
 def test_another_tool_reads_it_and_a_file_takes_76_bytes_and_twice_its_name(tmp_path):
     content = write_zip(tmp_path / "x.zip")
     assert dict(read_zip(tmp_path / "x.zip")) == FILES
-    extract = [sys.executable, "-m", "zipfile", "-e", "x.zip", "out"]
-    subprocess.run(extract, cwd=tmp_path, check=True)
+    run_python("-m", "zipfile", "-e", "x.zip", "out", cwd=tmp_path)
     for name, file in FILES.items():
         assert (tmp_path / "out" / name).read_bytes() == file
     sizes = [len(file) + 76 + 2 * len(name) for name, file in FILES.items()]
@@ -94,13 +91,13 @@ def test_a_flipped_bit_loses_no_other_entry_and_none_without_a_word(tmp_path):
     for place in range(8 * len(content)):
         damaged = bytearray(content)
         damaged[place // 8] ^= 1 << place % 8
-        found = read(tmp_path / "y.zip", bytes(damaged))
+        entries = read(tmp_path / "y.zip", bytes(damaged))
         for (begin, end), (name, file) in zip(pairwise(ends), FILES.items(), strict=True):
             if not begin <= place // 8 < end:
-                assert found[name] == file, place
-        whole = [file for file in found.values() if file is not None]
-        assert set(whole) <= {*FILES.values()}, place
-        assert len(whole) == 3 or None in found.values(), place
+                assert entries[name] == file, place
+        kept = [file for file in entries.values() if file is not None]
+        assert set(kept) <= {*FILES.values()}, place
+        assert len(kept) == 3 or None in entries.values(), place
 
 
 def test_a_cut_or_zeros_leave_the_entries_before(tmp_path):
@@ -111,10 +108,10 @@ def test_a_cut_or_zeros_leave_the_entries_before(tmp_path):
         for damaged in (content[:length], content[:length] + bytes(len(content) - length)):
             if damaged == content:
                 continue
-            found = read(tmp_path / "y.zip", damaged)
+            entries = read(tmp_path / "y.zip", damaged)
             for name, file in list(FILES.items())[:num_whole]:
-                assert found[name] == file, length
-            assert None in found.values() or len(found) == 3, length
+                assert entries[name] == file, length
+            assert None in entries.values() or len(entries) == 3, length
 
 
 def test_an_entry_that_the_directory_calls_empty_is_found_by_its_header(tmp_path):

@@ -7,6 +7,7 @@ from typing import Optional
 import pytest
 import yaml
 
+from benchmarks.common import fields
 from hrvqvae.config import DataConfig, TrainingConfig, flatten, presets, to_dict
 from hrvqvae.config.parsing import autoencoder_config, from_dict, from_file, override, stage_config
 from hrvqvae.utils.errors import InputError
@@ -180,13 +181,12 @@ def test_missing_fields_take_their_defaults():
 def test_a_budget_is_replaced_by_one_that_is_given():
     without = from_dict({"training": {"batch_size": 8}}, "here")
     assert budget(without.training) == (1, 0, 0)
-    assert budget(override(without, {"training.max_steps": "500"}).training) == (0, 500, 0)
-    assert budget(
-        override(without, {"training.max_steps": "0", "training.max_minutes": "3"}).training
-    ) == (0, 0, 3)
-    assert budget(
-        override(without, {"training.seed": "0", "training.max_steps": "0"}).training
-    ) == (1, 0, 0)
+    for limits, expected in (
+        ("max_steps=500", (0, 500, 0)),
+        ("max_steps=0 max_minutes=3", (0, 0, 3)),
+        ("max_steps=0 seed=0", (1, 0, 0)),
+    ):
+        assert budget(override(without, fields("training", limits)).training) == expected
     assert budget(override(mnist(), {"training.max_steps": "500"}).training) == (0, 500, 0)
     later = stage_config("progressive", mnist(), {"progressive.training.max_minutes": "5"})
     assert budget(later.progressive.training) == (0, 0, 5)

@@ -6,8 +6,6 @@ import dataclasses
 import re
 from pathlib import Path
 
-import pytest
-
 from hrvqvae.config import (
     Geometry,
     ModelConfig,
@@ -20,7 +18,7 @@ from hrvqvae.config.entries import System
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, register_system
 from hrvqvae.config.section import flatten
 from hrvqvae.utils.progress import note_once
-from tests.conftest import cells_of, done, input_error, parametrize, refused
+from tests.conftest import approx, cells_of, done, input_error, parametrize, refused
 
 
 def test_bits_of_an_uneven_grid_and_unknown_presets():
@@ -28,7 +26,7 @@ def test_bits_of_an_uneven_grid_and_unknown_presets():
         stride=4, quantizer=QuantizerConfig(levels=2, codewords=16)
     )
     assert bits_per_image(model, 9, 13) == 3 * 4 * 2 * 4
-    assert compression_ratio(model, 1, 9, 13) == pytest.approx(8 * 9 * 13 / 96)
+    assert compression_ratio(model, 1, 9, 13) == approx(8 * 9 * 13 / 96)
     for name in (
         "zzz",
         "hrvqvae/fashion-mnist",

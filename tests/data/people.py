@@ -14,22 +14,21 @@ from PIL import Image
 
 from tests.data.stored import noise, swapped_profile, write_tar
 
-Files = Mapping[str, "Image.Image | bytes | np.ndarray | str | Files"]
-"""Per path what is there: an image, bytes, an array for .npy, the target of a link, or the images
-and bytes in a tar.
-"""
-Meaning = tuple[int, str]
-"""Number of images, and the end of the line that says what was understood."""
 NONE = "no classes"
 PETS = "2 classes"
 HELD_OUT = ("test", "val", "valid", "validation", "dev")
 
 
 class People(NamedTuple):
-    """A set of images, and what is meant by it."""
+    """A set of images, and what is meant by it.
 
-    files: Files
-    meaning: Meaning
+    `files` has per path an image, bytes, an array for .npy, the target of a link, or the images and
+    bytes in a tar. `meaning` is the number of images, and the end of the line that says what was
+    understood.
+    """
+
+    files: Mapping
+    meaning: tuple
     note: str = ""  # part of another line
     labels: bool = True
 
@@ -71,8 +70,8 @@ def splits():
             yield People(pets(f"{train}/", 4) | pets(f"{held_out}/", 2), given(4, 2, test))
             files = {f"{train}/a.png": drawn(), f"{held_out}/b.png": drawn(2)}
             yield People(files, given(1, 1, test, NONE))
-    for test, other in (("test", "val"), ("val", "valid"), ("valid", "dev"), ("test", "extra")):
-        files = pets("train/") | pets(f"{test}/", 2) | pets(f"{other}/", 2)
+    for test, left_out in (("test", "val"), ("val", "valid"), ("valid", "dev"), ("test", "extra")):
+        files = pets("train/") | pets(f"{test}/", 2) | pets(f"{left_out}/", 2)
         yield People(files, given(4, 2, test), f"2 images outside of train/ and {test}/ left out")
     arrays = np.zeros((6, 16, 16, 3), np.uint8)
     for test in HELD_OUT:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
@@ -27,7 +26,7 @@ def loaded(train, test=None, split="train", **changes):
     return load_images(folder_config(Path(root), **options, **changes), split)
 
 
-class Counted(Dataset[tuple[np.ndarray, int]]):
+class Counted(Dataset):
     """Counts how often an item is read."""
 
     targets = LABELS
@@ -80,10 +79,10 @@ def test_items_of_every_kind_are_the_same_images():
 def test_parts_of_a_data_set_keep_its_classes_and_are_read_once():
     """Its first item tells whether there are labels."""
     part = Subset(Counted(), [*range(9, 20), *range(9)])
-    whole = ConcatDataset([Subset(Counted(), range(12)), Subset(Counted(), range(12, 20))])
+    concatenated = ConcatDataset([Subset(Counted(), range(12)), Subset(Counted(), range(12, 20))])
     for dataset, labels in (
         (part, LABELS[9:] + LABELS[:9]),
-        (whole, LABELS),
+        (concatenated, LABELS),
         (hugging_face().select(range(19)), LABELS),
     ):
         images = loaded(dataset)
@@ -108,7 +107,7 @@ def test_only_the_newest_data_sets_are_kept():
     assert kept() is None
 
 
-class Stream(IterableDataset[torch.Tensor]):
+class Stream(IterableDataset):
     def __iter__(self):
         yield TENSORS[0]
 

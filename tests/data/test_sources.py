@@ -7,8 +7,6 @@ import io
 import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import tarfile
 from itertools import islice
 from pathlib import Path
@@ -27,7 +25,7 @@ from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources import HELD_OUT, arrays, parquet, tars
 from hrvqvae.data.sources.files import match_files, read_list
-from tests.conftest import cells_of, input_error, parametrize
+from tests.conftest import cells_of, input_error, parametrize, run_python
 from tests.data.people import encoded
 from tests.data.stored import (
     content,
@@ -124,8 +122,8 @@ def test_a_hash_of_each_name_divides(form):
         is_test = int.from_bytes(digest, "big") < 0.2 * 2**64
         expected["test" if is_test else "train"].append(image)
     for split, images in expected.items():
-        found = content(loaded(root, split, test_fraction=0.2))
-        assert_array_equal(found, planes(images))
+        pixels = content(loaded(root, split, test_fraction=0.2))
+        assert_array_equal(pixels, planes(images))
     parts = [content(loaded(root, split, **first_rows(30))) for split in SPLITS]
     assert_array_equal(np.concatenate(parts), planes(files.values()))
     assert [*map(len, parts)] == [30, 10]
@@ -337,9 +335,9 @@ def test_the_index_is_kept(monkeypatch):
     changed, others = read()
     assert (changed, len(others)) == (3, len(images) + 1)
     for kept in Path("cache/hrvqvae/indexes").iterdir():
-        whole = kept.read_bytes()
-        zeroed = whole[:300] + b"\0" * 40 + whole[340:]
-        for damage in (b"", whole[: len(whole) // 2], b"x" * 99, zeroed):
+        intact = kept.read_bytes()
+        zeroed = intact[:300] + b"\0" * 40 + intact[340:]
+        for damage in (b"", intact[: len(intact) // 2], b"x" * 99, zeroed):
             kept.write_bytes(damage)
             assert_array_equal(read()[1], others)
     assert [*folder_of(Path(shards))] == ["x-0.tar", "x-1.tar", "x-2.tar"]
@@ -350,8 +348,8 @@ def test_long_and_foreign_names():
     names = [long, "über/größe.png", "./dot/x.png", "s.png", "._s.png", "dot/._x.png", "README"]
     write_tar("a.tar", {name: png(seed) for seed, name in enumerate(names)})
     source = loaded("a.tar", **first_rows(3)).source
-    found = [source.name(row) for row in range(len(source))]
-    assert found == [long, "über/größe.png", "dot/x.png", "s.png"]
+    read_names = [source.name(row) for row in range(len(source))]
+    assert read_names == [long, "über/größe.png", "dot/x.png", "s.png"]
     assert_array_equal(source.open(2), decoded(png(2)))
 
 
@@ -362,8 +360,8 @@ def test_labels_in_json():
         members[f"{seed}.png"] = image
     write_tar("j.tar", members)
     assert loaded("j.tar").classes == ("0", "10", "20", "30", "40", "50")
-    for other in (b'{"no": 1}', b"[" * 100_000, b'{"label": true}'):
-        write_tar("j.tar", members | {"3.json": other})
+    for label_file in (b'{"no": 1}', b"[" * 100_000, b'{"label": true}'):
+        write_tar("j.tar", members | {"3.json": label_file})
         assert loaded("j.tar").classes == ()
 
 
@@ -382,7 +380,7 @@ def test_what_is_left_out_of_a_tar_is_told(caplog):
 
 def test_a_tar_cut_anywhere_is_told_with_its_last_whole_member():
     path = write_tar("a.tar", {f"{index}.png": png(index) for index in range(4)})
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     with tarfile.open(path) as archive:
         ends = [member.offset_data + member.size for member in archive]
 
@@ -395,17 +393,17 @@ def test_a_tar_cut_anywhere_is_told_with_its_last_whole_member():
     end = -(-ends[-1] // 512) * 512
     for length in [*range(0, end + 512, 97), *ends, *(value + 1 for value in ends), end, end + 100]:
         last = sum(value <= length for value in ends) - 1
-        other = "|no uncompressed tar" if last < 0 else ""
-        message = f"({cut} [{last}{last + 1}].png{other}).*; get or pack it again"
-        assert_damaged(whole[:length], message)
-    overwritten = whole[: ends[1] + 200] + b"\1" * 2000 + whole[ends[1] + 2200 :]
+        or_no_tar = "|no uncompressed tar" if last < 0 else ""
+        message = f"({cut} [{last}{last + 1}].png{or_no_tar}).*; get or pack it again"
+        assert_damaged(intact[:length], message)
+    overwritten = intact[: ends[1] + 200] + b"\1" * 2000 + intact[ends[1] + 2200 :]
     assert_damaged(overwritten, f"{cut} 1.png")
     start = ends[0] + 511 & -512
-    for size in (2**63 - 1, 2**64, len(whole)):  # with a checksum that is right
-        header = tarfile.TarInfo.frombuf(whole[start : start + 512], "utf-8", "strict")
+    for size in (2**63 - 1, 2**64, len(intact)):  # with a checksum that is right
+        header = tarfile.TarInfo.frombuf(intact[start : start + 512], "utf-8", "strict")
         header.size = size
         block = header.tobuf(tarfile.GNU_FORMAT)
-        assert_damaged(whole[:start] + block + whole[start + 512 :], f"{cut} 0.png")
+        assert_damaged(intact[:start] + block + intact[start + 512 :], f"{cut} 0.png")
 
 
 def test_an_order_of_windows(monkeypatch):
@@ -592,12 +590,12 @@ def bad_inputs():
     structs = [{"bytes": image, "path": f"path-{index}"} for index, image in enumerate(images)]
     damaged = Path("damaged.parquet")
     pq.write_table(pa.table({"image": structs}), damaged, compression="none")
-    whole = damaged.read_bytes()
-    assert whole.count(b"path-1") == 1
+    intact = damaged.read_bytes()
+    assert intact.count(b"path-1") == 1
     for damage in (
-        whole[:-20],
-        whole.replace(b"path-1", b"\xff" * 6),
-        whole.replace(b"image", b"imag\xff"),
+        intact[:-20],
+        intact.replace(b"path-1", b"\xff" * 6),
+        intact.replace(b"image", b"imag\xff"),
     ):
         damaged.write_bytes(damage)
         yield "damaged.parquet", "damaged.parquet is damaged, or no Parquet file"
@@ -652,12 +650,12 @@ def test_what_is_wrong_is_one_line():
 @parametrize("form", FORMS)
 def test_a_digest_knows_the_content_of_images(form):
     files = {f"0/{index}.png": png(index) for index in range(9)}
-    other = png(50)
+    changed = png(50)
     if form in ("folder", "tar"):  # of the same size
         size = len(files["0/4.png"])
-        other = other[:size].ljust(size, b"\0")
+        changed = changed[:size].ljust(size, b"\0")
     digests = []
-    for copy, images in enumerate((files, files, files | {"0/4.png": other})):
+    for copy, images in enumerate((files, files, files | {"0/4.png": changed})):
         root = store(form, f"{copy}/set", images)
         digests.append(loaded(root, **first_rows(9)).digest())
     assert digests[0] == digests[1] != digests[2]
@@ -711,6 +709,4 @@ for place in range(start, len(content) - 8):
         except (ValueError, OSError):
             pass
 """
-    command = [sys.executable, "-c", script]
-    child = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    assert (child.returncode, child.stderr) == (0, "")
+    assert run_python("-c", script).stderr == ""

@@ -51,10 +51,12 @@ from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.errors import InputError
 from tests.conftest import (
+    approx,
     do,
     done,
     generator,
     input_error,
+    names_in,
     parametrize,
     refused,
     write_file,
@@ -87,13 +89,11 @@ def test_distances_by_hand():
     for drawn in (near, far, near):
         left, right = (images.flatten(1).double() for images in (real, drawn))
         distances = kept.compare([drawn[:30], drawn[30:]])
-        assert distances.frechet == pytest.approx(
-            frechet_by_hand(left.numpy(), right.numpy()), rel=1e-4
-        )
-        assert distances.kernel == pytest.approx(float(poly_mmd(left, right)), rel=1e-6)
+        assert distances.frechet == approx(frechet_by_hand(left.numpy(), right.numpy()), rel=1e-4)
+        assert distances.kernel == approx(float(poly_mmd(left, right)), rel=1e-6)
         assert distances.precision == measure_share_inside(right, left)
         assert distances.recall == measure_share_inside(left, right) != distances.precision
-    assert kept.compare([real]).frechet == pytest.approx(0, abs=1e-4)
+    assert kept.compare([real]).frechet == approx(0, abs=1e-4)
     plain = RealImages(Features("pixels", PIXELS.extract), [real])
     assert plain.frechet_name == "Frechet distance of 80 images, features of pixels"
 
@@ -111,13 +111,17 @@ def test_numbers_of_images_that_have_no_distance():
     distances = RealImages(PIXELS, [real]).compare([near])
     assert distances.frechet is None
     features = (images.flatten(1).double() for images in (real, near))
-    assert distances.kernel == pytest.approx(float(poly_mmd(*features)))
+    assert distances.kernel == approx(float(poly_mmd(*features)))
     assert RealImages(PIXELS, [real]).summarize([[near], [near]])["frechet"] is None
     real, near, _ = sets(20)
     with input_error("there is 1$"):
         RealImages(PIXELS, [real[:1]])
     with input_error("19 images can't be compared with 20 real images"):
         RealImages(PIXELS, [real]).compare([near[:19]])
+
+
+def mnist_config(root, size=12):
+    return DataConfig(dataset="mnist", root=str(root), size=size)
 
 
 @pytest.fixture
@@ -130,7 +134,7 @@ def cache(tmp_path, monkeypatch):
 def test_a_classifier_of_greyscale_images_is_trained_once(mnist_root, tmp_path):
     torch.manual_seed(0)
     network = small_classifier(1, 10).eval().requires_grad_(False)
-    config = DataConfig(dataset="mnist", root=str(mnist_root), size=12)
+    config = mnist_config(mnist_root)
     images = torch.rand(3, 1, 12, 12)
 
     def trained(config):
@@ -177,7 +181,7 @@ def test_only_inception_gives_a_fid(cache, mnist_root, monkeypatch):
     )
     published.INCEPTION.path.parent.mkdir(parents=True)
     published.INCEPTION.path.touch()
-    config = DataConfig(dataset="mnist", root=str(mnist_root), size=12)
+    config = mnist_config(mnist_root)
     features = choose_features(config, cache / "classifier.safetensors")
     assert features.source == ""
     grey = torch.rand(2, 1, 28, 28)
@@ -305,8 +309,8 @@ def test_the_entropy_model_is_measured_as_files_are_written():
 
 def test_a_label_takes_the_bits_of_its_frequency():
     counts = [7, 3, 3, 0]  # each once more: 8, 4, 4 and 1 of 17
-    assert measure_label_bits(counts, np.array([0, 1])) == pytest.approx(np.log2(17) - 2.5)
-    assert measure_label_bits(counts, np.array([3])) == pytest.approx(np.log2(17))
+    assert measure_label_bits(counts, np.array([0, 1])) == approx(np.log2(17) - 2.5)
+    assert measure_label_bits(counts, np.array([3])) == approx(np.log2(17))
 
 
 class Knowing(Prior):
@@ -331,11 +335,11 @@ def test_priors_are_given_the_class_and_the_class_stands_beside():
     prior = Knowing(PixelSNAILConfig(), Level(grid=(3, 5), symbols=4, classes=4))
     priors = Priors((prior,), maps.classes, (1000, 1000, 1000, 1000))
     rate = measure_rate(priors, Paths(), None, maps, (6, 10), torch.device("cpu"))
-    assert rate.prior == (pytest.approx(15),)
+    assert rate.prior == (approx(15),)
     assert rate.positions == (15,)
     assert rate.file == ()
-    assert rate.label == pytest.approx(2)
-    assert (rate.per_code("prior"), rate.per_image("prior")) == ([pytest.approx(1)], rate.prior[0])
+    assert rate.label == approx(2)
+    assert (rate.per_code("prior"), rate.per_image("prior")) == ([approx(1)], rate.prior[0])
     first = dataclasses.replace(rate, positions=(15, 15))
     assert (first.per_code("prior")[1], first.per_image("prior")) == (None, None)
     wrong = dataclasses.replace(maps, labels=(labels + 1) % 4)
@@ -349,7 +353,7 @@ def evaluate(line):
 def test_evaluation_with_priors(run):
     report = evaluate(f"{run}")
     total = sum(level["prior_bits_per_code"] for level in report["levels"]) * 49
-    assert report["prior_bits_per_image"] == pytest.approx(total)
+    assert report["prior_bits_per_image"] == approx(total)
     assert 0 < total <= 3 * 49 * 1.6
     assert report["file_bits_per_image"] is None  # no entropy model yet
     assert 3 < report["label_bits_per_image"] < 4  # ten classes
@@ -372,7 +376,7 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(run, beam, lmbda):
     for level, codes in zip(rate.call_args.args[3].levels, coded, strict=True):
         assert np.array_equal(level, codes.numpy())
     error = (wide.decode(coded, size=(12, 12)) - images / 255).square().mean()
-    assert evaluated.report.mse == pytest.approx(float(error), rel=1e-4)
+    assert evaluated.report.mse == approx(float(error), rel=1e-4)
     assert samples.call_args.args[0].config.model.quantizer.beam == (beam or 1)
     assert samples.call_args.kwargs["lmbda"] == lmbda
 
@@ -406,20 +410,13 @@ def test_any_folder_is_measured_whole_by_any_model(run, tmp_path):
     assert evaluate(f"{run} --data {tmp_path}/photos --split test")["images"] < 9
 
 
-def test_priors_are_measured_on_a_folder_of_their_classes(run, tmp_path):
-    for index in range(10):
-        write_picture(tmp_path / "own" / str(index) / "x.png", index)
+def test_the_test_split_of_a_folder_of_the_same_classes_is_measured_with_priors(run, tmp_path):
+    for index in range(20):
+        folder = tmp_path / "own" / ("test" if index < 10 else "train") / str(index % 10)
+        write_picture(folder / "x.png", index)
     report = evaluate(f"{run} --data {tmp_path}/own")
-    assert (report["split"], report["images"], report["no_priors"]) == ("all", 10, None)
+    assert (report["split"], report["images"], report["no_priors"]) == ("test", 10, None)
     assert report["prior_bits_per_image"] > 0
-
-
-def test_the_test_split_of_another_folder_is_measured(run, tmp_path):
-    for split, count in (("train", 4), ("test", 3)):
-        for index in range(count):
-            write_picture(tmp_path / "own" / split / f"{index}.png", index)
-    report = evaluate(f"{run} --data {tmp_path}/own")
-    assert (report["split"], report["images"]) == ("test", 3)
     for data in (f"--data {tmp_path}/own", ""):
         line = refused(f"evaluate {run} {data} --split all")
         assert line.endswith("has splits: measure --split train or --split test\n")
@@ -435,7 +432,7 @@ def test_a_damaged_prior_is_a_note_beside_the_errors(run, tmp_path):
 
 def test_a_shipped_classifier_serves_its_own_images_alone(tmp_path):
     write_mnist(tmp_path / "mnist", size=28)
-    config = DataConfig(dataset="mnist", root=str(tmp_path), size=28)
+    config = mnist_config(tmp_path, 28)
     with patch.object(classifier, "train_classifier", side_effect=InputError("trains anew")):
         with input_error("trains anew"):
             classifier.obtain_classifier(config, tmp_path / "classifier.safetensors")
@@ -447,7 +444,7 @@ def test_a_shipped_classifier_serves_its_own_images_alone(tmp_path):
 
 def test_the_classifier_learns(mnist_root, monkeypatch):
     monkeypatch.setattr(classifier, "SMALL", dataclasses.replace(classifier.SMALL, epochs=50))
-    data = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
+    data = mnist_config(mnist_root)
     drawn = torch.get_rng_state()
     first, again = (classifier.train_classifier(data) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), drawn)  # the caller's generator is as before
@@ -463,7 +460,7 @@ def test_samples_are_classified(run):
     assert report["samples"] == 7
     assert 0 < report["classifier_accuracy"] <= 1
     share = report["classification_accuracy"] * 7
-    assert share == pytest.approx(round(share))  # of 7
+    assert share == approx(round(share))  # of 7
 
 
 def of_pictures(folder, mnist_root, run, **data):
@@ -498,7 +495,7 @@ def test_other_classes_are_noticed(picture_folder, mnist_root, tmp_path):
 def test_a_folder_without_classes_knows_none(picture_folder, mnist_root, tmp_path):
     run = of_pictures(picture_folder, mnist_root, tmp_path / "run", labels=False)
     do(f"sample {run} -n 2 -o {tmp_path}/sheet.png --save-dir {run}/s")
-    assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == [
+    assert names_in(tmp_path / "run" / "s") == [
         "0000.png",
         "0001.png",
         "samples.json",

@@ -16,7 +16,7 @@ from hrvqvae.config.parsing import from_dict, override
 from hrvqvae.export import graphs as export
 from hrvqvae.export.graphs import OnnxModel, count_errors
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
-from tests.conftest import do, generator, parametrize, refused
+from tests.conftest import do, generator, names_in, parametrize, refused, same
 from tests.replay import blocks
 from tests.trained_run import tiny_systems
 
@@ -59,10 +59,7 @@ def check(model, graphs, refusal):
     for count, height, width in SIZES:
         images = torch.rand(count, 1, height, width, generator=generator(height))
         codes = model.encode(images)
-        assert all(
-            torch.equal(expected, codes_of_graph)
-            for expected, codes_of_graph in zip(codes, graphs.encode(images), strict=True)
-        )
+        assert same(codes, graphs.encode(images))
         for levels in model.prefixes:
             expected = model.decode(codes[:levels], levels, (height, width))
             decoded = graphs.decode(codes, levels)[..., :height, :width]
@@ -122,11 +119,8 @@ def test_a_code_that_rounding_decides_is_no_error_and_any_other_is(system):
     left, right = torch.rand(2, 1, 1, 12, 12)
     while float((left - right).abs().max()) > 1e-6:
         middle = (left + right) / 2
-        same = all(
-            torch.equal(*codes)
-            for codes in zip(model.encode(left), model.encode(middle), strict=True)
-        )
-        left, right = (middle, right) if same else (left, middle)
+        is_left = same(model.encode(left), model.encode(middle))
+        left, right = (middle, right) if is_left else (left, middle)
     ours = model.encode(left)
     theirs = model.encode(right)
     assert any(bool((code != instead).any()) for code, instead in zip(ours, theirs, strict=True))
@@ -161,7 +155,7 @@ def test_graphs_that_do_not_agree_or_fail_are_not_written(tmp_path, monkeypatch)
     ):
         monkeypatch.setattr(OnnxModel, "encode", wrong)
         assert line in refused(f"export {run} {tmp_path}/out --onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
+    assert names_in(tmp_path) == ["vqvae"]
 
 
 def test_what_can_not_be_exported_is_refused(tmp_path, monkeypatch):
@@ -174,4 +168,4 @@ def test_what_can_not_be_exported_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     line = refused(f"export {run} {tmp_path}/out --onnx")
     assert "this needs onnxscript: pip install 'hrvqvae[onnx]'" in line
-    assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
+    assert names_in(tmp_path) == ["vqvae"]

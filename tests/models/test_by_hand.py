@@ -2,14 +2,13 @@
 
 from itertools import product
 
-import pytest
 import torch
 from torch.nn.functional import conv2d, conv_transpose2d, pad, relu
 from torch.testing import assert_close
 
 from hrvqvae.models.single_grid import compute_explained_share, compute_relative_error
 from hrvqvae.training.state import count_parameters
-from tests.conftest import input_error, parametrize
+from tests.conftest import approx, input_error, parametrize, random_images
 from tests.models.small import config_of, model_of
 from tests.quantize import oracle
 
@@ -118,7 +117,7 @@ def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors():
     loss = compute_relative_error(errors, prefix, 2)
     assert loss == 2.0  # the mean error of the longest prefix
     loss.backward()
-    assert errors.grad.tolist() == pytest.approx([2 / 12 / 2, 2 / 4 / 2, 2 / 12 / 2, 2 / 4 / 2])
+    assert errors.grad.tolist() == approx([2 / 12 / 2, 2 / 4 / 2, 2 / 12 / 2, 2 / 4 / 2])
 
 
 def test_a_channel_gets_a_gradient_by_the_share_of_its_variance_that_a_prefix_explains():
@@ -132,7 +131,7 @@ def test_a_channel_gets_a_gradient_by_the_share_of_its_variance_that_a_prefix_ex
 
 def test_images_of_a_training_batch_are_decoded_from_each_prefix_in_turn():
     model = model_of(config_of("hrvqvae", train_prefixes=True)).train()
-    images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
+    images = random_images(6, 3, 8, 8)
     result = model(images)
     model.eval()
     prefixes = [model.decode(result.codes, levels=levels) for levels in model.prefixes]

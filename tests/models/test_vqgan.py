@@ -21,8 +21,17 @@ from hrvqvae.models.vqgan import (
 )
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
-from hrvqvae.utils.errors import NonFiniteError
-from tests.conftest import generator, input_error, parametrize, same, state_of, with_data
+from tests.conftest import (
+    approx,
+    generator,
+    input_error,
+    nonfinite_error,
+    parametrize,
+    random_images,
+    same,
+    state_of,
+    with_data,
+)
 
 
 def with_model(config, **changes):
@@ -52,7 +61,7 @@ class Started:
     def __init__(self, config):
         torch.manual_seed(0)
         self.model = build(config)
-        self.images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
+        self.images = random_images(4, 1, 12, 12)
         self.model.initialize(self.images, generator())
         self.objective = Compute(config.training).place_model(AdversarialObjective(config))
         auxiliary = self.objective.auxiliary
@@ -68,7 +77,7 @@ def test_hinge_losses():
     real = torch.tensor([2.0, 0.5, -1.0])
     fake = torch.tensor([-3.0, 0.0, 0.25])
     expected = (0 + 0.5 + 2) / 6 + (0 + 1 + 1.25) / 6
-    assert float(vqgan.hinge_loss(real, fake)) == pytest.approx(expected)
+    assert float(vqgan.hinge_loss(real, fake)) == approx(expected)
 
 
 def test_the_adaptive_weight_is_bounded_and_accumulates_no_gradient():
@@ -76,7 +85,7 @@ def test_the_adaptive_weight_is_bounded_and_accumulates_no_gradient():
     reconstruction = last_layer.square().sum()
     adversarial = -last_layer.sum()
     weight = compute_adaptive_weight(reconstruction, adversarial, last_layer)
-    assert float(weight) == pytest.approx(2 * 15**0.5 / 4**0.5, rel=1e-5)
+    assert float(weight) == approx(2 * 15**0.5 / 4**0.5, rel=1e-5)
     assert not weight.requires_grad
     assert last_layer.grad is None
     assert float(compute_adaptive_weight(reconstruction, adversarial * 0, last_layer)) == 1e4
@@ -97,7 +106,7 @@ def test_a_known_gradient_is_the_losses_own():
     passes = []
     network.register_full_backward_hook(lambda *_: passes.append(1))
     taken = fix_gradient(network(image).square().mean(), image)
-    assert float(taken.detach()) == pytest.approx(float(loss.detach()))
+    assert float(taken.detach()) == approx(float(loss.detach()))
     for _ in range(2):
         assert_close(gradient(taken), expected)
     assert len(passes) == 1
@@ -123,9 +132,9 @@ def test_the_step_by_hand(gan):
         for loss in (reconstruction, adversarial)
     ]
     weight = float(norms[0] / (norms[1] + 1e-6))
-    assert metrics["adaptive_weight"] == pytest.approx(weight, rel=1e-4)
+    assert metrics["adaptive_weight"] == approx(weight, rel=1e-4)
     weighted = 0.8 * weight * adversarial
-    assert metrics["adversarial"] == pytest.approx(float(weighted.detach()), rel=1e-3)
+    assert metrics["adversarial"] == approx(float(weighted.detach()), rel=1e-3)
     optimizers["model"].zero_grad()
     (reconstruction + result.losses["commitment"] + weighted).backward()
     optimizers["model"].step()
@@ -133,7 +142,7 @@ def test_the_step_by_hand(gan):
     of_judge = vqgan.hinge_loss(judge(real), judge(fake.detach()))
     of_judge.backward()
     optimizers["discriminator"].step()
-    assert metrics["discriminator"] == pytest.approx(float(of_judge.detach()), rel=1e-4)
+    assert metrics["discriminator"] == approx(float(of_judge.detach()), rel=1e-4)
     assert torch.equal(codes[0], result.codes[0])
     for updated, expected in ((started.model, model), (started.discriminator, judge)):
         parameters = (dict(network.named_parameters()) for network in (updated, expected))
@@ -158,7 +167,7 @@ def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan):
     started.discriminator.register_forward_hook(
         lambda _, inputs, output: output if inputs[0].requires_grad else output * torch.nan
     )
-    with pytest.raises(NonFiniteError, match="discriminator nan"):
+    with nonfinite_error("discriminator nan"):
         started.step()
     assert same(before, list(started.model.parameters()))
 
@@ -166,8 +175,8 @@ def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan):
 class Halved(PerceptualDistance):
     name = title = "halved"
 
-    def forward(self, one, other):
-        return (one - other).abs().mean() / 2
+    def forward(self, left, right):
+        return (left - right).abs().mean() / 2
 
 
 def test_the_perceptual_loss_is_named_for_its_network(gan, monkeypatch):
@@ -177,7 +186,7 @@ def test_the_perceptual_loss_is_named_for_its_network(gan, monkeypatch):
     images = started.model(started.images).images
     expected = 2 * started.objective.distance(started.images.float() / 255, images)
     metrics, _ = started.step()
-    assert metrics["perceptual (halved)"] == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert metrics["perceptual (halved)"] == approx(float(expected.detach()), rel=1e-4)
 
 
 def test_the_best_distance_is_decided_when_a_run_begins(gan, monkeypatch):

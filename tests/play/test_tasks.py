@@ -24,6 +24,7 @@ from hrvqvae.play.address import LOOPBACK, check_address, is_admitted, list_host
 from hrvqvae.play.tasks import _reduce, parse_marks, read_upload
 from hrvqvae.priors.sampling import SamplingParams
 from tests.conftest import (
+    approx,
     drawn_digits,
     input_error,
     parametrize,
@@ -151,7 +152,7 @@ def test_a_completion_keeps_what_is_painted(model, image):
     shown, share, images = tasks.complete(model, image, painted, **options)
     pixels = painted.repeat_interleave(2, 0).repeat_interleave(2, 1)
     kept = model.keep_part(image, pixels)
-    assert share == pytest.approx(float(kept.masks[0].float().mean())) == 6 / 49
+    assert share == approx(float(kept.masks[0].float().mean())) == 6 / 49
     assert images.shape == (4, 1, 12, 12)
     assert torch.equal(shown[0][4, :3], image[0][4, :3] / 255)
     assert shown[0][-1].tolist() == [0.5] * 12
@@ -169,13 +170,11 @@ def test_usage_by_counting(model, image):
         counts = Counter(chosen.flatten().tolist())
         shares = [count / chosen.numel() for count in counts.values()]
         assert (codewords, used) == (3**level, len(counts))
-        assert perplexity == pytest.approx(
-            math.exp(-sum(share * math.log(share) for share in shares))
-        )
+        assert perplexity == approx(math.exp(-sum(share * math.log(share) for share in shares)))
         assert 1 <= trained <= 3**level
     model = copy.deepcopy(model)
     model.autoencoder.quantizer.levels[1].count = torch.tensor([[1.0, 1, 1], [0, 0, 1], [0, 0, 0]])
-    assert tasks.measure_usage(model, image)[1][3] == pytest.approx(4)
+    assert tasks.measure_usage(model, image)[1][3] == approx(4)
 
 
 def test_an_address_that_can_not_be_served_is_one_line():

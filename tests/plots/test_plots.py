@@ -10,7 +10,7 @@ import hrvqvae
 from hrvqvae.data.images import read_image, write_image
 from hrvqvae.pictures import complete, reconstruct
 from hrvqvae.plots import curves, sheets
-from tests.conftest import cells_of, do, input_error, refused, write_picture
+from tests.conftest import cells_of, do, input_error, names_in, refused, write_picture
 
 
 def test_a_sheet_holds_every_image_at_its_pixels():
@@ -110,11 +110,12 @@ def test_bad_sampling(run, tmp_path, monkeypatch):
             --class | 11 | class '11' is not one of 0, 1, 2
             --top-k | 4 | top-k is 4, but a code has only 3
             -n | 0 | is 0
+            --levels | 4 | levels is 4; this model
             -o | sheet.gif | must end in .png
             --save-dir | file | written
         """):
         assert message in refused(f"sample {run} -o sheet.png {option} {value}")
-        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+        assert names_in(tmp_path) == ["file"]
 
 
 def test_colours_for_a_greyscale_model_are_converted(tmp_path, caplog):

@@ -1,7 +1,6 @@
 """The transformer: causality, and its logits by hand."""
 
 import numpy as np
-import pytest
 import torch
 from torch.nn.functional import gelu, layer_norm
 from torch.testing import assert_close
@@ -10,7 +9,7 @@ from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
 from hrvqvae.priors.base import build_prior, compute_loss, measure_bits
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
-from tests.conftest import input_error, parametrize
+from tests.conftest import approx, input_error, parametrize
 from tests.priors.networks import SMALL, change_code, levels_of, random_codes, random_prior
 from tests.trained_run import fields
 
@@ -97,9 +96,9 @@ def test_bits_are_of_each_level():
     for level_codes, logits in zip(codes, prior.level_logits(codes, [], None), strict=True):
         shares = logits.double().softmax(1).gather(1, level_codes[:, None])
         expected.append(float(-shares.log2().sum()))
-    assert measure_bits(prior, codes, [], None) == pytest.approx(expected, rel=1e-5)
+    assert measure_bits(prior, codes, [], None) == approx(expected, rel=1e-5)
     nats = float(compute_loss(prior, codes, [], None))
-    assert nats / np.log(2) == pytest.approx(sum(expected) / 48, rel=1e-5)
+    assert nats / np.log(2) == approx(sum(expected) / 48, rel=1e-5)
 
 
 def test_a_network_covers_the_levels_that_are_linked():

@@ -6,7 +6,6 @@ import copy
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +16,17 @@ from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.search.tensors import search_tensors
-from hrvqvae.utils.errors import NonFiniteError
-from tests.conftest import generator, input_error, needs_gpu, normal, parametrize, same, state_of
+from tests.conftest import (
+    approx,
+    generator,
+    input_error,
+    needs_gpu,
+    nonfinite_error,
+    normal,
+    parametrize,
+    same,
+    state_of,
+)
 from tests.quantize import oracle
 
 DIM = 5
@@ -48,8 +56,8 @@ both_updates = parametrize("update", ["ema", "gradient"])
 TREE = VARIANTS["linked"]
 
 
-def random_quantizer(config, seed=0, **other):
-    quantizer = ResidualQuantizer(replace(config, **other))
+def random_quantizer(config, seed=0, **changes):
+    quantizer = ResidualQuantizer(replace(config, **changes))
     random = generator(seed)
     for level, book in enumerate(quantizer.levels):
         shape = book.codewords.flatten(0, 1).shape
@@ -59,8 +67,8 @@ def random_quantizer(config, seed=0, **other):
     return quantizer
 
 
-def started(config, z, seed=0, **other):
-    quantizer = ResidualQuantizer(replace(config, **other))
+def started(config, z, seed=0, **changes):
+    quantizer = ResidualQuantizer(replace(config, **changes))
     quantizer.initialize(z, generator(seed))
     return quantizer
 
@@ -154,7 +162,7 @@ def test_it_draws_nothing_and_refuses_what_it_can_not_code(config, update):
     z[0, 1, 1, 2] = torch.nan
     before = state_of(quantizer)
     for call in (quantizer, quantizer.encode):
-        with pytest.raises(NonFiniteError, match="latents: 1 of 160 values"):
+        with nonfinite_error("latents: 1 of 160 values"):
             call(z)
     assert same(quantizer.state_dict(), before)
     code = torch.zeros(1, 2, 2, dtype=torch.long)
@@ -177,9 +185,9 @@ def test_codes_of_a_prefix_give_its_sum_and_the_gradient_passes_straight_through
     quantizer = random_quantizer(config).eval()
     z = latents(2, 3, 4).requires_grad_()
     codes = quantizer.encode(z)
-    found = [oracle.search(one, books_of(quantizer), config.group_size) for one in flat(z)]
+    searched = [oracle.search(vector, books_of(quantizer), config.group_size) for vector in flat(z)]
     for levels in range(1, config.levels + 1):
-        expected = np.stack([residuals[0] - residuals[levels] for _, residuals in found])
+        expected = np.stack([residuals[0] - residuals[levels] for _, residuals in searched])
         assert_allclose(flat(quantizer.lookup(codes[:levels])), expected, atol=1e-5)
     quantized = quantizer(z).latents
     assert_allclose(flat(quantized), expected, atol=1e-5)
@@ -198,8 +206,8 @@ def test_losses_and_gradients_agree_with_the_oracle(config, update):
     expected = oracle.losses(*about)
     if update == "ema":
         expected = {name: expected[name] for name in expected if name.startswith("commitment")}
-    found = {name: float(loss.detach()) for name, loss in losses.items()}
-    assert found == pytest.approx(expected, rel=1e-5)
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    assert values == approx(expected, rel=1e-5)
     sum(losses.values()).backward()
     of_vectors, of_books = oracle.gradients(*about)
     assert_allclose(flat(z.grad), of_vectors, atol=1e-4)
@@ -298,7 +306,7 @@ def test_codewords_that_are_not_finite_are_named_by_their_level():
     for config in VARIANTS.values():
         quantizer = random_quantizer(config)
         quantizer.levels[-1].codewords[:] = torch.inf
-        with pytest.raises(NonFiniteError, match=f"level {config.levels}: "):
+        with nonfinite_error(f"level {config.levels}: "):
             quantizer(latents(1, 2, 2))
 
 
@@ -457,7 +465,7 @@ def test_a_subtree_is_copied_with_its_counts_in_proportion(fields):
     source = int(codes[root].flatten()[nearest])
     assert source != 2
     weight = first.count[0, 2] / first.count[0, source]
-    assert float(first.count[0, 2]) == pytest.approx(mean)
+    assert float(first.count[0, 2]) == approx(mean)
     for finer, book in enumerate(finer_books):
         copies = book.codewords.detach().view(4, 4**finer, 4, 2)
         assert torch.equal(copies[2], copies[source])
@@ -523,14 +531,16 @@ def test_as_many_are_restarted_as_there_are_vectors():
 @every_variant
 def test_renumbered_children_stand_for_the_same_and_go_on_learning_the_same(config):
     z = latents(4, 9, 9)
-    one = started(config, z).train()
-    one(z)
-    other = copy.deepcopy(one)
-    other.align()
+    original = started(config, z).train()
+    original(z)
+    renumbered = copy.deepcopy(original)
+    renumbered.align()
     for moved in (z, z + 0.3):
-        assert torch.equal(other.lookup(other.encode(moved)), one.lookup(one.encode(moved)))
-        assert torch.equal(one(moved).latents, other(moved).latents)
-    for mine, theirs in zip(one.levels, other.levels, strict=True):
+        assert torch.equal(
+            renumbered.lookup(renumbered.encode(moved)), original.lookup(original.encode(moved))
+        )
+        assert torch.equal(original(moved).latents, renumbered(moved).latents)
+    for mine, theirs in zip(original.levels, renumbered.levels, strict=True):
         assert torch.equal(mine.count.view(-1).sort().values, theirs.count.view(-1).sort().values)
 
 
@@ -548,6 +558,6 @@ def test_a_number_means_the_same_below_every_parent_once_children_are_aligned():
     before = first.codewords.clone()
     quantizer.align()
     assert torch.equal(first.codewords, before)
-    found = torch.cdist(second.codewords.detach(), kinds).argmin(-1)
-    assert (found == found[0]).all()
-    assert torch.equal(third.codewords.detach()[:, 0, 0].view(5, 5), found.float())
+    numbers = torch.cdist(second.codewords.detach(), kinds).argmin(-1)
+    assert (numbers == numbers[0]).all()
+    assert torch.equal(third.codewords.detach()[:, 0, 0].view(5, 5), numbers.float())

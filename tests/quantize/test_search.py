@@ -3,8 +3,6 @@ forks, chunks.
 """
 
 import math
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from unittest.mock import Mock
@@ -18,8 +16,16 @@ from hypothesis import strategies as st
 from hrvqvae.quantize.search import compiled, search, tensors
 from hrvqvae.quantize.search.compiled import search_compiled
 from hrvqvae.quantize.search.tensors import search_tensors
-from hrvqvae.utils.errors import NonFiniteError
-from tests.conftest import generator, needs_gpu, normal, on_each_device, parametrize, threads
+from tests.conftest import (
+    generator,
+    needs_gpu,
+    nonfinite_error,
+    normal,
+    on_each_device,
+    parametrize,
+    run_python,
+    threads,
+)
 from tests.quantize import oracle
 from tests.quantize.test_fit import LargestTensor
 
@@ -48,15 +54,15 @@ def assert_greedy(latents, books, paths, slack=0.0):
     residual = latents.double()
     path = torch.zeros(len(latents), dtype=torch.long)
     is_clear = torch.ones(len(latents), dtype=torch.bool)
-    for book, found in zip(books, paths, strict=True):
+    for book, index in zip(books, paths, strict=True):
         size = book.shape[1]
-        assert torch.equal(found // size, path)  # a child hangs under its parent
+        assert torch.equal(index // size, path)  # a child hangs under its parent
         distances = (residual[:, None] - book[path].double()).square().sum(-1)
         best, second = distances.topk(2, largest=False).values.T
         is_clear &= second - best > 1e-5 * second + slack
         nearest = path * size + distances.argmin(1)
-        assert torch.equal(found[is_clear], nearest[is_clear])
-        path = found
+        assert torch.equal(index[is_clear], nearest[is_clear])
+        path = index
         residual = residual - book.flatten(0, 1)[path]
 
 
@@ -88,20 +94,20 @@ def test_the_greedy_search_agrees_with_the_oracle(form, data):
     elif kind == "codewords":
         latents = books[0][0][torch.arange(count) % size]
     before = latents.clone()
-    found = form(latents, books)
+    indices = form(latents, books)
     assert torch.equal(latents, before)
-    assert (found.shape, found.dtype) == ((levels, count), torch.int64)
+    assert (indices.shape, indices.dtype) == ((levels, count), torch.int64)
     slack = 0.0
     if form is search_tensors:  # |r|^2 + |c|^2 - 2 r c, from the mean codeword
         lengths = [
             float((values - offset).square().sum(-1).max()) for values in (latents, books[0])
         ]
         slack = 1e-6 * sum(lengths)
-    assert_greedy(latents, books, found, slack)
+    assert_greedy(latents, books, indices, slack)
     if kind == "duplicates" and form is search_compiled:  # it takes the first of two equals
-        assert ((found % size) % 2 == 0).all()
+        assert ((indices % size) % 2 == 0).all()
     if kind == "zeros":
-        assert (found == 0).all()
+        assert (indices == 0).all()
 
 
 @settings(max_examples=80)
@@ -122,8 +128,8 @@ def test_a_beam_agrees_with_the_oracle(data):
     expected = [oracle.beam(vector, plain, width, Fraction(weight)) for vector in vectors.tolist()]
     tensors_of_books = [torch.tensor(book).float() for book in books]
     for form in FORMS.values():
-        found = form(torch.tensor(vectors).float(), tensors_of_books, width, weight)
-        assert found.T.tolist() == expected, form
+        indices = form(torch.tensor(vectors).float(), tensors_of_books, width, weight)
+        assert indices.T.tolist() == expected, form
 
 
 @every_form
@@ -139,11 +145,11 @@ def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form):
     nearest = distances.sort(1)
     best, second = nearest.values[:, :2].T
     is_clear = second - best > 1e-4
-    found = form(latents, books, 25)
-    assert torch.equal(found[-1][is_clear], nearest.indices[is_clear, 0])
+    indices = form(latents, books, 25)
+    assert torch.equal(indices[-1][is_clear], nearest.indices[is_clear, 0])
     greedy = form(latents, books)
     assert best.sum() < 0.99 * distances.gather(1, greedy[-1:].T).sum()
-    assert torch.equal(form(latents, books, 10**15), found)
+    assert torch.equal(form(latents, books, 10**15), indices)
     assert torch.equal(form(latents, books[:1], 10**15), greedy[:1])
     assert torch.equal(form(latents, books, 1, 0.5), greedy)
 
@@ -155,13 +161,13 @@ def test_nothing_is_nearest_to_what_is_not_finite(levels, width, bad):
     for count in (5, 3_000):
         latents = torch.zeros(count, 7)
         latents[count // 2, 3] = bad
-        with pytest.raises(NonFiniteError, match=f"latents: 1 of {count * 7} values"):
+        with nonfinite_error(f"latents: 1 of {count * 7} values"):
             search_compiled(latents, books, width)
     assert search_compiled(torch.zeros(0, 7), books, width).shape == (levels, 0)
     books[-1] = torch.full_like(books[-1], bad)
     count = books[-1].numel()
     message = f"^codebook of level {levels}: {count} of {count} values"
-    with pytest.raises(NonFiniteError, match=message):
+    with nonfinite_error(message):
         search_compiled(torch.zeros(3, 7), books, width)
 
 
@@ -188,8 +194,8 @@ def test_the_tensor_form_is_exact_far_from_the_origin(device, shapes):
     books = [normal(*shape, 32, seed=shape[1]) for shape in shapes]
     books[0] += 1000
     latents = vectors_of(2000, 32) + 1000
-    found = search_tensors(latents.to(device), moved_to(device, books)).cpu()
-    assert (found == search_compiled(latents, books)).all(0).double().mean() > 0.999
+    indices = search_tensors(latents.to(device), moved_to(device, books)).cpu()
+    assert (indices == search_compiled(latents, books)).all(0).double().mean() > 0.999
 
 
 @on_each_device
@@ -200,9 +206,9 @@ def test_tensor_operations_give_other_vectors_their_codes_beside_nan(device, wid
     latents = vectors_of(300)
     expected = search_tensors(latents, books, width)
     latents[17, 3] = bad
-    found = search_tensors(latents.to(device), moved_to(device, books), width).cpu()
-    assert 0 <= int(found.min()) <= int(found.max()) < 8**3
-    is_equal = (found == expected).all(0)[torch.arange(300) != 17]
+    indices = search_tensors(latents.to(device), moved_to(device, books), width).cpu()
+    assert 0 <= int(indices.min()) <= int(indices.max()) < 8**3
+    is_equal = (indices == expected).all(0)[torch.arange(300) != 17]
     assert is_equal.double().mean() > (0.99 if device == "cuda" else 0.9999)
 
 
@@ -218,7 +224,7 @@ def test_tensor_operations_never_choose_a_bad_codeword_in_a_beam(bad):
 
 def test_values_that_can_not_be_squared():
     for levels in (1, 2):
-        with pytest.raises(NonFiniteError, match="too large .* to be squared"):
+        with nonfinite_error("too large .* to be squared"):
             search_compiled(torch.full((2, 3), 3e38), codebooks(levels, 2, 3))
 
 
@@ -232,9 +238,9 @@ def test_chunks_and_devices_change_nothing(device, levels, size, width, monkeypa
     there = moved_to(device, books)
     for values, count in ((2**24, 3_000), (100 * 8 * 16, 3_000), (1, 50)):
         monkeypatch.setattr(tensors, "_CHUNK_VALUES", values)
-        found = search_tensors(latents[:count].to(device), there, width, 0.1)
-        assert found.device.type == device
-        assert (found.cpu() != expected[:, :count]).any(0).sum() <= 3
+        indices = search_tensors(latents[:count].to(device), there, width, 0.1)
+        assert indices.device.type == device
+        assert (indices.cpu() != expected[:, :count]).any(0).sum() <= 3
 
 
 def test_many_vectors_are_searched_in_few_launches(monkeypatch):
@@ -261,9 +267,9 @@ def test_memory_of_separate_levels_is_bounded(sizes, width, monkeypatch):
 def test_tensor_operations_are_taken_on_a_gpu():
     books = codebooks(3, 8, 16)
     latents = vectors_of(3_000)
-    found = search(latents.cuda(), moved_to("cuda", books))
-    assert found.is_cuda
-    assert (found.cpu() == search(latents, books)).double().mean() > 0.999
+    indices = search(latents.cuda(), moved_to("cuda", books))
+    assert indices.is_cuda
+    assert (indices.cpu() == search(latents, books)).double().mean() > 0.999
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -312,5 +318,4 @@ print(os.waitpid(pid, 0)[1], same)
 
 
 def test_a_forked_process_searches_as_well():
-    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "0 True"
+    assert run_python("-c", FORK).stdout.strip() == "0 True"

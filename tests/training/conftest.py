@@ -22,21 +22,21 @@ def case(request, tiny, run):
 
 
 @pytest.fixture
-def other(case, tmp_path):
+def twin(case, tmp_path):
     return case.copied(tmp_path / "other")
 
 
-_WHOLE = {}
+_UNSTOPPED = {}
 
 
 @pytest.fixture
-def whole(case, tmp_path_factory, mnist_root):
+def unstopped(case, tmp_path_factory, mnist_root):
     """The task after a training that nothing stopped. Do not write to its folder."""
     key = (case.name, str(mnist_root))
-    if key not in _WHOLE:
-        _WHOLE[key] = case.copied(tmp_path_factory.mktemp("whole") / "run")
-        _WHOLE[key].train()
-    return _WHOLE[key]
+    if key not in _UNSTOPPED:
+        _UNSTOPPED[key] = case.copied(tmp_path_factory.mktemp("whole") / "run")
+        _UNSTOPPED[key].train()
+    return _UNSTOPPED[key]
 
 
 @pytest.fixture

@@ -19,22 +19,22 @@ from hrvqvae.config.parsing import override
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import ProcessSync
-from hrvqvae.utils.errors import DamagedFileError, NonFiniteError, explain_write_errors
+from hrvqvae.utils.errors import explain_write_errors
 from hrvqvae.utils.locks import InUseError
 from hrvqvae.utils.outputs import TEMPORARY
 from hrvqvae.utils.progress import say
-from tests.conftest import input_error, parametrize, same
+from tests.conftest import damage_error, input_error, nonfinite_error, parametrize, same
 from tests.kills import Killed, Kills, at_step, in_another_process
 
 # what no task has a part in
 of_the_trainer = parametrize("case", ["autoencoder"], indirect=True)
 
 
-def finish(case, whole):
+def finish(case, unstopped):
     """Go on to the end, which is that of a training that nothing stopped."""
     case.resume()
-    assert same(case.state(), whole.state())
-    assert case.records("evaluation") == whole.records("evaluation")
+    assert same(case.state(), unstopped.state())
+    assert case.records("evaluation") == unstopped.records("evaluation")
 
 
 @parametrize(
@@ -44,18 +44,18 @@ def finish(case, whole):
         {"precision": "bf16", "memory_format": "channels_last", "optimizer": "muon"},
     ],
 )
-def test_stopping_and_resuming_changes_nothing(case, other, form):
+def test_stopping_and_resuming_changes_nothing(case, twin, form):
     case.train(**form, schedule="constant")
     for steps in (5, 8, 12):
         torch.manual_seed(steps)  # another process has drawn other numbers
-        other.train(resume=steps > 5, max_steps=steps, **form, schedule="constant")
-        assert other.last_step == steps
-    assert same(case.state(), other.state())
+        twin.train(resume=steps > 5, max_steps=steps, **form, schedule="constant")
+        assert twin.last_step == steps
+    assert same(case.state(), twin.state())
     # each once, and at each end
-    assert [record["step"] for record in other.records("evaluation")] == [4, 5, 8, 12]
+    assert [record["step"] for record in twin.records("evaluation")] == [4, 5, 8, 12]
 
 
-def test_torchs_generator_depends_on_the_step(case, other, monkeypatch):
+def test_torchs_generator_depends_on_the_step(case, twin, monkeypatch):
     drawn = []
 
     def draw(state):
@@ -65,7 +65,7 @@ def test_torchs_generator_depends_on_the_step(case, other, monkeypatch):
         at_step(monkeypatch, case.kind, step, draw)
     case.train(max_steps=4)
     for steps in (2, 4):
-        other.train(resume=steps > 2, max_steps=steps)
+        twin.train(resume=steps > 2, max_steps=steps)
     assert drawn[:4] == drawn[4:]
     assert len(set(drawn)) == 4
 
@@ -88,15 +88,15 @@ def test_nothing_is_trained_for_an_autoencoder_that_still_trains(case):
     assert not case.folder.begun()
 
 
-def test_the_seed_decides(case, other, whole):
+def test_the_seed_decides(case, twin, unstopped):
     case.train()
-    other.train(seed=1)
-    assert same(case.state(), whole.state())
-    assert case.records() == whole.records()
-    assert not same(other.state(), whole.state())
+    twin.train(seed=1)
+    assert same(case.state(), unstopped.state())
+    assert case.records() == unstopped.records()
+    assert not same(twin.state(), unstopped.state())
 
 
-def test_random_kills(case, whole, monkeypatch):
+def test_random_kills(case, unstopped, monkeypatch):
     killer = Kills(3)
     calls = [(case.kind, name) for name in ("step", "evaluate", "save")]
     calls += [(Path, "replace"), (Path, "unlink"), (os, "fsync")]
@@ -109,7 +109,7 @@ def test_random_kills(case, whole, monkeypatch):
         except Killed:
             kills += 1
     killer.left = 0
-    finish(case, whole)
+    finish(case, unstopped)
     steps = [record["step"] for record in case.records()]
     assert steps == sorted(steps)
     assert not list(case.folder.path.rglob(f"{TEMPORARY}*"))
@@ -125,7 +125,7 @@ def test_random_kills(case, whole, monkeypatch):
         (signal.SIGHUP, signal.SIG_IGN),  # as nohup does
     ],
 )
-def test_signals_end_it_after_the_step(case, whole, signum, handler, monkeypatch, request):
+def test_signals_end_it_after_the_step(case, unstopped, signum, handler, monkeypatch, request):
     """An inherited handler does not matter, except that of nohup."""
     before = signal.signal(signum, handler)
     request.addfinalizer(lambda: signal.signal(signum, before))
@@ -139,15 +139,15 @@ def test_signals_end_it_after_the_step(case, whole, signum, handler, monkeypatch
         assert case.last_step == 7
         monkeypatch.undo()
         assert case.resume().signal is None
-    assert same(case.state(), whole.state())
+    assert same(case.state(), unstopped.state())
 
 
 @of_the_trainer
-def test_a_terminal_that_is_closed_ends_no_training(case, whole, monkeypatch):
+def test_a_terminal_that_is_closed_ends_no_training(case, unstopped, monkeypatch):
     write = Mock(side_effect=OSError(errno.EIO, "closed"))
     monkeypatch.setattr(sys, "stdout", Mock(isatty=lambda: False, write=write))
     case.train(say=say)
-    assert same(case.state(), whole.state())
+    assert same(case.state(), unstopped.state())
 
 
 @of_the_trainer
@@ -159,7 +159,7 @@ def test_a_signal_in_the_last_evaluation_is_told(case):
     assert (outcome.step, outcome.signal) == (12, signal.SIGTERM)
 
 
-def test_an_evaluation_that_fails_loses_no_step(case, whole, monkeypatch):
+def test_an_evaluation_that_fails_loses_no_step(case, unstopped, monkeypatch):
     def fails(*_):
         raise OSError(errno.EACCES, "a picture")
 
@@ -173,7 +173,7 @@ def test_an_evaluation_that_fails_loses_no_step(case, whole, monkeypatch):
     drawn = []
     case.resume(callbacks=(lambda _, records, __: drawn.append(records[-1]["step"]),))
     assert drawn == [4, 8, 12]
-    finish(case, whole)
+    finish(case, unstopped)
 
 
 @parametrize("where", ["loss", "gradient", "weight"])
@@ -203,7 +203,7 @@ def test_what_is_not_finite_stops_before_the_update(case, where, monkeypatch):
 
     monkeypatch.setattr(TrainState, "take_gradient", spoiled)
     at_step(monkeypatch, case.kind, 7, spoil)
-    with pytest.raises(NonFiniteError, match=r"step 7: .*last good checkpoint is .*step-000000006"):
+    with nonfinite_error(r"step 7: .*last good checkpoint is .*step-000000006"):
         case.train()
     for name in seen[0]:
         if "codebooks" not in name:
@@ -213,7 +213,7 @@ def test_what_is_not_finite_stops_before_the_update(case, where, monkeypatch):
 
 
 @parametrize("full", ["step-000000009", "model"])
-def test_a_full_disk(case, whole, full, monkeypatch):
+def test_a_full_disk(case, unstopped, full, monkeypatch):
     original = storage.write
 
     def write(path, tensors, meta):
@@ -226,7 +226,7 @@ def test_a_full_disk(case, whole, full, monkeypatch):
     with input_error(rf"could not be saved \(No space left.*{kept}.*--resume"):
         case.train()
     monkeypatch.undo()
-    finish(case, whole)
+    finish(case, unstopped)
 
 
 @of_the_trainer
@@ -263,7 +263,7 @@ def test_a_finished_run_stays_as_it_is(case):
     optimizers = {"adam", "muon"} - {case.config().training.optimizer}
     told = "the checkpoint does not fit the run's configuration"
     for optimizer in optimizers:  # as if config.yaml had been edited
-        with pytest.raises(DamagedFileError, match=told):
+        with damage_error(told):
             case.resume(optimizer=optimizer)
     shutil.rmtree(case.folder.checkpoints)
     model, log = (path.read_bytes() for path in (case.folder.model, case.folder.metrics))
@@ -299,13 +299,13 @@ def test_a_damaged_checkpoint_is_passed_over(case, damage):
     for path in case.folder.saved():
         assert storage.read(path)
         path.write_bytes(b"")
-    with pytest.raises(DamagedFileError, match=r"every checkpoint in .* is damaged"):
+    with damage_error(r"every checkpoint in .* is damaged"):
         case.resume()
     assert len(case.folder.saved()) == 2  # nothing is renamed or lost
 
 
 @parametrize("write", [1, 2])
-def test_a_kill_before_the_model_file(case, whole, write, monkeypatch):
+def test_a_kill_before_the_model_file(case, unstopped, write, monkeypatch):
     """A resumed run brings the model to the step of the checkpoint."""
     original = storage.write
     last = []
@@ -321,7 +321,7 @@ def test_a_kill_before_the_model_file(case, whole, write, monkeypatch):
     with pytest.raises(Killed):
         case.train()
     monkeypatch.undo()
-    finish(case, whole)
+    finish(case, unstopped)
 
 
 @of_the_trainer
@@ -332,31 +332,31 @@ def test_another_process_that_trains_there_is_named(case):
     assert not case.folder.begun()
 
 
-def test_it_begins_with_the_weights_of_another_run(case, other, whole):
+def test_it_begins_with_the_weights_of_another_run(case, twin, unstopped):
     """With a tiny learning rate, a step leaves the weights as they were copied."""
-    source = whole.path
+    source = unstopped.path
     said = []
     case.train(init_from=source, max_steps=1, learning_rate=1e-12, say=said.append)
     assert any(line.startswith("beginning with") and str(source) in line for line in said)
-    first, second = (storage.read(run.folder.model)[0] for run in (whole, case))
+    first, second = (storage.read(run.folder.model)[0] for run in (unstopped, case))
     for name in first:
         if name.endswith(".count"):  # one step adds what the batch holds
             assert (second[name] >= first[name] * case.base.model.quantizer.decay - 1e-3).all()
         elif not name.endswith((".codewords", ".total")):  # which averages lead
             assert_close(second[name], first[name], msg=name, atol=1e-5, rtol=1e-4)
-    gone = other.path.parent / "gone"
+    gone = twin.path.parent / "gone"
     shutil.copytree(source, gone)
-    other.train(init_from=gone, max_steps=3)
+    twin.train(init_from=gone, max_steps=3)
     shutil.rmtree(gone)
-    assert other.resume(init_from=gone, max_steps=5).step == 5
-    shutil.rmtree(other.folder.path)
+    assert twin.resume(init_from=gone, max_steps=5).step == 5
+    shutil.rmtree(twin.folder.path)
     with input_error("there is no such run folder"):
-        other.train(init_from=gone)
+        twin.train(init_from=gone)
     section = "model" if case.name == "autoencoder" else f"{case.name}.network"
-    narrow = override(other.config(init_from=source), {f"{section}.hidden_units": "4"})
+    narrow = override(twin.config(init_from=source), {f"{section}.hidden_units": "4"})
     with input_error("does not fit: .* there, .* here"):
-        other.train(config=narrow)
-    assert not other.folder.begun()
+        twin.train(config=narrow)
+    assert not twin.folder.begun()
 
 
 @of_the_trainer

@@ -10,7 +10,7 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.models.vqgan import compute_adaptive_weight
 from hrvqvae.training.generation import GenerationTask
 from tests.checkpoints.conftest import change
-from tests.conftest import do, input_error, refused, same
+from tests.conftest import approx, do, input_error, refused, same
 from tests.trained_run import tiny_systems, undrawn
 from tests.training.tasks import Case, untrained_run
 
@@ -61,9 +61,7 @@ def test_it_begins_with_the_progressive_decoder_and_its_shape(case):
     progressive = Run(case.path).decoders["prefixes"].read()[0]
     do(f"{command(case)} --generation.training.learning_rate 1e-30")
     trained, meta = Run(case.path).decoders[GENERATION].read()
-    assert trained.keys() == progressive.keys()
-    for name, tensor in trained.items():
-        assert_close(tensor, progressive[name])
+    assert_close(trained, progressive)
     assert meta["config"]["generation"]["levels"] == 2
 
 
@@ -86,7 +84,7 @@ def test_the_discriminator_joins_with_its_own_rate(case, monkeypatch):
     monkeypatch.setattr(GenerationTask, "step", record_rates)
     case.train()
     assert len(weights) == 12 - 2
-    assert all(second == pytest.approx(first / 2) for first, second in rates)
+    assert all(second == approx(first / 2) for first, second in rates)
 
 
 def test_a_share_of_the_last_codes_is_drawn_anew(case):
@@ -96,7 +94,7 @@ def test_a_share_of_the_last_codes_is_drawn_anew(case):
     codes = tuple(torch.full((100, 7, 7), code) for code in (1, 2))
     coarse, last = task.redraw(codes)
     assert torch.equal(coarse, codes[0])
-    assert float((last != 2).double().mean()) == pytest.approx(0.25 * 2 / 3, abs=0.02)
+    assert float((last != 2).double().mean()) == approx(0.25 * 2 / 3, abs=0.02)
     assert last.unique().tolist() == [0, 1, 2]
 
 

