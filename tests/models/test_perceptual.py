@@ -144,7 +144,7 @@ def network(tmp_path, monkeypatch):
     url = (tmp_path / NAME).as_uri()
     monkeypatch.setattr(published, "SMALL_URL", url, raising=False)
     url_name = "hrvqvae.models.published:SMALL_URL"
-    network = dataclasses.replace(published.LPIPS, name="small", url=url_name)
+    network = dataclasses.replace(published.LPIPS, name="small", url_name=url_name)
     monkeypatch.setitem(published.NETWORKS, "small", network)
     return network
 
@@ -188,7 +188,7 @@ def test_what_is_missing_or_damaged_leaves_nothing(network, tmp_path):
         assert not any(network.path.parent.iterdir())
         (tmp_path / NAME).write_bytes(CONTENT[1:])
     message = "small is not on this machine: hrvqvae data get small"
-    with input_error(message), network.read():
+    with input_error(message), network.reading():
         pass
 
 

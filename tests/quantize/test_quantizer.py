@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer
-from hrvqvae.quantize.codebook import LevelCodebooks
+from hrvqvae.quantize.codebook import LevelCodebooks, update_codebooks
 from hrvqvae.quantize.search.tensors import search_tensors
 from tests.conftest import (
     approx,
@@ -291,8 +291,7 @@ def test_a_vector_that_overflowed_moves_no_codeword(bad, large, monkeypatch):
     book.set_codewords(slice(None), torch.tensor([[1.0, 1], [2, 2], [3, 3]]), torch.ones(3))
 
     def update(vectors, index):
-        counts = torch.bincount(torch.tensor(index), minlength=3).float()
-        book.average(counts, *book.batch_sums(torch.tensor(vectors), torch.tensor(index), counts))
+        update_codebooks([book], [torch.tensor(vectors)], [torch.tensor(index)])
 
     update([[bad, 0], [1, 1], [4, 4], [5, 5]], [0, 0, 1, 1])
     assert_close(book.codewords[0, 1], torch.tensor([(2 + 9) / 3] * 2))

@@ -288,6 +288,14 @@ def test_matrix_products_are_in_float32_under_autocast():
         assert torch.equal(search_tensors(latents, books), expected)
 
 
+@every_form
+@parametrize("width", [1, 3])
+def test_the_first_of_several_codebooks_of_the_first_level_is_searched(form, width):
+    books = codebooks(3, 4, 16)[1:]
+    paths = form(vectors_of(200), books, width)
+    assert torch.equal(paths, form(vectors_of(200), [books[0][:1], books[1][:4]], width))
+
+
 @parametrize("levels, size, width", [(3, 8, 1), (3, 8, 4), (1, 100, 1)])
 def test_the_number_of_threads_changes_nothing(levels, size, width):
     books = codebooks(levels, size, 32)

@@ -59,7 +59,7 @@ def _data_list(_: Arguments) -> None:
     rows.append(("any folder", "", about))
     for network in published.NETWORKS.values():
         where = f"in {network.path.parent}" if network.available else "not there"
-        rows.append((network.name, where, f"{network.about}; {network.how}"))
+        rows.append((network.name, where, f"{network.about}; {network.install_commands}"))
     print(f"root folder: {root}")
     print_table(rows)
 

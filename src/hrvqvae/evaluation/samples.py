@@ -60,7 +60,7 @@ def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     efficientnet-lite0 is not installed, or the data is missing.
     """
     if published.INCEPTION.available:
-        with published.INCEPTION.read():
+        with published.INCEPTION.reading():
             inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
         return Features(
             "", lambda images: inception(to_three_channels((images * 255).round().byte()))

@@ -1,11 +1,11 @@
 """Convolutional encoders and decoders (van den Oord et al. 2017, section 4.1; Razavi et al. 2019,
 appendix).
 
-Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride. In a progressive decoder
-the case is the level count - 1 of the decoded prefix.
+Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride. A progressive decoder of L
+levels has L cases: in case l - 1 it decodes the first l levels.
 """
 
-from __future__ import annotations
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -42,6 +42,12 @@ class ResidualStack(nn.Sequential):
         super().__init__(*(ResidualBlock(hidden, inner, kernel) for _ in range(blocks)), nn.ReLU())
 
 
+def _widths(hidden: int, stride: int) -> list[int]:
+    """Return the number of features at half the image's size, a quarter, ..., 1 / stride."""
+    steps = stride.bit_length() - 1  # log2(stride)
+    return [hidden // 2, *[hidden] * (steps - 1)]
+
+
 class Encoder(nn.Sequential):
     """Images (B, C, Y, X) to latents (B, D, Y / stride, X / stride); the stride is a power of two,
     at least 2.
@@ -51,15 +57,13 @@ class Encoder(nn.Sequential):
     """
 
     def __init__(self, config: NetworkConfig, channels: int, dim: int, stride: int) -> None:
-        layers: list[nn.Module] = []
-        width = channels
         hidden = config.hidden_units
         kernel = config.kernel
-        for step in range(stride.bit_length() - 1):  # log2(stride)
-            next_width = hidden // 2 if step == 0 else hidden
+        layers: list[nn.Module] = []
+        widths = [channels, *_widths(hidden, stride)]
+        for width, next_width in pairwise(widths):
             layers += [nn.Conv2d(width, next_width, 4, stride=2, padding=1), nn.ReLU()]
-            width = next_width
-        layers.append(nn.Conv2d(width, hidden, kernel, padding=kernel // 2))
+        layers.append(nn.Conv2d(widths[-1], hidden, kernel, padding=kernel // 2))
         layers.append(ResidualStack(hidden, config.residual_units, kernel, config.residual_blocks))
         layers.append(nn.Conv2d(hidden, dim, 1))
         super().__init__(*layers)
@@ -73,18 +77,14 @@ class Decoder(nn.Sequential):
     """
 
     def __init__(self, config: NetworkConfig, channels: int, dim: int, stride: int) -> None:
-        width = hidden = config.hidden_units
-        layers: list[nn.Module] = [
-            nn.Conv2d(dim, hidden, config.kernel, padding=config.kernel // 2)
-        ]
-        layers.append(
-            ResidualStack(hidden, config.residual_units, config.kernel, config.residual_blocks)
-        )
-        for step in reversed(range(1, stride.bit_length() - 1)):
-            next_width = hidden // 2 if step == 1 else hidden
+        hidden = config.hidden_units
+        kernel = config.kernel
+        layers: list[nn.Module] = [nn.Conv2d(dim, hidden, kernel, padding=kernel // 2)]
+        layers.append(ResidualStack(hidden, config.residual_units, kernel, config.residual_blocks))
+        widths = [hidden, *reversed(_widths(hidden, stride)[:-1])]
+        for width, next_width in pairwise(widths):
             layers += [nn.ConvTranspose2d(width, next_width, 4, stride=2, padding=1), nn.ReLU()]
-            width = next_width
-        layers.append(nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1))
+        layers.append(nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1))
         super().__init__(*layers)
 
 
@@ -111,9 +111,7 @@ class Refiner(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
-        """Refine latents. The case, an int64 index from 0, is () for the whole batch or (B,) with a
-        case per image.
-        """
+        """Refine latents by their case, int64: () for the whole batch, or (B,) per image."""
         features = self.inward(latents)
         for block in self.blocks:
             features = block(features, case)

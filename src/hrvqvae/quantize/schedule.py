@@ -2,8 +2,6 @@
 restart.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,9 +120,8 @@ class CodebookSchedule(nn.Module):
         books = _codebooks_of(module)
         before = [book.codewords.detach().clone() for book in books]
         yield
-        values = (value for book in books for value in (*book.parameters(), *book.buffers()))
-        distributed.broadcast((value.detach() for value in values), self.processes.group)
         for book, old in zip(books, before, strict=True):
+            distributed.broadcast(book.state_dict().values(), self.processes.group)
             moved = (book.codewords.detach() != old).any(-1)
             self._moved[book] = moved | self._moved.get(book, moved).to(moved.device)
 
@@ -140,11 +137,10 @@ class CodebookSchedule(nn.Module):
                 layers, of which each takes its own copy.
         """
         for book, moved in self._moved.items():
-            rows = moved.to(book.codewords.device).unsqueeze(-1)
             state = optimizer.state.get(book.codewords, {}) if optimizer is not None else {}
             for moment in state.values():
                 if isinstance(moment, Tensor) and moment.shape == book.codewords.shape:
-                    moment.masked_fill_(rows, 0)
+                    moment[moved.to(moment.device)] = 0
         if averaged is not None and self._moved:
             copies = _codebooks_of(averaged)
             if [book.count.shape for book in self._moved] != [copy.count.shape for copy in copies]:
@@ -154,11 +150,11 @@ class CodebookSchedule(nn.Module):
                     " average"
                 )
             for copy, (book, moved) in zip(copies, self._moved.items(), strict=True):
-                states = (book.state_dict().values(), copy.state_dict().values())
-                for values, copied in zip(*states, strict=True):
+                state = copy.state_dict()
+                for name, values in book.state_dict().items():
                     rows = moved.to(values.device)
                     rows = rows if values.ndim == 2 else rows.unsqueeze(-1)
-                    copied.copy_(torch.where(rows, values, copied))
+                    state[name].copy_(torch.where(rows, values, state[name]))
         self._moved.clear()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:

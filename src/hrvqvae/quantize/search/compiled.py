@@ -2,37 +2,35 @@
 
 `tensors.py` is the specification. This module gives the same indices, up to rounding, much faster.
 
-**What is slow in tensors.** The distances of N vectors to the m codewords of their codebooks are an
-array (N, m), and the codewords themselves one of (N, m, D), at each level: the memory decides the
-time. Here a vector descends through all levels at once. Its residual (D floats) and the m codewords
-of one codebook stay in the innermost cache, and only the indices are written. The work is N * L * m
-* D subtractions and multiply-adds, or N * (1 + (L - 1) * beam) * m * D with a beam. Distances are
-sums of (r - c)^2, which are accurate far from the origin.
+**What is slow in tensors.** At each level the distances of N vectors are an array (N, m), and a
+copy of the codebook of every vector is one of N * m * D values. So the time goes into memory. The
+loops here take a few vectors at a time, whose residuals stay in the innermost cache beside the
+codebook that is searched, and write only the indices. The work is N * L * m * D subtractions and
+multiply-adds, with a beam of width w N * (1 + (L - 1) * w) * m * D. Distances are sums of
+(r - c)^2, which are accurate far from the origin.
 
 **Three loops**, for three shapes of the work:
 
-* `_search_greedy`: a beam of 1 in several levels. Vectors descend level by level in batches of 64,
-  so that the processor works on several vectors at once.
-* `_search_beam`: one vector after the other, with the residuals of all its branches.
-* `_search_flat`: a single codebook, which is too large for the cache. 128 vectors share one pass
-  over it, in blocks of 32 codewords, four vectors at a time, whose distances stay in registers.
+* `_search_greedy`: several levels, a beam of 1. 64 vectors at a time descend level by level, so
+  that the processor works on several vectors at once.
+* `_search_beam`: several levels and branches, one vector after the other.
+* `_search_flat`: one level, whose codebook is too large for the cache. 128 vectors at a time are
+  compared with the whole codebook, 4 vectors with 32 codewords in each innermost call.
 
 **Innermost loops** are in `simd.py`, as instructions for sixteen floats at once. They take
-addresses. A nearest codeword is found as the least key: an integer of 64 bits with the distance
-above the position, so that of equal distances the first position wins.
+addresses. The nearest codeword is that of the least key. A key is an integer of 64 bits: the
+squared distance in the high half, the codeword's place in the low half. So of equal distances the
+first place wins.
 
-**Padding.** Codebooks are padded to W floats per codeword (zeros) and G codewords per codebook
-(infinity). A vector that is not finite is as near to the padding as to all else: its child is
-clamped, so that it leads to no codebook that is not there, and the sum of the squared residuals,
-which every loop returns, is not finite. So nothing is checked before.
+**Padding.** A codeword is padded with zeros to a multiple of `LANES` floats, a codebook with
+infinite codewords to a multiple of `SIDE_BY_SIDE`. A NaN may choose a codeword of the padding; its
+child is clamped, so that the next address is valid. The sum of squared residuals, which every loop
+returns, is then not finite, and `search_compiled` raises the error. So vectors are not checked
+before.
 
 Every loop searches latents[first:last] (N, D), for one of several threads, and writes `indices`
-(L, N). A tree is a table (L, 4), so that one compilation fits every number of levels. A level's row
-has the address of its codebooks (num_books, G, W), m, G, and whether they are linked (1) or there
-is only one (0).
+(L, N). `tree` has a row per level (`_LEVEL`), so one compilation fits every number of levels.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
@@ -58,56 +56,71 @@ ONE_THREAD_UP_TO = 1024  # vectors
 _TOGETHER = 64  # vectors that descend together
 _CHUNK = 128  # vectors that share one pass over a flat codebook
 _LARGEST_KEY = np.int64(2**63 - 1)
+# codebooks (num_books, padded_size, padded_dim) of a level in memory; `linked` is 1, or 0 if the
+# level has a single codebook
+_FIELDS = ("address", "size", "padded_size", "linked")
+_LEVEL = np.dtype([(field, np.int64) for field in _FIELDS])
+
+
+@compiled(inline="always")
+def _distance_of(key: Any) -> Any:
+    return np.int32(key >> 32).view(np.float32)
+
+
+@compiled(inline="always")
+def _place_of(key: Any) -> Any:
+    return key & 0xFFFFFFFF
 
 
 @compiled()
 def _search_greedy(
-    latents: Floats, tree: Integers, width: int, indices: Integers, first: int, last: int
+    latents: Floats, tree: Any, padded_dim: int, indices: Integers, first: int, last: int
 ) -> float:
     """Take the nearest child at each level; return the sum of the final squared residuals."""
-    residual = np.zeros((_TOGETHER, width), np.float32)
+    residual = np.zeros((_TOGETHER, padded_dim), np.float32)
     index = np.zeros(_TOGETHER, np.int64)
-    row_bytes = 4 * width
+    row_bytes = 4 * padded_dim
     squares = 0.0
     for start in range(first, last, _TOGETHER):
         count = min(_TOGETHER, last - start)
         for i in range(count):
             for d in range(latents.shape[1]):
                 residual[i, d] = latents[start + i, d]
+        index[:] = 0
         for level in range(len(tree)):
-            address = tree[level, 0]
-            size = tree[level, 1]
-            padded_size = tree[level, 2]
-            book_bytes = row_bytes * padded_size
-            if not tree[level, 3]:
-                index[:] = 0
-            residual_at = np.int64(residual.ctypes.data)
+            address = tree[level].address
+            size = tree[level].size
+            padded_size = tree[level].padded_size
+            linked = tree[level].linked
+            vector = np.int64(residual.ctypes.data)
             for i in range(count):
-                # the nearest child, eight at a time
-                codebook = address + index[i] * book_bytes
-                key = simd.key_of_nearest(residual_at, codebook, width)
+                book = index[i] * linked
+                codebook = address + book * padded_size * row_bytes
+
+                # the nearest child, eight at a time; `+ k` turns a place in the eight into a child
+                key = simd.key_of_nearest(vector, codebook, padded_dim)
                 for k in range(SIDE_BY_SIDE, padded_size, SIDE_BY_SIDE):
                     eight = codebook + k * row_bytes
-                    key = min(key, simd.key_of_nearest(residual_at, eight, width) + k)
-                child = min(key & 0xFFFFFFFF, size - 1)
-                index[i] = index[i] * size + child
+                    key = min(key, simd.key_of_nearest(vector, eight, padded_dim) + k)
+                child = min(_place_of(key), size - 1)
+                index[i] = book * size + child
                 indices[level, start + i] = index[i]
 
                 # what is left of the vector
                 if level == len(tree) - 1:
-                    squares += float(np.int32(key >> 32).view(np.float32))
+                    squares += float(_distance_of(key))
                 else:
                     codeword = codebook + child * row_bytes
-                    simd.subtract(residual_at, codeword, residual_at, width)
-                residual_at += row_bytes
+                    simd.subtract(vector, codeword, vector, padded_dim)
+                vector += row_bytes
     return squares
 
 
 @compiled()
 def _search_beam(
     latents: Floats,
-    tree: Integers,
-    width: int,
+    tree: Any,
+    padded_dim: int,
     indices: Integers,
     beam: int,
     coarse_weight: np.float32,
@@ -117,46 +130,45 @@ def _search_beam(
     """Keep the `beam` branches of least cost at each level; return the sum of the final squared
     residuals.
 
-    Branches before a level are in half `old` of `residual` and `cost`, branches after it in half
-    `new`.
+    `residual` and `cost` have two halves: one for the branches before a level, one for those after
+    it. The next level swaps them.
     """
     num_levels = len(tree)
-    residual = np.zeros((2, beam, width), np.float32)
-    cost = np.zeros((2, beam), np.float32)
-    index = np.zeros((num_levels + 1, beam), np.int64)
-    parent = np.zeros((num_levels, beam), np.int64)  # branch before the level
-    distances = np.empty(beam * tree[:, 2].max(), np.float32)
+    residual = np.zeros((2 * beam, padded_dim), np.float32)
+    cost = np.zeros(2 * beam, np.float32)
+    index = np.zeros((num_levels + 1, beam), np.int64)  # row l: of the branches before level l
+    parent = np.zeros((num_levels, beam), np.int64)  # row l: of the branches after level l
+    distances = np.empty(beam * tree["padded_size"].max(), np.float32)
     keys = np.empty(len(distances), np.int64)
-    row_bytes = 4 * width
+    row_bytes = 4 * padded_dim
     residual_at = np.int64(residual.ctypes.data)
     cost_at = np.int64(cost.ctypes.data)
     distances_at = np.int64(distances.ctypes.data)
     keys_at = np.int64(keys.ctypes.data)
     squares = 0.0
     for i in range(first, last):
-        old = 0
+        before = 0  # first row of a half
         count = 1
-        cost[0, 0] = np.float32(0)
+        cost[0] = np.float32(0)
         for d in range(latents.shape[1]):
-            residual[0, 0, d] = latents[i, d]
+            residual[0, d] = latents[i, d]
         for level in range(num_levels):
-            address = tree[level, 0]
-            size = tree[level, 1]
-            padded_size = tree[level, 2]
-            linked = tree[level, 3]
+            address = tree[level].address
+            size = tree[level].size
+            padded_size = tree[level].padded_size
+            linked = tree[level].linked
             book_bytes = row_bytes * padded_size
             is_finest = level == num_levels - 1
-            new = 1 - old
+            after = beam - before
 
             # distances and keys of all children of all branches
             for branch in range(count):
+                vector = residual_at + (before + branch) * row_bytes
+                coarser_cost = cost_at + (before + branch) * 4
                 codewords = address + index[level, branch] * linked * book_bytes
-                number = old * beam + branch
-                vector = residual_at + number * row_bytes
                 for place in range(branch * padded_size, (branch + 1) * padded_size, SIDE_BY_SIDE):
-                    added = cost_at + 4 * number
                     simd.measure_eight(
-                        vector, codewords, width, added, place, distances_at, keys_at
+                        vector, codewords, padded_dim, coarser_cost, place, distances_at, keys_at
                     )
                     codewords += row_bytes * SIDE_BY_SIDE
 
@@ -166,7 +178,7 @@ def _search_beam(
                 key: Any = _LARGEST_KEY
                 for place in range(count * padded_size):
                     key = min(key, keys[place])
-                place = key & 0xFFFFFFFF
+                place = _place_of(key)
                 keys[place] = _LARGEST_KEY
                 branch = place // padded_size
                 child = min(place - branch * padded_size, size - 1)
@@ -176,13 +188,13 @@ def _search_beam(
                 if is_finest:
                     squares += float(distances[place])
                 else:
-                    cost[new, k] = coarse_weight * distances[place] + cost[old, branch]
+                    cost[after + k] = coarse_weight * distances[place] + cost[before + branch]
+                    vector = residual_at + (before + branch) * row_bytes
                     codeword = address + book * book_bytes + child * row_bytes
-                    vector = residual_at + (old * beam + branch) * row_bytes
-                    rest = residual_at + (new * beam + k) * row_bytes
-                    simd.subtract(vector, codeword, rest, width)
+                    new_vector = residual_at + (after + k) * row_bytes
+                    simd.subtract(vector, codeword, new_vector, padded_dim)
             count = kept
-            old = new
+            before = after
 
         # from the best branch back to the first level
         branch = 0
@@ -198,8 +210,7 @@ def _search_flat(
 ) -> float:
     """Write the nearest codewords (N,) of one level; return the sum of the squared residuals.
 
-    `codebook` (K / `COLUMNS`, D, `COLUMNS`) has the codewords of a block side by side, infinity in
-    the padding.
+    `codebook` (blocks, D, `COLUMNS`) has a codeword per column, infinity in the padding.
     """
     dim = latents.shape[1]
     vectors = np.zeros((_CHUNK, dim), np.float32)
@@ -224,13 +235,16 @@ def _search_flat(
                     vector, codewords, dim, least_at + offset, blocks_at + offset, block
                 )
             codewords += 4 * dim * COLUMNS
+
+        # of all columns, the least key
         for i in range(count):
             key: Any = _LARGEST_KEY
             for column in range(COLUMNS):
                 distance = np.int64(np.float32(least[i, column]).view(np.int32))
-                key = min(key, (distance << 32) + np.int64(blocks[i, column]) * COLUMNS + column)
-            nearest[start + i] = key & 0xFFFFFFFF
-            squares += float(np.int32(key >> 32).view(np.float32))
+                place = np.int64(blocks[i, column]) * COLUMNS + column
+                key = min(key, (distance << 32) + place)
+            nearest[start + i] = _place_of(key)
+            squares += float(_distance_of(key))
     return squares
 
 
@@ -249,26 +263,26 @@ def search_compiled(
     vectors = latents.detach().float().contiguous().numpy()
     codebooks = [codebook.detach().float() for codebook in codebooks]
     one_thread_up_to = ONE_THREAD_UP_TO
+    tables = []  # keeps the memory alive to which the addresses of `tree` point
     loop: Callable[[int, int], float]
     if len(codebooks) == 1:
         codewords = _pad_to(codebooks[0][0], 0, COLUMNS, torch.inf)
         blocks = codewords.view(-1, COLUMNS, codewords.shape[1]).mT.contiguous()
-        one_thread_up_to = max(1, one_thread_up_to // len(blocks))
+        one_thread_up_to = max(1, one_thread_up_to // len(blocks))  # each block takes its time
         loop = partial(_search_flat, vectors, blocks.numpy(), indices.numpy()[0])
     else:
-        rows = []
-        padded = []  # keeps the codebooks at the addresses of the table alive
-        for codebook in codebooks:
+        tree = np.empty(len(codebooks), _LEVEL)
+        for level, codebook in enumerate(codebooks):
             wide = _pad_to(codebook, 2, LANES, 0.0)
-            padded.append(_pad_to(wide, 1, SIDE_BY_SIDE, torch.inf))
-            num_books, padded_size, padded_dim = padded[-1].shape
-            address = padded[-1].data_ptr()
-            rows.append((address, codebook.shape[1], padded_size, num_books > 1))
-        tree = (vectors, np.array(rows), padded_dim, indices.numpy())
+            table = _pad_to(wide, 1, SIDE_BY_SIDE, torch.inf)
+            tables.append(table)
+            num_books, padded_size, padded_dim = table.shape
+            tree[level] = (table.data_ptr(), codebook.shape[1], padded_size, num_books > 1)
         beam = min(width, math.prod(codebook.shape[1] for codebook in codebooks[:-1]))
-        loop = partial(_search_greedy, *tree)
+        arguments = (vectors, tree, padded_dim, indices.numpy())
+        loop = partial(_search_greedy, *arguments)
         if beam > 1:
-            loop = partial(_search_beam, *tree, beam, np.float32(coarse_weight))
+            loop = partial(_search_beam, *arguments, beam, np.float32(coarse_weight))
 
     squares = sum(in_parts(len(latents), loop, one_thread_up_to=one_thread_up_to))
     if not np.isfinite(squares):

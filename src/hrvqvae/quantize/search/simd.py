@@ -2,18 +2,15 @@
 instructions.
 
 In numba's own loops the sum over a register's lanes takes longer than the products.
-`_eight_distances` sums the lanes of eight registers in one tree; in `update_nearest` each lane has
-its own codeword, so there is no such sum.
+`_eight_distances` sums the lanes of eight registers together; in `update_nearest` each lane has its
+own codeword, so there is no such sum.
 
 Compiled functions call those with `@_intrinsic`. All their arguments are int64: addresses in bytes,
-widths in floats (multiples of sixteen), places in arrays.
+widths in floats (multiples of sixteen), places in arrays. Here they are values of LLVM, which have
+no types in Python, so nothing is annotated (pyproject.toml).
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from functools import wraps
-from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -30,37 +27,38 @@ _LONG = ir.IntType(64)
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 
 
-def _intrinsic(emit: Callable[..., Any]) -> Any:
+def _intrinsic(emit):
     """Let compiled functions call emit(builder, *arguments), which adds instructions to them.
 
     The call returns the int64 that `emit` returns, or 0.
     """
 
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+    def generate(_context, builder, _signature, arguments):
         return emit(builder, *arguments) or _LONG(0)
 
-    # numba takes the parameters of `emit` for those of `typed`: there the first is no builder
+    # `wraps` gives `typed` the signature of `emit`, which numba inspects. In place of the builder
+    # numba passes a typing context.
     @wraps(emit)
-    def typed(_typing_context: Any, *arguments: Any) -> Any:
+    def typed(_typing_context, *arguments):
         return types.int64(*[types.int64] * len(arguments)), generate
 
     return intrinsic(typed)
 
 
-def _load(builder: Any, address: Any, kind: Any = _FLOATS) -> Any:
+def _load(builder, address, kind=_FLOATS):
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
 
 
-def _store(builder: Any, values: Any, address: Any) -> None:
+def _store(builder, values, address):
     builder.store(values, builder.inttoptr(address, values.type.as_pointer()), align=4)
 
 
-def _offset(builder: Any, address: Any, index: Any, item_bytes: int) -> Any:
+def _offset(builder, address, index, item_bytes):
     """Return the address of an item of an array."""
     return builder.add(address, builder.mul(index, _LONG(item_bytes)))
 
 
-def _broadcast(builder: Any, kind: Any, value: Any) -> Any:
+def _broadcast(builder, kind, value):
     """Return a register with the same value in every lane."""
     undefined = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(undefined, value, _INT(0))
@@ -68,44 +66,51 @@ def _broadcast(builder: Any, kind: Any, value: Any) -> Any:
     return builder.shuffle_vector(first, undefined, zeros)
 
 
-def _call(builder: Any, name: str, returns: Any, *arguments: Any) -> Any:
+def _call(builder, name, returns, *arguments):
     """Call a function of LLVM."""
     function = ir.FunctionType(returns, [argument.type for argument in arguments])
     return builder.call(builder.module.declare_intrinsic(name, fnty=function), arguments)
 
 
-def _sum_squares(builder: Any, count: Any, differences: Callable[[Any], list[Any]]) -> list[Any]:
-    """Return registers with the sums of squared differences: those of differences(index) are added
-    for each index in range(count), at least for 0.
+def _sum_squares(builder, count, differences):
+    """Sum the squares of the registers differences(index) over range(count), count at least 1.
+
+    Return as many registers as differences(index) has.
     """
 
-    def add_square(difference: Any, total: Any) -> Any:
+    def add_square(difference, total):
         # a fused multiply-add if the processor has one
         name = f"llvm.fmuladd.v{LANES}f32"
         return _call(builder, name, _FLOATS, difference, difference, total)
 
+    # variables of the loop, which LLVM keeps in registers
     zero = ir.Constant(_FLOATS, None)
-    make_variable: Any = alloca_once_value  # LLVM keeps it in a register
-    first = differences(_LONG(0))
-    totals = [make_variable(builder, add_square(difference, zero)) for difference in first]
+    squares = [add_square(difference, zero) for difference in differences(_LONG(0))]
+    totals = [alloca_once_value(builder, square) for square in squares]
     with for_range(builder, count, start=_LONG(1), intp=_LONG) as loop:
         for total, difference in zip(totals, differences(loop.index), strict=True):
             builder.store(add_square(difference, builder.load(total)), total)
     return [builder.load(total) for total in totals]
 
 
-def _add_lanes(builder: Any, left: Any, right: Any, first: list[int], second: list[int]) -> Any:
-    """Return the sum of lanes `first` and lanes `second` of two registers side by side."""
-    masks = [ir.Constant(ir.VectorType(_INT, len(lanes)), lanes) for lanes in (first, second)]
-    return builder.fadd(*(builder.shuffle_vector(left, right, mask) for mask in masks))
+def _add_lanes(builder, left, right, first, second):
+    """Return the sum of two choices of lanes from `left` and `right`, whose lanes are numbered
+    through.
+    """
+
+    def take(lanes):
+        mask = ir.Constant(ir.VectorType(_INT, len(lanes)), lanes)
+        return builder.shuffle_vector(left, right, mask)
+
+    return builder.fadd(take(first), take(second))
 
 
-def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) -> Any:
+def _eight_distances(builder, residual, codewords, width):
     """Return a register of the squared distances of a residual to eight codewords, from their
     addresses.
     """
 
-    def differences(index: Any) -> list[Any]:
+    def differences(index):
         values = _load(builder, _offset(builder, residual, index, 4 * LANES))
         address = _offset(builder, codewords, index, 4 * LANES)
         result = []
@@ -117,12 +122,15 @@ def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) ->
     steps = builder.udiv(width, _LONG(LANES))
     sums = _sum_squares(builder, steps, differences)
 
-    # Sixteen lanes to eight; then neighbours, so that one has lanes of two, four, eight sums.
-    # Lanes of a pair (0 to 7, 8 to 15) are added at a distance of `bit`: with bit 1 they are 0 + 1,
-    # 8 + 9, 2 + 3, 10 + 11, ... At last lane i is the sum of sums[i].
+    # From sixteen lanes per codeword to eight, and in three rounds to one. A round adds lanes at a
+    # distance of `bit`. The first register of a pair gives the lanes without this bit, the second
+    # (lanes 8 to 15 of the pair) those with it. So the lanes belong to these of the codewords a-h:
+    #   bit 1: a b a b a b a b
+    #   bit 2: a b c d a b c d
+    #   bit 4: a b c d e f g h
     sums = [_add_lanes(builder, total, total, [*range(8)], [*range(8, 16)]) for total in sums]
     for bit in (1, 2, 4):
-        first = [(lane & ~bit) + (8 if lane & bit else 0) for lane in range(8)]
+        first = [8 + lane - bit if lane & bit else lane for lane in range(8)]
         second = [lane + bit for lane in first]
         pairs = zip(sums[::2], sums[1::2], strict=True)
         sums = [_add_lanes(builder, *pair, first, second) for pair in pairs]
@@ -130,7 +138,7 @@ def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) ->
 
 
 @_intrinsic
-def key_of_nearest(builder: Any, residual: Any, codewords: Any, width: Any) -> Any:
+def key_of_nearest(builder, residual, codewords, width):
     """Return the key of the nearest of eight codewords to a residual, from their addresses.
 
     The high 32 bits of a key are the squared distance, the low 32 bits the codeword, 0 to 7.
@@ -142,31 +150,25 @@ def key_of_nearest(builder: Any, residual: Any, codewords: Any, width: Any) -> A
     least = _call(builder, f"llvm.vector.reduce.smin.v{SIDE_BY_SIDE}i32", _INT, bits)
     is_least = builder.icmp_signed("==", bits, _broadcast(builder, integers, least))
     mask = builder.bitcast(is_least, ir.IntType(SIDE_BY_SIDE))  # a bit per lane
-    first = builder.cttz(mask, ir.IntType(1)(1))  # true: the mask is never zero
+    is_never_zero = ir.IntType(1)(1)
+    first = builder.cttz(mask, is_never_zero)
     high = builder.shl(builder.sext(least, _LONG), _LONG(32))
     return builder.or_(high, builder.zext(first, _LONG))
 
 
 @_intrinsic
-def measure_eight(
-    builder: Any,
-    residual: Any,
-    codewords: Any,
-    width: Any,
-    added: Any,
-    place: Any,
-    distances: Any,
-    keys: Any,
-) -> None:
+def measure_eight(builder, residual, codewords, width, coarser_cost, place, distances, keys):
     """Write the squared distances of a residual to eight codewords to distances[place:place + 8],
     and the keys (int64) of their costs to keys[place:place + 8].
 
-    A cost is a distance plus the float at the address `added`, which is not negative.
+    A cost is a distance plus the float at the address `coarser_cost`, which is not negative. The
+    low half of a key is the place.
     """
     longs = ir.VectorType(_LONG, SIDE_BY_SIDE)
     squares = _eight_distances(builder, residual, codewords, width)
-    added = _broadcast(builder, squares.type, _load(builder, added, ir.FloatType()))
-    bits = builder.bitcast(builder.fadd(squares, added), ir.VectorType(_INT, SIDE_BY_SIDE))
+    added = _broadcast(builder, squares.type, _load(builder, coarser_cost, ir.FloatType()))
+    costs = builder.fadd(squares, added)
+    bits = builder.bitcast(costs, ir.VectorType(_INT, SIDE_BY_SIDE))
     high = builder.shl(builder.sext(bits, longs), ir.Constant(longs, [32] * SIDE_BY_SIDE))
     lanes = ir.Constant(longs, list(range(SIDE_BY_SIDE)))
     low = builder.add(_broadcast(builder, longs, place), lanes)
@@ -175,45 +177,48 @@ def measure_eight(
 
 
 @_intrinsic
-def subtract(builder: Any, residual: Any, codeword: Any, out: Any, width: Any) -> None:
+def subtract(builder, residual, codeword, out, width):
     """Write residual - codeword to out, from the addresses and the width of these vectors."""
     with for_range(builder, builder.udiv(width, _LONG(LANES)), intp=_LONG) as loop:
-        places = [_offset(builder, start, loop.index, 4 * LANES) for start in (residual, codeword)]
-        difference = builder.fsub(*(_load(builder, place) for place in places))
+        left = _load(builder, _offset(builder, residual, loop.index, 4 * LANES))
+        right = _load(builder, _offset(builder, codeword, loop.index, 4 * LANES))
+        difference = builder.fsub(left, right)
         _store(builder, difference, _offset(builder, out, loop.index, 4 * LANES))
 
 
 @_intrinsic
-def update_nearest(
-    builder: Any, vectors: Any, codewords: Any, dim: Any, least: Any, blocks: Any, block: Any
-) -> None:
+def update_nearest(builder, vectors, codewords, dim, least, blocks, block):
     """Compare vectors (`ROWS`, D) with the codewords (D, `COLUMNS`) of a block, from addresses.
 
     For each vector and column, `least` (`ROWS`, `COLUMNS`) is the least distance in all blocks so
     far, and `blocks` the block that has it. The caller takes the least of the columns.
     """
 
-    def differences(d: Any) -> list[Any]:
-        line = _offset(builder, codewords, d, 4 * COLUMNS)
-        columns = [
-            _load(builder, builder.add(line, _LONG(4 * column)))
-            for column in range(0, COLUMNS, LANES)
-        ]
+    def differences(d):
+        # channel d of all columns, in registers
+        registers = []
+        address = _offset(builder, codewords, d, 4 * COLUMNS)
+        for _ in range(COLUMNS // LANES):
+            registers.append(_load(builder, address))
+            address = builder.add(address, _LONG(4 * LANES))
+
+        # in the order of `least` and `blocks`: vector by vector, register by register
         address = _offset(builder, vectors, d, 4)
         result = []
         for _ in range(ROWS):
             value = _broadcast(builder, _FLOATS, _load(builder, address, ir.FloatType()))
-            result += [builder.fsub(value, column) for column in columns]
+            result += [builder.fsub(value, columns) for columns in registers]
             address = _offset(builder, address, dim, 4)
         return result
 
     integers = ir.VectorType(_INT, LANES)
-    block = _broadcast(builder, integers, builder.trunc(block, _INT))
+    this_block = _broadcast(builder, integers, builder.trunc(block, _INT))
     sums = _sum_squares(builder, dim, differences)
     for i, distances in enumerate(sums):
-        least_at, block_at = (builder.add(start, _LONG(4 * LANES * i)) for start in (least, blocks))
+        least_at = builder.add(least, _LONG(4 * LANES * i))
+        block_at = builder.add(blocks, _LONG(4 * LANES * i))
         old_least = _load(builder, least_at)
         closer = builder.fcmp_ordered("<", distances, old_least)
         _store(builder, builder.select(closer, distances, old_least), least_at)
         old_block = _load(builder, block_at, integers)
-        _store(builder, builder.select(closer, block, old_block), block_at)
+        _store(builder, builder.select(closer, this_block, old_block), block_at)
