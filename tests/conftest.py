@@ -243,7 +243,7 @@ def damage_error(message):
     return pytest.raises(DamagedFileError, match=message)
 
 
-def nonfinite_error(message):
+def nonfinite_error(message=None):
     return pytest.raises(NonFiniteError, match=message)
 
 
