@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import FINGERPRINT_BYTES, MOST_PIXELS, EntropyModel
-from hrvqvae.compression.levels import NOT_WHOLE, count_required_bytes, decode_level, encode_level
+from hrvqvae.compression.levels import (
+    NOT_WHOLE,
+    Layout,
+    count_required_bytes,
+    decode_level,
+    encode_level,
+)
 from hrvqvae.config import Grid
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.grouping import group_by_size
@@ -151,11 +157,11 @@ def write(
         levels: Number of levels to write (default: all).
     """
     levels = levels or len(model.symbols)
-    files = _encode_files(model, codes, size, levels)
+    layout = model.layout(size)
+    files = _encode_files(model, codes, size, layout, levels)
     if not model.networks:
         return files
-    layout = model.layout(size)
-    bare_files = _encode_files(model.bare, codes, size, levels)
+    bare_files = _encode_files(model.bare, codes, size, layout, levels)
     required = max(
         count_required_bytes(layout, level, model.network(level)) for level in range(levels)
     )
@@ -165,14 +171,15 @@ def write(
     ]
 
 
-def _encode_files(model: EntropyModel, codes: CodeArray, size: Grid, levels: int) -> list[bytes]:
+def _encode_files(
+    model: EntropyModel, codes: CodeArray, size: Grid, layout: Layout, levels: int
+) -> list[bytes]:
     """Return the content of each image's file, with networks if the model has any."""
     height, width = size
     first_byte = _FIRST_BYTE + _SQUARE * (height == width) + _BY_TABLES * bool(model.networks)
     header = bytes([first_byte]) + model.fingerprint + varint(height - 1)
     if height != width:
         header += varint(width - 1)
-    layout = model.layout(size)
     files = [b""] * len(codes)
     for level in range(levels):
         streams = encode_level(codes, layout, level, model.network(level))
