@@ -51,14 +51,16 @@ def main() -> None:
         if isinstance(model.get_submodule(name), nn.ConvTranspose2d)
     }
     rounded.load_state_dict(
-        storage.restored(storage.compacted(model.state_dict(), matrices=True, fine=fine))
+        storage.restore_weights(
+            storage.compact_weights(model.state_dict(), matrices=True, fine=fine)
+        )
     )
     for name in names:
         layer = rounded.get_submodule(name)
         layer.bias += means(model, model.get_submodule(name), images) - means(
             rounded, layer, images
         )
-    weights = storage.compacted(rounded.state_dict(), matrices=True, fine=fine)
+    weights = storage.compact_weights(rounded.state_dict(), matrices=True, fine=fine)
     meta = storage.read_meta(export)
     meta["config"]["name"] = "thumb"
     storage.write(export, weights, meta)

@@ -15,7 +15,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import export, without_paths
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.checkpoints.storage import compacted, restored
+from hrvqvae.checkpoints.storage import compact_weights, restore_weights
 from hrvqvae.config import flatten
 from hrvqvae.config.parsing import override
 from hrvqvae.training.loggers import read_records
@@ -90,7 +90,7 @@ def test_a_compact_export_is_half_the_size(full_run, tmp_path, caplog):
 
 def test_a_number_too_large_for_half_precision_stays():
     weights = {"large": torch.tensor([7e4, 0.1]), "small": torch.tensor([0.5])}
-    stored = restored(compacted(weights, matrices=False))
+    stored = restore_weights(compact_weights(weights, matrices=False))
     assert torch.equal(stored["large"], weights["large"])
     assert stored["small"].dtype == torch.float16
 
@@ -101,7 +101,7 @@ def test_moving_averages_are_left_out():
         "book.codewords": torch.tensor([[[2.0]]]),
         "book.total": torch.tensor([[[1.0]]]),
     }
-    assert same(restored(compacted(weights, matrices=False)), weights)
+    assert same(restore_weights(compact_weights(weights, matrices=False)), weights)
 
 
 def test_where_it_began_is_left_out_unless_all_have_it(tiny):

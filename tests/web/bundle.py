@@ -28,7 +28,7 @@ def read_bundle(path):
         values = np.frombuffer(body, kind, math.prod(shape), offset)
         stored[name] = torch.from_numpy(values.copy()).view(shape)
         offset += values.nbytes
-    weights = storage.restored(stored)
+    weights = storage.restore_weights(stored)
     config = from_dict(header["config"], str(path))
     model = build(config)
     progressive = {

@@ -112,7 +112,7 @@ def export(
         target = RunFolder(folder)
         meta = {**storage.read_meta(source.path), "config": to_dict(config)}
         if compact:
-            weights = storage.compacted(weights, matrices=False)
+            weights = storage.compact_weights(weights, matrices=False)
         storage.write(target.model, weights, meta)
         autoencoder_digest = storage.digest(target.model)
         for network in source.networks:
@@ -120,7 +120,7 @@ def export(
                 continue
             network_weights, about = network.read()
             if network.kind == "prior" or compact:
-                network_weights = storage.compacted(network_weights, matrices=compact)
+                network_weights = storage.compact_weights(network_weights, matrices=compact)
             about["config"] = to_dict(without_paths(config_of(about, network.file)))
             about["autoencoder"] = autoencoder_digest
             abouts[str(network)] = about

@@ -121,7 +121,7 @@ def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str
         tensors = load_tensors(content)
         if _digest(tensors, meta_text) != stored_digest:
             raise ValueError("the content does not match the checksum")
-        return restored(tensors), meta, stored_digest
+        return restore_weights(tensors), meta, stored_digest
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -134,7 +134,7 @@ def digest(path: Path) -> str:
     return read_with_digest(path)[2]
 
 
-def compacted(
+def compact_weights(
     weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection[str] = ()
 ) -> dict[str, Tensor]:
     """Return weights in the form of a compact file.
@@ -164,7 +164,7 @@ def compacted(
     return compact
 
 
-def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def restore_weights(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights that the tensors of a compact file stand for; tensors of any other file
     are unchanged.
     """

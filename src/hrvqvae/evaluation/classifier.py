@@ -236,7 +236,7 @@ def write_classifier(path: Path, trained: TrainedClassifier) -> None:
     """Write a classifier to a file, with weights in half precision. Raises OSError if it can't be
     written.
     """
-    half = storage.compacted(trained.classifier.state_dict(), matrices=False)
+    half = storage.compact_weights(trained.classifier.state_dict(), matrices=False)
     meta = {"accuracy": trained.accuracy, "classes": trained.classes, "images": trained.images}
     storage.write(path, half, {"kind": "classifier", **meta})
 

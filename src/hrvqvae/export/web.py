@@ -64,7 +64,7 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         for key, layer in network.named_modules()
         if isinstance(layer, nn.ConvTranspose2d)
     }
-    compact = storage.compacted(weights, matrices=True, fine=fine)
+    compact = storage.compact_weights(weights, matrices=True, fine=fine)
     arrays = {
         key: tensor.float() if tensor.is_floating_point() else tensor
         for key, tensor in compact.items()
