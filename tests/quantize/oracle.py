@@ -69,21 +69,17 @@ def gradients(vectors, codebooks, linked, beta, level_betas):
     return of_vectors, of_codebooks
 
 
-def batch_sums(vectors, codebooks, linked, joint):
+def batch_sums(vectors, codebooks, linked):
     """Moving averages: return, for each level, how many vectors chose each codeword, and the sum of
-    the residuals that did; if `joint`, less the codewords of later groups.
+    the residuals that did.
     """
     counts = [np.zeros(codebook.shape[:2]) for codebook in codebooks]
     totals = [np.zeros(codebook.shape) for codebook in codebooks]
     for z in vectors:
         indices, residuals = search(z, codebooks, linked)
-        pairs = zip(codebooks, indices, strict=True)
-        chosen = [codebook.reshape(-1, len(z))[index] for codebook, index in pairs]
         for level, index in enumerate(indices):
-            group = level // linked
-            later = [e for other, e in enumerate(chosen) if joint and other // linked > group]
             counts[level].reshape(-1)[index] += 1
-            totals[level].reshape(-1, len(z))[index] += residuals[level] - sum(later)
+            totals[level].reshape(-1, len(z))[index] += residuals[level]
     return counts, totals
 
 

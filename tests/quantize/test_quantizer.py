@@ -43,9 +43,6 @@ VARIANTS = {
     "sizes": QuantizerConfig(
         levels=4, level_codewords=(5, 2, 3, 4), linked=3, joint_beam=True, **_COMMON
     ),
-    "unlinked, searched jointly": QuantizerConfig(
-        levels=3, codewords=4, linked=1, joint_beam=True, **_COMMON
-    ),
     "groups": QuantizerConfig(
         levels=5, codewords=3, linked=2, level_betas=(0.3,), **_COMMON
     ),  # the last is shorter
@@ -220,9 +217,7 @@ def test_losses_and_gradients_agree_with_the_oracle(config, update):
 def test_moving_averages_agree_with_the_oracle(config):
     quantizer = random_quantizer(config)
     z = latents(2, 5, 6)
-    counts, totals = oracle.batch_sums(
-        flat(z), books_of(quantizer), config.group_size, config.joint_beam
-    )
+    counts, totals = oracle.batch_sums(flat(z), books_of(quantizer), config.group_size)
     before = [(book.count.numpy().copy(), book.total.numpy().copy()) for book in quantizer.levels]
     quantizer.train()(z)
     for level, book in enumerate(quantizer.levels):

@@ -87,27 +87,10 @@ class ResidualQuantizer(Quantizer):
         # "Training": loss, and moving averages
         losses, level_losses = self._losses(z_q, codewords, residuals)
         if self.training and not self.frozen:
-            update_codebooks(self.levels, self._targets(residuals), indices, self.processes.group)
+            update_codebooks(self.levels, residuals[:-1], indices, self.processes.group)
 
         straight_through = (z + (z_q - z).detach()).view(latents.shape)
         return Quantized(straight_through, self._codes(indices, latents), losses, level_losses)
-
-    def _targets(self, residuals: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the vectors (N, D) of each level that its codewords average.
-
-        They are the residuals r_0 to r_(L-1). After a joint search they are less the codewords of
-        later groups (docs/method.md, "Moving averages").
-        """
-        size = self.config.group_size
-        if len(self._searches) > 1 or size == len(self.levels):
-            return residuals[:-1]
-
-        # the codewords of later groups sum to r_end - r_L, with the end of the level's group
-        targets = []
-        for level, residual in enumerate(residuals[:-1]):
-            end = min(level - level % size + size, len(self.levels))
-            targets.append(residual - (residuals[end] - residuals[-1]))
-        return targets
 
     def _codes(self, indices: Iterable[Tensor], latents: Tensor) -> Codes:
         """Return the codes (B, H, W) of each level for indices (N,) of latents (B, H, W, D)."""
