@@ -239,7 +239,7 @@ def input_error(message):
     return pytest.raises(InputError, match=message)
 
 
-def damage_error(message):
+def damage_error(message=None):
     return pytest.raises(DamagedFileError, match=message)
 
 

@@ -2,7 +2,6 @@
 
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from tests.conftest import run_python
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -45,9 +46,7 @@ def test_the_notebook(tmp_path):
     assert count == 1
     nbformat.write(notebook, tmp_path / "start.ipynb")
     # a process of its own: the client leaves sockets open, which a later test would be blamed for
-    subprocess.run(
-        [sys.executable, "-m", "tests.run_notebook", str(tmp_path / "start.ipynb")], check=True
-    )
+    run_python("-m", "tests.run_notebook", tmp_path / "start.ipynb")
     executed = nbformat.read(tmp_path / "start.ipynb", as_version=4)
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [kinds(cell) for cell in code] == shown

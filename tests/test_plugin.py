@@ -4,8 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 
 import hrvqvae
 from benchmarks import compare
-from tests.conftest import do, read_json, refused, shared_fixture
+from tests.conftest import do, read_json, refused, run_python, shared_fixture
 from tests.trained_run import undrawn
 
 PAGE = (Path(__file__).parent.parent / "docs" / "add-a-system.md").read_text()
@@ -68,8 +66,7 @@ def installed(tmp_path_factory):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(content)
     options = "--quiet --no-index --no-deps --no-build-isolation --no-compile --target"
-    install = [sys.executable, "-m", "pip", "install", *options.split(), site, source]
-    subprocess.run(install, check=True, capture_output=True)
+    run_python("-m", "pip", "install", *options.split(), site, source)
     return site
 
 

@@ -4,15 +4,17 @@ on where it stopped.
 
 import json
 import signal
+from functools import partial
 
 import pytest
 
 from benchmarks import long
+from benchmarks.common import fields
 from hrvqvae.training.autoencoder import AutoencoderTask
 from tests.conftest import read_json
-from tests.kills import at_step
+from tests.kills import stop_at_step
 
-Q = "model.quantizer."
+quantizer = partial(fields, "model.quantizer")
 
 
 def rows(folder):
@@ -21,31 +23,26 @@ def rows(folder):
 
 @pytest.mark.usefixtures("systems")
 def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
-    small = {
-        "data.root": str(mnist_root),
-        "data.size": "12",
-        "data.workers": "0",
-        "training.evaluate_every": "1",
-    }
+    small = fields("data", f"root={mnist_root} size=12 workers=0")
     for name, value in {
         "DATASET": "mnist",
         "STEPS": 2,
         "DEPTH_STEPS": 2,
         "LONGEST_STEPS": 3,
         "SEEDS": 1,
-        "COMMON": small,
+        "COMMON": small | {"training.evaluate_every": "1"},
         "IMAGES": 20,
         "GROUPS": ({"vqvae": ("vqvae", "vqvae", {}), "printed": ("hrvqvae", "", {})},),
         "LONGEST": ("vqvae",),
-        "DEPTH": {"groups2": {f"{Q}linked": "2"}, "rq": {f"{Q}linked": "1", f"{Q}beam": "1"}},
+        "DEPTH": {"groups2": quantizer("linked=2"), "rq": quantizer("linked=1 beam=1")},
         "SEARCHES": {
-            "by group, beam 1": {f"{Q}beam": "1", f"{Q}joint_beam": "false"},
-            "joint, beam 4": {f"{Q}beam": "4", f"{Q}joint_beam": "true"},
-            "every leaf of a group": {f"{Q}beam": "64", f"{Q}joint_beam": "false"},
+            "by group, beam 1": quantizer("beam=1 joint_beam=false"),
+            "joint, beam 4": quantizer("beam=4 joint_beam=true"),
+            "every leaf of a group": quantizer("beam=64 joint_beam=false"),
         },
     }.items():
         monkeypatch.setattr(long, name, value)
-    at_step(monkeypatch, AutoencoderTask, 2, lambda _: signal.raise_signal(signal.SIGTERM))
+    stop_at_step(monkeypatch, AutoencoderTask, 2)
     words = ["--out", str(tmp_path)]
     with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
         long.main(words)

@@ -175,7 +175,7 @@ def test_files_that_say_what_can_not_be_are_refused():
         assert old in text
         changed = text.replace(old, new, 1).encode()
         packed = zlib.compress(body[:-4] + zlib.crc32(changed).to_bytes(4, "little"))
-        with damage_error(""):
+        with damage_error():
             read_entropy_model(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
 
 

@@ -47,7 +47,7 @@ def many_ranks():
 
     def finish(_, bucket):
         buckets.append(bucket.buffer().nbytes)
-        done = Future[Tensor]()
+        done = Future()
         done.set_result(bucket.buffer())
         return done
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import yaml
 from hrvqvae.checkpoints.folder import RunFolder, prior_folders
 from hrvqvae.config import to_dict
 from hrvqvae.training.loggers import read_records
-from tests.conftest import parametrize, with_training
+from tests.conftest import approx, names_in, parametrize, run_python, with_training
 from tests.distributed import together
 from tests.trained_run import tiny_systems
 
@@ -49,17 +47,10 @@ def folder(tmp_path_factory, mnist_root):
         for name in ("priors", "gpt"):
             shutil.copytree(folder / "hrvqvae-1", folder / f"{name}-{size}")
     together.train_all(folder, [])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     for size in SIZES:
-        done = subprocess.run(
-            [*command, str(size), "-m", "tests.distributed.together", str(folder), *EVERY],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+        launch = f"-m torch.distributed.run --standalone --nproc-per-node {size}".split()
+        program = ("-m", "tests.distributed.together", folder, *EVERY)
+        run_python(*launch, *program, cwd=ROOT, timeout=600)
     return folder
 
 
@@ -89,7 +80,7 @@ def test_several_processes_train_as_one_does(folder, system, size):
     assert len(losses[0]) == STEPS
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     norms = [logged(run, "gradient_norm")[0] for run in runs]
-    assert norms[1] == pytest.approx(norms[0], rel=1e-6), "the gradients of one process"
+    assert norms[1] == approx(norms[0], rel=1e-6), "the gradients of one process"
     restarted = [logged(run, "restarted") for run in runs]
     assert restarted[0] == restarted[1]
     for name in ("mse", "psnr", "ssim"):
@@ -105,12 +96,12 @@ def test_something_is_revived_on_the_way(folder):
 @every_size
 def test_priors_and_the_extraction_of_codes_are_shared_out(folder, size):
     for network in ("priors", "gpt"):
-        one, several = (RunFolder(folder / f"{network}-{count}") for count in (1, size))
-        names = sorted(path.name for path in one.codes.glob("*.npy"))
+        single, several = (RunFolder(folder / f"{network}-{count}") for count in (1, size))
+        names = names_in(single.codes, "*.npy")
         assert names
         for name in names:
-            assert np.array_equal(np.load(one.codes / name), np.load(several.codes / name)), name
-        folders = [prior_folders(run.path) for run in (one, several)]
+            assert np.array_equal(np.load(single.codes / name), np.load(several.codes / name)), name
+        folders = [prior_folders(run.path) for run in (single, several)]
         assert list(folders[0]) == list(folders[1])
         for levels in folders[0]:
             for name, kind in (

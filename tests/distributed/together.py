@@ -11,7 +11,6 @@ import sys
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -29,23 +28,17 @@ from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
-from tests.trained_run import GIVEN, GIVEN_GPT, silent, train_autoencoder
+from tests.trained_run import GIVEN, GIVEN_GPT, fields, silent, train_autoencoder
 from tests.training.tasks import Case
 
-Seen = dict[str, Any]
-PRIOR = {
-    "prior.training.batch_size": "12",
-    "prior.training.max_steps": "6",
-    "prior.network.dropout": "0",
-    "prior.training.log_every": "1",
-    "prior.training.evaluate_every": "3",
-}
+PRIOR = fields("prior.training", "batch_size=12 max_steps=6 log_every=1 evaluate_every=3")
+PRIOR |= {"prior.network.dropout": "0"}
 
 
 def codebooks(model):
     return {
-        name: one.clone()
-        for name, one in model.state_dict().items()
+        name: tensor.clone()
+        for name, tensor in model.state_dict().items()
         if "codebook" in name or "residual" in name
     }
 

@@ -36,7 +36,7 @@ def batch(step):
     return x, torch.rand(8, 50, generator=rng).argsort(-1) < 40
 
 
-class Whole(nn.Module):
+class Network(nn.Module):
     def __init__(self, update, group=None):
         super().__init__()
         self.encoder = nn.Linear(6, 6)
@@ -62,23 +62,23 @@ def train(update, rank, size, group=None, ddp=True):
     on after each.
     """
     torch.manual_seed(0)
-    whole = Whole(update, group)
-    trained = DistributedDataParallel(whole) if size > 1 and ddp else whole
-    optimizer = torch.optim.SGD(whole.parameters(), 0.05)
+    network = Network(update, group)
+    trained = DistributedDataParallel(network) if size > 1 and ddp else network
+    optimizer = torch.optim.SGD(network.parameters(), 0.05)
     jumped = 0
     for step in range(STEPS):
         x, mask = (values.chunk(size)[rank] for values in batch(step))
-        before = whole.layer.quantizer.levels[0].codewords.detach().clone()
+        before = network.layer.quantizer.levels[0].codewords.detach().clone()
         loss = trained(x, mask)
         if ddp:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         else:
-            trained = whole = copy.deepcopy(whole)
-        moved = (whole.layer.quantizer.levels[0].codewords - before).norm(dim=-1)
+            trained = network = copy.deepcopy(network)
+        moved = (network.layer.quantizer.levels[0].codewords - before).norm(dim=-1)
         jumped += int((moved > 3).sum()) if step > 3 else 0
-    return whole.state_dict(), jumped
+    return network.state_dict(), jumped
 
 
 @shared_fixture
@@ -113,8 +113,8 @@ def test_two_processes_agree_with_each_other_and_with_one(folder, update):
 
 def test_a_backend_without_this_device_gives_the_same_codebooks(folder):
     """Tensors on the CPU where the processes have met for GPUs alone."""
-    for (plain, _), (other, _) in zip(saved(folder, "plain"), saved(folder, "cuda"), strict=True):
-        assert same(plain, other)
+    for (plain, _), (on_cuda, _) in zip(saved(folder, "plain"), saved(folder, "cuda"), strict=True):
+        assert same(plain, on_cuda)
 
 
 def test_a_layer_of_a_group_of_one_trains_as_alone(folder):

@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -38,9 +36,11 @@ from tests.conftest import (
     do,
     drawn_digits,
     input_error,
+    names_in,
     parametrize,
     read_json,
     refused,
+    run_python,
     same,
     shared_fixture,
     write_picture,
@@ -121,9 +121,7 @@ def test_shards_hold_the_codes_of_the_model(shards, digits):
     assert metadata[b"hrvqvae.model"].decode() == model.entropy_model.model
     assert metadata[b"hrvqvae.version"].decode() == hrvqvae.__version__
     assert json.loads(metadata[b"hrvqvae.config"])["model"]["quantizer"]["levels"] == 3
-    assert json.loads(metadata[b"hrvqvae.classes"]) == sorted(
-        {path.name for path in digits.iterdir()}
-    )
+    assert json.loads(metadata[b"hrvqvae.classes"]) == sorted({*names_in(digits)})
 
 
 def test_random_kills(shards, digits, tmp_path, monkeypatch):
@@ -360,7 +358,7 @@ def test_names_of_a_tar_become_names_of_files(tmp_path, monkeypatch):
     keys = ["a.jpg", "a.png", "caf\\udce9.png"]
     assert read_table(tmp_path / "out").column("key").to_pylist() == keys
     do("detokenize out back")
-    assert sorted(path.name for path in Path("back").iterdir()) == [
+    assert names_in(Path("back")) == [
         "a-2.png",
         "a.png",
         "caf_udce9.png",
@@ -417,16 +415,10 @@ sys.exit(code)
 
 def test_ray_writes_the_same_bytes(digits, shards, tmp_path):
     command = f"tokenize mnist {digits} {tmp_path}/out --shard-size 20 --engine ray".split()
-    done = subprocess.run(
-        [sys.executable, "-c", ON_RAY, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "90 images in 5 shards" in done.stdout
-    assert "no/run: there is no such run folder" in done.stdout  # why Ray stopped
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    printed = run_python("-c", ON_RAY, *command, env=environment).stdout
+    assert "90 images in 5 shards" in printed
+    assert "no/run: there is no such run folder" in printed  # why Ray stopped
     assert read_files(tmp_path / "out") == read_files(shards)
 
 

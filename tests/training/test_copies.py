@@ -15,8 +15,8 @@ from hrvqvae.data.copies import list_copies
 from hrvqvae.model import load
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.training.prior import PriorTask, resolve_priors, train_priors
-from tests.conftest import input_error, parametrize, same
-from tests.kills import at_step
+from tests.conftest import input_error, parametrize, random_images, same
+from tests.kills import stop_at_step
 from tests.priors.networks import of_each_kind, random_codes, random_prior
 from tests.trained_run import GIVEN, GIVEN_GPT, silent, train_levels
 
@@ -24,7 +24,7 @@ COPIES = {"flip": "true", "shifts": "1", "variants": "2"}
 
 
 def test_copies_are_what_they_claim():
-    images = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
+    images = random_images(2, 3, 16, 24)
     copies = {copy.folder: copy for copy in list_copies(True, 1, 2)}
     assert list(copies) == [
         f"codes{name}{flipped}"
@@ -100,7 +100,7 @@ def test_a_resumed_training_with_copies_is_one_that_never_stopped(run, monkeypat
     folder = prior_folder(run, 0, 1)
     expected = storage.read(folder.saved()[0])[0]
     folder.path.rename(run / "aside")
-    at_step(monkeypatch, PriorTask, 4, lambda _: signal.raise_signal(signal.SIGINT))
+    stop_at_step(monkeypatch, PriorTask, 4, signal.SIGINT)
     train_levels(run, of=GIVEN_GPT, **changes)
     monkeypatch.undo()
     train_levels(run, of={}, resume=True)

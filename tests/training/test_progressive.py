@@ -18,8 +18,8 @@ from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.stages import refresh
 from hrvqvae.training.state import TrainState
-from tests.conftest import do, input_error, parametrize, refused, same, with_training
-from tests.kills import at_step
+from tests.conftest import approx, do, input_error, parametrize, refused, same, with_training
+from tests.kills import stop_at_step
 from tests.trained_run import silent, tiny_systems, train_autoencoder, train_levels
 from tests.training.tasks import Case, untrained_run
 
@@ -90,7 +90,7 @@ def test_each_image_is_cut_to_a_prefix_in_turn(system, mnist_root, tmp_path, ima
     # nothing is learned yet; decoded images are clamped, those that are learned from are not
     for index in (1, 2):
         expected = 4 * float(plain[index - 1][index - 1 : 15 : 2].square().mean())
-        assert result[f"reconstruction_{index}"] == pytest.approx(expected, rel=0.05)
+        assert result[f"reconstruction_{index}"] == approx(expected, rel=0.05)
     assert result["gradient_norm"] > 0
 
     # a batch smaller than the number of prefixes has some of them
@@ -165,18 +165,18 @@ def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(stale, tiny, t
 
 
 def test_it_goes_on_where_it_was_stopped(stale, tiny, tmp_path):
-    whole = shutil.copytree(stale, tmp_path / "whole")
-    assert refresh(whole, say=silent) is None
+    unstopped = shutil.copytree(stale, tmp_path / "whole")
+    assert refresh(unstopped, say=silent) is None
     said = []
     for task in (PriorTask, ProgressiveTask):
         with pytest.MonkeyPatch.context() as patched:
-            at_step(patched, task, 5, lambda _: signal.raise_signal(signal.SIGTERM))
+            stop_at_step(patched, task, 5)
             assert refresh(stale, say=said.append) == signal.SIGTERM
     assert refresh(stale, say=said.append) is None
     assert sum("resuming" in line for line in said) == 2
     assert Run(stale).stale_artifacts() == []
     for name in ("prior", "progressive"):
-        assert same(Case(name, stale, tiny).state(), Case(name, whole, tiny).state())
+        assert same(Case(name, stale, tiny).state(), Case(name, unstopped, tiny).state())
 
 
 def test_what_was_exported_is_renewed_by_what_its_weights_say(run, tiny, tmp_path):
