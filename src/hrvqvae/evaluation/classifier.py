@@ -181,7 +181,8 @@ class TrainedClassifier:
     @torch.inference_mode()
     def classify(self, images: Tensor) -> Tensor:
         """Return the predicted class (B,) int64 of each image."""
-        return torch.cat([self.classifier(batch).argmax(1) for batch in images.split(_BATCH)])  # type: ignore[no-untyped-call]
+        batches = torch.split(images, _BATCH)
+        return torch.cat([self.classifier(batch).argmax(1) for batch in batches])
 
 
 def find_recipe(config: DataConfig) -> Recipe | None:

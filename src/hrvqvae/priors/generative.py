@@ -89,7 +89,7 @@ def sample_codes(
         draws.append(rng.random(sum(positions)))
     parameter = next((tensor for prior in priors for tensor in prior.parameters()), None)
     device = torch.device("cpu") if parameter is None else parameter.device
-    uniforms = torch.from_numpy(np.stack(draws)).to(device).split(positions, dim=1)  # type: ignore[no-untyped-call]
+    uniforms = torch.split(torch.from_numpy(np.stack(draws)).to(device), positions, dim=1)
     shapes = [(len(indices), *level.grid) for level in levels]
     codes = [torch.zeros(shape, dtype=torch.long, device=device) for shape in shapes]
     masks = [torch.zeros(shape, dtype=torch.bool, device=device) for shape in shapes]

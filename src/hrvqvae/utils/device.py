@@ -130,7 +130,9 @@ class Compute:
 
     def place_model(self, model: M) -> M:
         """Move a model to the device, and its 4-dimensional weights to the memory format."""
-        return model.to(self.device).to(memory_format=self._format)  # type: ignore[call-overload, no-any-return]
+        model.to(self.device)
+        moved: M = model.to(memory_format=self._format)  # type: ignore[call-overload]
+        return moved
 
     def place_images(self, images: Tensor) -> Tensor:
         """Return images (B, C, Y, X) on the device, in the memory format."""

@@ -211,7 +211,8 @@ def _read_members(path: Path, stream: BinaryIO) -> Iterator[tuple[str, str, tarf
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header
+                # otherwise tarfile keeps every header
+                archive.members = []  # type: ignore[attr-defined]
                 if not member.issparse() and not 0 <= member.size <= size - member.offset_data:
                     raise EOFError(f"{member.name} is longer than the file")
                 place = f" after its member {member.name}"
