@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -21,7 +20,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from hrvqvae.utils.extras import packages
-from tests.conftest import parametrize, shared_fixture, write_picture
+from tests.conftest import names_in, parametrize, run_python, shared_fixture, write_picture
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "hrvqvae"
@@ -84,11 +83,8 @@ def results(tmp_path_factory):
     absent = sorted(set().union(*map(modules_of, missing)))
     commands = [*WORK, *chain(*NEED.values())]
     program = RUN.format(absent=absent, commands=commands)
-    out = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert out.returncode == 0, out.stderr
-    return folder, dict(zip(commands, json.loads(out.stdout), strict=True))
+    results = json.loads(run_python("-c", program, cwd=folder).stdout)
+    return folder, dict(zip(commands, results, strict=True))
 
 
 @parametrize("command", WORK)
@@ -102,7 +98,7 @@ def test_a_missing_extra_is_one_line_before_anything_is_written(extra, command, 
     assert (code, errors.count("\n")) == (2, 1), errors
     assert re.fullmatch(rf"hrvqvae: this needs [\w.]+: pip install 'hrvqvae\[{extra}\]'\n", errors)
     files = {"x.png", "drawn.png", "sheet.png", "completed.png", "exported"}
-    assert {path.name for path in results[0].iterdir()} == files
+    assert {*names_in(results[0])} == files
 
 
 def test_whatever_is_imported_is_required_or_in_an_extra():
@@ -140,21 +136,12 @@ assert main(["reconstruct", "mnist", "x.png", "-o", "sheet.png"]) == 0
 """
 
 
-def run(*command, cwd, **more):
+def run(*words, cwd, **more):
     environment = {**os.environ, **more}
     # setuptools would say that it compiles nothing
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    done = subprocess.run(
-        [*map(str, command)],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    ended = run_python(*words, cwd=cwd, env=environment)
+    return ended.stdout + ended.stderr
 
 
 @shared_fixture
@@ -171,7 +158,7 @@ def built(tmp_path_factory):
         shutil.copytree(
             ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
         )
-    said = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, cwd=tree)
+    said = run("-m", "build", "--no-isolation", "--outdir", out, cwd=tree)
     assert [line for line in said.splitlines() if "warning" in line.lower()] == []
     return out
 
@@ -200,7 +187,7 @@ def test_the_wheel_works_outside_of_the_repository(built, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     options = "--quiet --no-index --no-deps --no-compile --target"
-    run(sys.executable, "-m", "pip", "install", *options.split(), site, wheel, cwd=elsewhere)
+    run("-m", "pip", "install", *options.split(), site, wheel, cwd=elsewhere)
     # compiled from these very sources, by which it is known
     for path in (ROOT / "src").rglob("*.nbc"):
         copy = site / path.relative_to(ROOT / "src")
@@ -209,11 +196,9 @@ def test_the_wheel_works_outside_of_the_repository(built, tmp_path):
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(path, copy)
     write_picture(elsewhere / "x.png", 1, (28, 28), "L")
-    run(sys.executable, "-c", ELSEWHERE, site, cwd=elsewhere, PYTHONPATH=str(site))
+    run("-c", ELSEWHERE, site, cwd=elsewhere, PYTHONPATH=str(site))
     for name in ("digit.png", "sheet.png"):
         low, high = Image.open(elsewhere / name).convert("L").getextrema()
         assert low < high, f"{name} shows something"
-    listed = run(
-        sys.executable, site / "bin" / "hrvqvae", "presets", cwd=elsewhere, PYTHONPATH=str(site)
-    )
+    listed = run(site / "bin" / "hrvqvae", "presets", cwd=elsewhere, PYTHONPATH=str(site))
     assert "hrvqvae/mnist" in listed

@@ -5,7 +5,6 @@ site is built.
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from hrvqvae.cli import _parser
 from hrvqvae.cli.console import split_fields
 from hrvqvae.config import presets
 from hrvqvae.config.registry import LOGGERS
-from tests.conftest import do, generator, parametrize, write_picture
+from tests.conftest import cells_of, do, generator, parametrize, run_python, write_picture
 from tests.replay import blocks, cut, drawn_mnist, replay
 from tests.trained_run import GIVEN, trained_copy, undrawn
 
@@ -40,17 +39,17 @@ CUTS = (
 )
 TINY = {"model.hidden_units": 8, "training.batch_size": 8}
 TINY_PRIOR = {"prior.network.hidden_units": 8, "prior.training.batch_size": 8}
-FEWER = (
-    (r"^(hrvqvae train \w+/photos (?!.*--data.size).*)", r"\1 --data.size 32"),
-    (r"^(hrvqvae train .*)", r"\1 --data.workers 0"),
-    (r"^(hrvqvae train treevq/photos (?!.*--resume).*)", r"\1 --model.quantizer.levels 4"),
-    (r"^(hrvqvae sample mnist) -n 64", r"\1 -n 2"),
-    (r"^(hrvqvae sample treevq-cifar10) -n 16", r"\1 -n 1"),
-    (r"^(hrvqvae sample mnist) -n 20", r"\1 -n 10"),
-    (r"^(hrvqvae sample runs/photos) -n 16", r"\1 -n 1"),
-    (r"^(hrvqvae complete .*) -n 8", r"\1 -n 1"),
-    (r"\{000000..000099\}", "{000000..000000}"),
-)
+FEWER = cells_of(r"""
+    ^(hrvqvae train \w+/photos (?!.*--data.size).*) | \1 --data.size 32
+    ^(hrvqvae train .*) | \1 --data.workers 0
+    ^(hrvqvae train treevq/photos (?!.*--resume).*) | \1 --model.quantizer.levels 4
+    ^(hrvqvae sample mnist) -n 64 | \1 -n 2
+    ^(hrvqvae sample treevq-cifar10) -n 16 | \1 -n 1
+    ^(hrvqvae sample mnist) -n 20 | \1 -n 10
+    ^(hrvqvae sample runs/photos) -n 16 | \1 -n 1
+    ^(hrvqvae complete .*) -n 8 | \1 -n 1
+    \{000000..000099\} | {000000..000000}
+""")
 
 
 def commands(page):
@@ -251,18 +250,14 @@ def test_what_a_page_names_is_there(page):
 
 
 def test_figures_are_those_of_the_rows():
-    command = [sys.executable, "-m", "benchmarks.pages"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_python("-m", "benchmarks.pages", cwd=ROOT)
 
 
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet(
     tmp_path,
 ):
     options = ["-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-b", "html"]
-    command = [sys.executable, *options, str(ROOT / "docs"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_python(*options, ROOT / "docs", tmp_path)
     assert "class_name" in (tmp_path / "api.html").read_text()  # signatures are read from the code
     loads = r"<(?:script|img|iframe)[^>]*\ssrc=\"(?:https?:)?//|<link[^>]*\shref=\"(?:https?:)?//"
     pages = [page.read_text() for page in tmp_path.rglob("*.html")]

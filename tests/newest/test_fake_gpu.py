@@ -2,14 +2,13 @@
 training step.
 
 torch's autograd engine refuses CUDA tensors without a driver, so a step here gets gradients of zero
-in its place. The backward pass itself runs on fake tensors of the device "meta", for the systems
-and the layer. A sampler draws on the CPU by design: of a GPU it asks `level_logits` alone.
+in its place. The backward pass itself runs on the device "meta": of the layer here, of the systems
+in test_loop. A sampler draws on the CPU by design: of a GPU it asks `level_logits` alone.
 """
 
 import dataclasses
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -20,7 +19,6 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config, DataConfig, TrainingConfig
 from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import Batch
-from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_objective, build_progressive_decoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors.base import build_prior
@@ -54,7 +52,7 @@ def images_on(device, kind=torch.uint8):
 @contextmanager
 def zero_gradients(*modules):
     def backward(loss, *_, **__):
-        for parameter in (one for module in modules for one in module.parameters()):
+        for parameter in (weight for module in modules for weight in module.parameters()):
             parameter.grad = torch.zeros_like(parameter)
 
     def grad(loss, inputs, **_):
@@ -79,15 +77,13 @@ def test_a_training_step_of_a_system_waits_for_nothing(name):
             model = build(config).train()
             task.objective = build_objective(config)
         state = TrainState.start(model, config.training, task.objective.auxiliary)
-        batch = Batch(
-            torch.zeros(4, 3, 14, 14, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
-        )
+        batch = Batch(images_on("cpu"), torch.zeros(4, dtype=torch.long))
         waits.places.clear()
         with zero_gradients(*(network.module for network in state.networks.values())):
             metrics = task.step(state, batch)
             model(images_on("cuda", torch.float32))  # as in a training loop of somebody's own
         assert not waits.places
-        assert all(one.is_cuda for one in metrics.values() if isinstance(one, Tensor))
+        assert all(metric.is_cuda for metric in metrics.values() if isinstance(metric, Tensor))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -101,19 +97,8 @@ def test_codes_and_images_of_a_system(name):
         assert waits.places == []
         assert len(model.encode(images_on("cuda", torch.float32))) == len(codes)
         assert all("models/base.py" in place for place in waits.places)
-        found = model.decode(codes)
-        assert (found.device.type, tuple(found.shape[:2])) == ("cuda", (4, 3))
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_the_backward_pass_of_a_system(name):
-    with fake_gpu() as waits, torch.device("meta"), no_autocast():
-        model: Autoencoder = build(config_for(name)).train()
-        waits.places.clear()
-        losses = model(images_on("meta")).losses
-        torch.stack(list(losses.values())).sum().backward()
-        assert waits.places == []
-        assert any(one.grad is not None for one in model.parameters())
+        decoded = model.decode(codes)
+        assert (decoded.device.type, tuple(decoded.shape[:2])) == ("cuda", (4, 3))
 
 
 def test_a_training_step_of_a_progressive_decoder():
@@ -129,10 +114,7 @@ def test_a_training_step_of_a_progressive_decoder():
         state = TrainState.start(decoder, config.training)
         waits.places.clear()
         with zero_gradients(decoder):
-            batch = Batch(
-                torch.zeros(4, 3, 14, 14, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
-            )
-            task.step(state, batch)
+            task.step(state, Batch(images_on("cpu"), torch.zeros(4, dtype=torch.long)))
         assert waits.places == []
 
 
@@ -177,7 +159,7 @@ def test_a_training_step_of_a_prior(kind):
             )
 
 
-LAYERS: dict[str, dict[str, Any]] = {
+LAYERS = {
     "ema": {},
     "gradient": {"update": "gradient"},
     "groups": {"linked": 2},

@@ -1,4 +1,4 @@
-"""The trainer's whole loop on a GPU that is not there, in one process and in two.
+"""The trainer's whole loop on a GPU that is not there, in the first of two processes.
 
 Tensors of the device "meta" stand for those of the GPU: torch refuses to mix them with others, or
 to read them. A copy to the CPU is filled with zeros.
@@ -18,7 +18,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.config.parsing import override
 from tests.conftest import with_quantizer, with_training
 from tests.newest.waits import Waits
-from tests.trained_run import GIVEN_GPT, tiny_systems, trained_copy
+from tests.trained_run import GIVEN_GPT, fields, tiny_systems, trained_copy
 from tests.training.tasks import TASKS, Case
 
 GPU = torch.device("meta")
@@ -109,41 +109,21 @@ def config_of(name, tiny, mnist_root):
 
 # of a checkpoint that is read
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
-@pytest.mark.parametrize("processes", [2])
 @pytest.mark.parametrize(
     "name", ["treevq", "vqvae2", "vqgan", "rqvae", "prior", "gpt", "progressive", "generation"]
 )
-def test_the_whole_loop(
-    name,
-    processes,
-    tiny,
-    mnist_root,
-    tmp_path,
-    tmp_path_factory,
-):
+def test_the_whole_loop(name, tiny, mnist_root, tmp_path, tmp_path_factory):
     config = config_of(name, tiny, mnist_root)
     kind = "prior" if name == "gpt" else name if name in TASKS else "autoencoder"
     path = tmp_path / "run"
     if kind != "autoencoder":
         trained_copy(tiny, tmp_path_factory, path)
     case = Case(kind, path, with_training(config, precision="fp32"))
-    with gpu(), two_processes() if processes == 2 else nullcontext():
+    with gpu(), two_processes():
         for steps in (4, 6):
-            fields = {
-                "max_steps": steps,
-                "log_every": 1,
-                "checkpoint_every": 2,
-                "evaluate_every": 3,
-            }
-            chosen = override(case.config(**fields), {"prior.network.dropout": "0"})
-            if name == "gpt":
-                chosen = override(
-                    chosen,
-                    {
-                        **GIVEN_GPT,
-                        **{f"prior.training.{key}": str(value) for key, value in fields.items()},
-                    },
-                )
+            few = f"max_steps={steps} log_every=1 checkpoint_every=2 evaluate_every=3"
+            changes = GIVEN_GPT if name == "gpt" else {"prior.network.dropout": "0"}
+            chosen = override(case.config(), changes | fields(case.section, few))
             outcome = case.train(config=chosen, resume=steps == 6)
             assert outcome.step == steps
     assert [record["step"] for record in case.records("evaluation")] == [3, 4, 6]

@@ -43,12 +43,12 @@ class Waits(TorchDispatchMode):
     def __init__(self, value=1.0):
         super().__init__()
         self.value = value
-        self.places = list[str]()
+        self.places = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        on_device = any(one.device.type != "cpu" for one in tensors)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        on_device = any(leaf.device.type != "cpu" for leaf in tensors)
         if func in _READ and on_device:
             self._note(func)
             kind = tensors[0].dtype
@@ -69,20 +69,22 @@ class Waits(TorchDispatchMode):
                 return args[0].new_zeros(kwargs.get("minlength", 0) or 1)
         if func in _INDEX and on_device:
             return func(args[0], self._without_masks(func, args), *args[2:], **kwargs)
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         devices = {
-            one.device.type for one in tree_leaves((args, kwargs, found)) if isinstance(one, Tensor)
+            leaf.device.type
+            for leaf in tree_leaves((args, kwargs, result))
+            if isinstance(leaf, Tensor)
         }
         if func in (aten._to_copy.default, aten.copy_.default) and len(devices) > 1:
             blocking = not (
                 kwargs.get("non_blocking") or (func is aten.copy_.default and args[2:] == (True,))
             )
-            if blocking or found.device.type == "cpu":
+            if blocking or result.device.type == "cpu":
                 self._note(func)
-        return found
+        return result
 
     def _without_masks(self, func, args):
-        indices = list[Tensor | None]()
+        indices = []
         for index in args[1]:
             if index is not None and index.dtype in (torch.bool, torch.uint8):
                 fills = (
@@ -103,7 +105,7 @@ class Waits(TorchDispatchMode):
         return indices
 
     def _note(self, func):
-        frames = [one for one in traceback.extract_stack() if "/hrvqvae/" in one.filename]
+        frames = [leaf for leaf in traceback.extract_stack() if "/hrvqvae/" in leaf.filename]
         where = frames[-1] if frames else traceback.extract_stack()[0]
         self.places.append(f"{func} at {'/'.join(where.filename.split('/')[-2:])}:{where.lineno}")
 
