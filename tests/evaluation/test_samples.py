@@ -300,7 +300,9 @@ def test_the_entropy_model_is_measured_as_files_are_written():
     entropy_model = fit(bare, train.levels, 0.02, lambda _: None)
     bits = measure_file_bits(entropy_model, test, (16, 16))
     flat = np.concatenate([level.reshape(40, -1) for level in test.levels], 1).astype(np.int32)
-    written = hrv.read(entropy_model, hrv._encode_files(entropy_model, flat, (16, 16), 2))
+    layout = entropy_model.layout((16, 16))
+    files = hrv._encode_files(entropy_model, flat, (16, 16), layout, 2)
+    written = hrv.read(entropy_model, files)
     assert bits == tuple(
         8 * np.mean([image.lengths[level] - 1 for image in written]) for level in (1, 2)
     )
