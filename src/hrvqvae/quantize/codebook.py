@@ -52,7 +52,8 @@ class LevelCodebooks(nn.Module):
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
-        self.set_codewords(slice(None), self.count.new_zeros(()), self.count.new_ones(()))
+        zero = self.count.new_zeros(())
+        self.set_codewords(slice(None), zero, zero + 1)
 
     def children_of(self, parents: Tensor) -> Tensor:
         """Return the indices of the children of codewords (K,) of the coarser level: (K * m,)."""
@@ -139,11 +140,13 @@ class LevelCodebooks(nn.Module):
             centers, _ = kmeans(residual, self.size, rng)
             start = centers.repeat(self.num_books, 1)
             (nearest,) = search(residual, [centers[None]])
-            count = vq.counts(books * self.size + nearest, self.num_codewords).float()
+            index = books * self.size + nearest
+            count = vq.counts(index, self.num_codewords).float()
         else:
             count = residual.new_zeros(self.num_codewords)
-            noise = torch.randn(len(count), residual.shape[1], generator=rng, dtype=torch.float32)
-            start = noise.to(residual) * (residual.std(0, correction=0) * 0.1)
+            spread = residual.std(0, correction=0) * 0.1
+            noise = torch.randn(len(count), len(spread), generator=rng, dtype=torch.float32)
+            start = noise.to(residual) * spread
             for book, members in vq.members_of_books(books):
                 children = slice(book * self.size, (book + 1) * self.size)
                 start[children], count[children] = kmeans(residual[members], self.size, rng, even)
@@ -170,7 +173,8 @@ class LevelCodebooks(nn.Module):
         is_candidate = ~dead.view(-1)[index] & dead.any(1)[book_of_vector]
         candidates = is_candidate.nonzero().flatten()
         for book, positions in vq.members_of_books(book_of_vector[candidates]):
-            target = book * self.size + dead[book].nonzero().flatten()[: len(positions)]
+            target = book * self.size + dead[book].nonzero().flatten()
+            target = target[: len(positions)]
             order = torch.randperm(len(positions), generator=rng)[: len(target)]
             drawn = candidates[positions[order.to(positions.device)]]
             self.set_codewords(target, residual[drawn], book_count[book] / self.size)
@@ -206,7 +210,8 @@ def update_codebooks(
             count = len(moved)
             index = torch.searchsorted(moved, index)
         rows.append(moved)
-        sums.append(residual.new_zeros(count, residual.shape[1]).index_add_(0, index, residual))
+        zeros = residual.new_zeros(count, residual.shape[1])
+        sums.append(zeros.index_add_(0, index, residual))
     sums = distributed.all_reduce(sums, group)
     for statistics in zip(levels, counts, rows, sums, strict=True):
         LevelCodebooks.average(*statistics)

@@ -1,7 +1,5 @@
 """Fit codebooks to an array or to batches: a k-means start, then passes that refit all levels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -92,7 +90,8 @@ def _draw_sample(
     largest_batch = 1
     for batch in batches:
         # each vector has a random key, and the largest keys are kept
-        keys = torch.cat([keys, torch.rand(len(batch), generator=rng, dtype=torch.float64)])
+        new_keys = torch.rand(len(batch), generator=rng, dtype=torch.float64)
+        keys = torch.cat([keys, new_keys])
         sample = torch.cat([sample.reshape(-1, batch.shape[1]), batch.cpu()])
         keys, kept = keys.topk(min(size, len(keys)))
         sample = sample[kept]
@@ -114,9 +113,9 @@ def _sum_residuals(
     for batch in batches:
         indices, _, residuals = quantizer.descend(batch.to(counts[0].device))
         for level, index in enumerate(indices):
-            residual = residuals[level].double()
-            counts[level] += vq.counts(index, levels[level].num_codewords).view_as(counts[level])
-            totals[level].flatten(0, 1).index_add_(0, index, residual)
+            chosen = vq.counts(index, levels[level].num_codewords)
+            counts[level] += chosen.view_as(counts[level])
+            totals[level].flatten(0, 1).index_add_(0, index, residuals[level].double())
         advance(len(batch))
     return counts, totals
 
@@ -136,14 +135,15 @@ def _refit(
     # How far this pass has moved the sum of the codewords down to each codeword of the coarser
     # level, (K, D). It begins anew in each group of linked levels; moves of earlier groups are
     # neglected.
-    shift = totals[0].new_zeros(0)
+    shift = totals[0]  # of no use to the first level
     for level, count, total in zip(levels, counts, totals, strict=True):
         is_linked = level.num_books > 1
-        parent_shift = shift.unsqueeze(1) if is_linked else total.new_zeros(1, 1, total.shape[-1])
+        parent_shift = shift.unsqueeze(1) if is_linked else total.new_zeros(())
 
         # the residuals were taken before the coarser codewords moved
         total = total - count.unsqueeze(-1) * parent_shift
-        mean_of_code = total.sum(0) / count.sum(0).clamp(min=1).unsqueeze(-1)
+        num_vectors = count.sum(0).clamp(min=1)
+        mean_of_code = total.sum(0) / num_vectors.unsqueeze(-1)
         codewords = mean_of_code.unsqueeze(0)
         if is_linked:
             denominator = (count + _PSEUDO_VECTORS).unsqueeze(-1)

@@ -6,12 +6,9 @@ also stay without a leaf, at the cost of its farthest candidate; it takes part i
 with four times as many candidates.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +31,8 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     leaves = torch.empty(0, dtype=torch.long)
     for batch in batches():
         codes = torch.stack(quantizer.encode(batch.to(device)), -1)
-        leaves = torch.cat([leaves, number_of(codes, sizes).cpu()])
+        leaf = number_of(codes, sizes)
+        leaves = torch.cat([leaves, leaf.cpu()])
     if len(leaves) > num_leaves:
         raise InputError(
             f"{len(leaves)} vectors can't have unique indices: there are {num_leaves} leaves"
@@ -48,8 +46,10 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     vectors = torch.empty(0, quantizer.config.dim, dtype=torch.float32)
     start = 0
     for batch in batches():
-        vectors = torch.cat([vectors, batch.cpu()[shared[start : start + len(batch)]]])
-        start += len(batch)
+        stop = start + len(batch)
+        is_shared = shared[start:stop]
+        vectors = torch.cat([vectors, batch.cpu()[is_shared]])
+        start = stop
     row = torch.zeros_like(leaves)  # of an item's vector
     vectors, row[shared] = torch.unique(vectors, dim=0, return_inverse=True)
 
@@ -60,7 +60,9 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
         now, later = unplaced.tensor_split([max(1, _MAX_EDGES // count)])
         rows, inverse = torch.unique(row[now], return_inverse=True)
         candidates, costs = _nearest_leaves(quantizer, vectors[rows].to(device), count)
-        farthest = costs.amax(1) if count < num_leaves else costs.new_full((len(costs),), torch.inf)
+        farthest = costs.amax(1)
+        if count == num_leaves:  # the last round: each item must have a leaf
+            farthest.fill_(torch.inf)
         costs = costs.masked_fill(torch.isin(candidates, taken), torch.inf)
         leaf = _match(candidates[inverse], costs[inverse], farthest[inverse])
 
@@ -93,7 +95,8 @@ def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
     leaves, leaf_at = torch.unique(candidates, return_inverse=True)
 
     # columns of the matrix: all leaves, then for each item the choice of no leaf
-    all_columns = torch.cat([leaf_at, len(leaves) + torch.arange(count).unsqueeze(1)], 1)
+    no_leaf = len(leaves) + torch.arange(count)
+    all_columns = torch.cat([leaf_at, no_leaf.unsqueeze(1)], 1)
     all_costs = torch.cat([costs, farthest.unsqueeze(1)], 1)
     item, place = all_costs.isfinite().nonzero(as_tuple=True)
     columns = all_columns[item, place]
@@ -102,8 +105,9 @@ def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
     weights += weights.max() + 1e-30
     shape = (count, len(leaves) + count)
     matrix = csr_matrix((weights.numpy(), (item.numpy(), columns.numpy())), shape=shape)
-    chosen = torch.from_numpy(min_weight_full_bipartite_matching(matrix)[1].astype(np.int64))
-    return torch.cat([leaves, torch.full((count,), -1)])[chosen]
+    _, chosen = min_weight_full_bipartite_matching(matrix)
+    leaf_of_column = torch.cat([leaves, torch.full((count,), -1)])
+    return leaf_of_column[torch.as_tensor(chosen, dtype=torch.long)]
 
 
 def number_of(codes: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -131,10 +135,13 @@ def _nearest_leaves(
     codebooks = [level.codewords.detach() for level in quantizer.levels]
     leaves = []
     distances = []
-    for chunk in torch.split(vectors, max(1, _CHUNK_VALUES // (count * config.dim))):
+    chunk_size = max(1, _CHUNK_VALUES // (count * config.dim))
+    for chunk in torch.split(vectors, chunk_size):
         indices = search_tensors(chunk, codebooks, count, config.coarse_weight, count)
         codes = [index % size for index, size in zip(indices, config.sizes, strict=True)]
-        leaves.append(number_of(torch.stack(codes, -1), config.sizes).cpu())
-        quantized = quantizer.lookup(tuple(codes), check=False)
-        distances.append((chunk.unsqueeze(1) - quantized).detach().square().sum(-1).cpu())
+        leaf = number_of(torch.stack(codes, -1), config.sizes)
+        leaves.append(leaf.cpu())
+        quantized = quantizer.lookup(tuple(codes), check=False).detach()
+        error = chunk.unsqueeze(1) - quantized
+        distances.append(error.square().sum(-1).cpu())
     return torch.cat(leaves), torch.cat(distances).double()

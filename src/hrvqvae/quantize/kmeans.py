@@ -1,9 +1,8 @@
 """k-means for the start of codebooks."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.search import search
@@ -32,7 +31,8 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
         # Far from the origin the products below would lose the differences. A factor in place of
         # `if`, which would wait for a GPU.
         mean = vectors.mean(0)
-        is_far = mean.square().sum() > _FAR * (vectors - mean).square().mean(0).sum()
+        variance = (vectors - mean).square().mean(0).sum()
+        is_far = mean.square().sum() > _FAR * variance
         points = vectors - mean * is_far
     squares = points.square().sum(-1)
     new = torch.randint(len(vectors), (1,), generator=rng).to(vectors.device)
@@ -44,7 +44,8 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
             to_new = (points - points[new]).square().sum(-1)
         else:
             seeds = points[new]
-            products = torch.addmm(seeds.square().sum(-1), points, seeds.T, alpha=-2)
+            norms = seeds.square().sum(-1)
+            products = torch.addmm(norms, points, seeds.T, alpha=-2)
             to_new = (products.amin(1) + squares).clamp(min=0)
         distance = torch.minimum(distance, to_new)
 
@@ -52,12 +53,14 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
         mass = distance.double().cumsum(0)
         missing = num_clusters - len(chosen)
         if missing == 0 or mass[-1] <= 0:
-            return vectors[torch.cat([chosen, chosen[:1].expand(missing)])]
+            fill = chosen[:1].expand(missing)
+            return vectors[torch.cat([chosen, fill])]
 
         # seeds of one round do not know of each other: at most half as many as there are
         count = max(1, min(batch, len(chosen) // 2, missing))
-        draws = torch.rand(count, generator=rng, dtype=torch.float64).to(mass.device) * mass[-1]
-        new = torch.unique(torch.searchsorted(mass, draws).clamp(max=len(vectors) - 1))
+        shares = torch.rand(count, generator=rng, dtype=torch.float64)
+        drawn = torch.searchsorted(mass, shares.to(mass.device) * mass[-1])
+        new = torch.unique(drawn.clamp(max=len(vectors) - 1))
         chosen = torch.cat([chosen, new])
 
 
@@ -78,9 +81,8 @@ def kmeans(
     if even:
         # The search adds prices if they are squared differences in one more dimension: 0 in
         # vectors, the root of the price in centers.
-        vectors, centers = (
-            torch.nn.functional.pad(points, (0, 1)) for points in (vectors, centers)
-        )
+        vectors = pad(vectors, (0, 1))
+        centers = pad(centers, (0, 1))
     prices = centers.new_zeros(num_clusters)
     iterations = _ITERATIONS_OF_MANY if num_clusters > _MANY else _ITERATIONS
     for iteration in range(iterations + 1):
@@ -90,9 +92,10 @@ def kmeans(
             sums = torch.zeros_like(centers).index_add_(0, nearest, vectors)
             means = vq.means_or_kept(sizes, sums, centers)  # an empty cluster keeps its center
             if even:
-                error = (vectors - centers[nearest])[:, :-1].square().sum(-1).mean()
+                error = (vectors - centers[nearest])[:, :-1]
+                mean_error = error.square().sum(-1).mean()
                 excess = (sizes / sizes.mean() - 1).clamp(max=_MOST_EXCESS)
-                prices = prices + _PRICE_STEP * error * excess
+                prices = prices + _PRICE_STEP * mean_error * excess
                 means[:, -1] = (prices - prices.min()).sqrt()
             centers = means
     return centers[:, :-1] if even else centers, sizes

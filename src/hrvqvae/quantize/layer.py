@@ -355,7 +355,8 @@ class TreeVQ(nn.Module):
         device = self.quantizer.levels[0].count.device
         indices = [torch.empty(0, self.quantizer.config.levels, dtype=torch.long, device="cpu")]
         for chunk in batches_of(vectors, batch, self.quantizer.config.dim):
-            indices.append(torch.stack(self.quantizer.encode(chunk.to(device)), -1).cpu())
+            codes = self.quantizer.encode(chunk.to(device))
+            indices.append(torch.stack(codes, -1).cpu())
         return torch.cat(indices)
 
     def unique_indices(self, vectors: Vectors) -> Tensor:
@@ -391,8 +392,9 @@ class TreeVQ(nn.Module):
         below = prefixes < prefixes.new_tensor(sizes[:length])
         is_prefix = ((prefixes >= 0) & below).all(-1, keepdim=True)
 
-        parents = number_of(prefixes, sizes[:length]) * sizes[length]
-        children = parents.unsqueeze(-1) + torch.arange(sizes[length], device=prefixes.device)
+        size = sizes[length]
+        first_child = number_of(prefixes, sizes[:length]) * size
+        children = first_child.unsqueeze(-1) + torch.arange(size, device=prefixes.device)
         existing = number_of(indices[..., : length + 1], sizes[: length + 1]).flatten()
         existing = existing.to(children.device)
         if (existing[1:] < existing[:-1]).any():

@@ -13,8 +13,6 @@ group has one codebook. The same in numpy, vector by vector, as the paper writes
 tests/quantize/oracle.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -144,8 +142,10 @@ class ResidualQuantizer(Quantizer):
                 error = residuals[level + 1]
                 terms[level][f"commitment_{level + 1}"] = beta * error.square().sum()
         if is_gradient:
-            terms[-1]["codebook"] = (z.detach() - z_q).square().sum()
-        terms[-1]["commitment"] = self.config.beta * (z - z_q.detach()).square().sum()
+            error = z.detach() - z_q
+            terms[-1]["codebook"] = error.square().sum()
+        error = z - z_q.detach()
+        terms[-1]["commitment"] = self.config.beta * error.square().sum()
 
         losses: dict[str, Tensor] = {}
         sums = []
@@ -195,8 +195,9 @@ class ResidualQuantizer(Quantizer):
         if not self.config.init_vectors:
             count = max(1024, 4 * max(self.config.num_codewords))
             weight = 1.0  # of a latent; noise has none
-            noise = torch.randn(count, start.shape[-1], generator=rng, dtype=torch.float32)
-            start = noise.to(start.device) * start.std(0, correction=0) + start.mean(0)
+            spread = start.std(0, correction=0)
+            noise = torch.randn(count, len(spread), generator=rng, dtype=torch.float32)
+            start = noise.to(start.device) * spread + start.mean(0)
         for levels in self._searches:
             residual = start
             parent = torch.zeros_like(start[:, 0], dtype=torch.long)
@@ -249,7 +250,8 @@ class ResidualQuantizer(Quantizer):
             source = finer.children_of(source)
             target = finer.children_of(target)
             weight = weight.repeat_interleave(finer.size)
-            finer.set_codewords(target, finer.lookup(source), finer.count.view(-1)[source] * weight)
+            count = finer.count.view(-1)[source] * weight
+            finer.set_codewords(target, finer.lookup(source), count)
 
     @torch.no_grad()
     def align(self) -> None:

@@ -95,8 +95,9 @@ class CodebookSchedule(nn.Module):
             if count or not len(collected):
                 return None
         rng = torch.Generator().manual_seed(0)
-        order = torch.randperm(len(collected), generator=rng, device="cpu")[: self.start_vectors]
-        return collected[order.to(collected.device)], len(batch) / len(order)
+        order = torch.randperm(len(collected), generator=rng, device="cpu")
+        chosen = order[: self.start_vectors].to(collected.device)
+        return collected[chosen], len(batch) / len(chosen)
 
     def finish_start(self) -> None:
         """Drop the waiting vectors and count the first step."""
@@ -143,7 +144,8 @@ class CodebookSchedule(nn.Module):
                     moment[moved.to(moment.device)] = 0
         if averaged is not None and self._moved:
             copies = _codebooks_of(averaged)
-            if [book.count.shape for book in self._moved] != [copy.count.shape for copy in copies]:
+            shapes = [book.count.shape for book in self._moved]
+            if shapes != [copy.count.shape for copy in copies]:
                 raise InputError(
                     f"the average has {len(copies)} levels of codebooks, this layer"
                     f" {len(self._moved)}, or of other shapes: give the copy of this layer in the"

@@ -16,8 +16,6 @@ Shapes: N vectors of width D, L levels; the codebooks of a level are (num_books,
 of the coarser level has the codebook i modulo num_books: its own, or the only one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

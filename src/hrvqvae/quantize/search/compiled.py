@@ -74,7 +74,12 @@ def _place_of(key: Any) -> Any:
 
 @compiled()
 def _search_greedy(
-    latents: Floats, tree: Any, padded_dim: int, indices: Integers, first: int, last: int
+    latents: Floats,
+    tree: Any,
+    padded_dim: int,
+    indices: Integers,
+    first: int,
+    last: int,
 ) -> float:
     """Take the nearest child at each level; return the sum of the final squared residuals."""
     residual = np.zeros((_TOGETHER, padded_dim), np.float32)
@@ -149,7 +154,7 @@ def _search_beam(
     for i in range(first, last):
         before = 0  # first row of a half
         count = 1
-        cost[0] = np.float32(0)
+        cost[0] = 0
         for d in range(latents.shape[1]):
             residual[0, d] = latents[i, d]
         for level in range(num_levels):
@@ -206,7 +211,11 @@ def _search_beam(
 
 @compiled()
 def _search_flat(
-    latents: Floats, codebook: Floats, nearest: Integers, first: int, last: int
+    latents: Floats,
+    codebook: Floats,
+    nearest: Integers,
+    first: int,
+    last: int,
 ) -> float:
     """Write the nearest codewords (N,) of one level; return the sum of the squared residuals.
 

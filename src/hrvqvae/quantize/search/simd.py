@@ -62,7 +62,7 @@ def _broadcast(builder, kind, value):
     """Return a register with the same value in every lane."""
     undefined = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(undefined, value, _INT(0))
-    zeros = ir.Constant(ir.VectorType(_INT, kind.count), [0] * kind.count)
+    zeros = ir.Constant(ir.VectorType(_INT, kind.count), None)
     return builder.shuffle_vector(first, undefined, zeros)
 
 

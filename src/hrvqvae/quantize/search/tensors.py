@@ -4,8 +4,6 @@ traced or compiled graphs.
 `compiled.py` gives the same indices up to rounding. It raises an error for NaN, this form does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -44,7 +42,11 @@ def search_tensors(
 
 
 def _beam(
-    latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float, leaves: int
+    latents: Tensor,
+    codebooks: Sequence[Tensor],
+    width: int,
+    coarse_weight: float,
+    leaves: int,
 ) -> Tensor:
     """Return the indices (L, n), or (L, n, leaves), of latents (n, D)."""
     residual = latents.unsqueeze(1)  # (n, w, D), w branches so far
@@ -71,7 +73,8 @@ def _beam(
             coarse_cost = (coarse_weight * distance + coarser_cost).flatten(1)
             coarser_cost = coarse_cost.gather(1, kept).unsqueeze(-1)
             codeword = codebook.flatten(0, 1)[index]
-            residual = residual.gather(1, parent.unsqueeze(-1).expand_as(codeword)) - codeword
+            parents = parent.unsqueeze(-1).expand_as(codeword)
+            residual = residual.gather(1, parents) - codeword
     return torch.stack(indices).squeeze(-1)  # without the dimension of a single leaf
 
 
@@ -97,7 +100,8 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or num_books > dim:  # a copy of the codebook per branch
         products = (codebook[book] @ residual.unsqueeze(-1)).squeeze(-1)
     else:  # less to compute: the products with all codebooks
-        products = (residual @ codebook.flatten(0, 1).T).view(*book.shape, *squares.shape)
+        products = residual @ codebook.flatten(0, 1).T
+        products = products.view(*book.shape, *squares.shape)
         products = products.take_along_dim(book[..., None, None], 2).squeeze(2)
     return residual.square().sum(-1, keepdim=True) + squares[book] - 2 * products
 
