@@ -103,8 +103,8 @@ class Model:
                 f" {', '.join(_HUB_OPTIONS)}"
             )
         path = run_folder(name)
-        is_here = path.exists() or not is_hub_name(name)
-        return cls(path if is_here else hub.fetch(str(name), **options), device, beam)
+        is_on_hub = is_hub_name(name) and not path.exists()
+        return cls(hub.fetch(str(name), **options) if is_on_hub else path, device, beam)
 
     @name_arguments
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
@@ -135,6 +135,7 @@ class Model:
     def load_priors(self, num_levels: int) -> Priors:
         """Return the priors of the first levels at least. Raises InputError as `priors`."""
         priors = self._priors
+        # the priors in memory may end before the last of these levels
         if priors is None or priors.networks[-1].levels[-1].index + 1 < num_levels:
             priors = self._priors = self.run.load_priors(num_levels)
             if self.device.type != "mps":  # mps has no float64, which draws the codes
@@ -200,9 +201,9 @@ class Model:
             lmbda: Minimize squared error + lmbda * bits per image, with the error summed over pixel
                 values in [0, 1]; needs effort 2. Without an entropy model all codes of a level cost
                 the same bits.
-            effort: 0 takes the codewords nearest to the latents. 1 and 2 look at the decoded image
-                too, for less error at the same number of codes: 1 takes some 2 times, 2 some 8
-                times as long as 0 (default: 2 with a lambda, else 0).
+            effort: Effort 0 takes the codewords nearest to the latents. Efforts 1 and 2 look at the
+                decoded image too, for less error at the same number of codes; they take about
+                twice and eight times as long (default: 2 with a lambda, else 0).
             stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single
                 latent grid.
 
@@ -288,8 +289,8 @@ class Model:
             effort: As for `encode`; max_bytes has an effort of its own.
 
         Raises:
-            InputError: As for `encode`; levels are out of range; max_bytes is too small; lmbda or
-                effort and max_bytes are given; the run was trained further after the model was
+            InputError: As for `encode`; levels are out of range; max_bytes is too small, or given
+                together with lmbda or effort; the run was trained further after the model was
                 loaded.
         """
         if max_bytes is not None and (lmbda is not None or effort is not None):
@@ -348,7 +349,8 @@ class Model:
         the run has kept, otherwise this model.
         """
         if fingerprint not in self._makers:
-            self._makers[fingerprint] = self  # if no state wrote it, reading the file says so
+            # The default is this model, which refuses a fingerprint that is not its own.
+            self._makers[fingerprint] = self
             with suppress(InputError):  # a state that can't be read
                 run = _find_writer((self.run, *self.run.earlier_states()), fingerprint)
                 if run is not None and run is not self.run:
@@ -376,10 +378,11 @@ class Model:
             class_name: Name or index of a class (default: classes as often as in training).
             seed: Sample i depends on the seed and on i, not on count.
             guidance: How much samples follow their class; 1 leaves the prior's predictions as they
-                are. A number, or those of the first and of the last position.
-            levels: Number of levels to draw, coarse first. sampling.json in the model's folder has
-                defaults of guidance and levels for calls that give neither. If one is given, the
-                other defaults to guidance 1 or all levels.
+                are. A number, or a pair of numbers for the first and the last position.
+            levels: Number of levels to draw, coarse first. For calls without guidance and levels,
+                both come from sampling.json in the model's folder. With levels alone, guidance is
+                1. With guidance alone, all levels are drawn, or those of sampling.json if a level
+                has no prior.
             decoder: As in `SamplingParams`.
 
         Raises:
@@ -415,8 +418,8 @@ class Model:
     ) -> Iterator[Sampled]:
         """Yield the samples of these indices in batches, so that any number fits into memory.
 
-        `kept` codes replace drawn ones; with them, the indices are 0, 1, 2, ..., as they are also
-        the places of the kept images.
+        `kept` codes are not drawn. With them, `indices` must be 0, 1, 2, ..., because sample i
+        keeps the codes of image i.
         """
         params = params or SamplingParams(**self.run.sampling_options())
         num_levels = self.autoencoder.check_levels(params.levels)
@@ -459,7 +462,7 @@ class Model:
     def _decode_samples(
         self, codes: Codes, num_levels: int, params: SamplingParams, kept: KeptCodes | None
     ) -> Tensor:
-        """Return the images of codes; kept codes are decoded with all their levels."""
+        """Return the images of samples. A kept part is decoded with all levels and pasted in."""
 
         def decode(decoder: Autoencoder, codes: Codes) -> Tensor:
             on_device = tuple(level.to(self.device) for level in codes)
@@ -467,9 +470,9 @@ class Model:
 
         images = decode(self.load_generator(num_levels, params.decoder), codes)
         if kept is not None and num_levels < len(kept.codes):
-            whole = decode(self.autoencoder, kept.codes)
+            reconstructions = decode(self.autoencoder, kept.codes)
             geometry = self.config.model.geometry
-            images = generative.paste_kept_part(images, whole, kept, geometry)
+            images = generative.paste_kept_part(images, reconstructions, kept, geometry)
         return images
 
     @torch_defaults()
@@ -481,15 +484,17 @@ class Model:
         keep = torch.from_numpy(keep).bool() if isinstance(keep, np.ndarray) else keep
         for noun, pixels in {"image": image, "mask": keep}.items():
             if isinstance(pixels, Tensor) and pixels.shape[-2:] != size:
-                sides, expected = ("x".join(map(str, grid)) for grid in (pixels.shape[-2:], size))
+                sides = "x".join(map(str, pixels.shape[-2:]))
+                expected = "x".join(map(str, size))
                 raise InputError(f"the {noun} has {sides} pixels; this model completes {expected}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))
         grids = [(code.shape[1], code.shape[2]) for code in codes]
         if isinstance(keep, Tensor):  # pad the mask as `encode` pads the image
             if keep.numel() != math.prod(size):
                 raise InputError(f"the mask has shape {tuple(keep.shape)}; expected {size}")
+            # The padded image has a square of `geometry.unit` pixels per code of the coarsest grid.
             geometry = self.config.model.geometry
-            height, width = (geometry.unit * side for side in min(grids))  # of the padded image
+            height, width = (geometry.unit * side for side in min(grids))
             mask = keep.reshape(1, 1, *size).float()
             # `pad_to_grid` scales the mask to -1 and 1
             keep = pad_to_grid(mask, geometry.margin // 2, height, width)[0, 0] > 0
@@ -537,7 +542,7 @@ class Model:
 
         # by name: evaluation/ imports this module
         evaluate_run = name_arguments(resolve_name("hrvqvae.evaluation.report:evaluate_run"))
-        # registered as "the data set", so that the data of the run stay registered, too
+        # "the data set" is a key of its own: the data that the run was trained on stay registered.
         fields = stages.collect_fields("training", {}, "the data set", data)
         root = fields.get("data.root")
         return evaluate_run(self.run.name, root=root, device=str(self.device), **options)
@@ -632,6 +637,7 @@ def find_models(files: Sequence[tuple[str, bytes]], name: str | None) -> list[Mo
     if name is not None:
         model = Model(name)
         return [model.find_maker(fingerprint) for _, fingerprint in files]
+    # Files of one model share their fingerprint: look for its run once, and load it once.
     load_once = cache(Model)
     find_run = cache(partial(_find_writer, [*map(Run, list_models())]))
     models = []

@@ -54,7 +54,7 @@ from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.outputs import replace_file, write_atomic
 from hrvqvae.utils.progress import Say, note, note_once
 
-# Decoders of prefixes of the levels, by their folders in a run, and what a model does without one.
+# The folder of each decoder of prefixes in a run, and what a model does without this decoder.
 DECODERS = {
     PROGRESSIVE: "prefixes are decoded by the decoder of all levels",
     GENERATION: "samples are decoded like reconstructions",
@@ -156,8 +156,10 @@ class Run:
                 linked codebooks, or there is no such device.
             DamagedFileError: Weights are damaged, or do not fit their configuration.
         """
+        # Fill the cached properties `config`, `digest` and `weights_digest` here, so that all come
+        # from one reading of the file.
         weights, meta, digest = self._content
-        config = self.config = config_of(meta, self.path)  # from the same read as the weights
+        config = self.config = config_of(meta, self.path)
         _check_agreement("model", config, self.path)
         if beam is not None:
             quantizer = getattr(config.model, "quantizer", None)
@@ -193,9 +195,9 @@ class Run:
             levels: Number of levels of the samples (default: those that the decoder was trained
                 for).
             decoder: "progressive" or "generation" (default: the one that sampling.json names, else
-                the decoder of samples, if there is one). A decoder of samples that is missing or
-                stale is replaced by the progressive decoder, with a notice; one of other levels is
-                too, unless it is given.
+                the decoder of samples, if there is one). The progressive decoder replaces a
+                decoder of samples that is missing or stale, with a notice. It also replaces a
+                decoder of samples for other levels, unless `decoder` names that decoder.
 
         Raises:
             InputError: The decoder of samples is given, and was trained for other levels.
@@ -209,6 +211,7 @@ class Run:
         generator = copy.copy(autoencoder)
         used = self._use_decoder(generator, config, GENERATION)
         trained = used.generation.levels
+        # `config` comes back unchanged if the decoder of samples is missing or stale
         if used is config or levels is None or trained in (0, levels):
             return generator
         if decoder is None:
@@ -226,7 +229,7 @@ class Run:
         decoder = self.decoders[name]
         is_there = self.path == self.folder.model and decoder.file.is_file()
         if not is_there or decoder.is_stale():
-            if is_there or name != PROGRESSIVE:
+            if is_there or name != PROGRESSIVE:  # a run need not have a progressive decoder
                 reason = f"was {renewal_advice(self.name)}" if is_there else "is missing"
                 note_once(f"{DECODERS[name]}: {decoder.path} {reason}")
             return config
@@ -276,7 +279,7 @@ class Run:
         finished.
         """
         stale = []
-        with suppress(OSError, InputError):
+        with suppress(OSError, InputError):  # `priors` raises if two share a level
             for artifact in (*self.networks, self.entropy_model):
                 with suppress(OSError, InputError):
                     if artifact.is_stale():
@@ -345,9 +348,9 @@ class Run:
     ) -> dict[str, Any]:
         """Return the options `guidance` and `levels` of samples.
 
-        If neither is given, both come from sampling.json. Otherwise guidance defaults to 1, and
-        levels to None, which stands for all levels; if a level has no prior, the levels come from
-        sampling.json all the same. Raises DamagedFileError as `read_sampling`.
+        If neither is given, both come from sampling.json. If only levels are given, guidance is 1.
+        If only guidance is given, levels are None, which stands for all levels; but they come from
+        sampling.json if a level has no prior. Raises DamagedFileError as `read_sampling`.
         """
         defaults = self.folder.read_sampling()
         if guidance is None and levels is None:
@@ -361,6 +364,7 @@ class Run:
         """Return whether this run wrote files of codes with this fingerprint."""
         with suppress(InputError):
             entropy_model = self.entropy_model.load()
+            # Files written before the entropy model was fitted have the fingerprint of `bare`.
             return fingerprint in (entropy_model.fingerprint, entropy_model.bare.fingerprint)
         return False
 
@@ -392,6 +396,7 @@ def copy_state(run: Run, target: RunFolder) -> None:
     try:
         for path, source in files.items():
             is_new = not path.is_file()
+            # The progressive decoder may have been trained again for the same weights.
             if is_new or (path == decoder and path.read_bytes() != source.read_bytes()):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replace_file(path) as copy:
@@ -533,12 +538,15 @@ class EntropyModelArtifact(Artifact):
 
             # The codes of each copy of the images; a run folder keeps them.
             maps = []
-            for copied in list_copies(config.data.flip, shifts):
-                augment = copied.augment
+            for image_copy in list_copies(config.data.flip, shifts):
+                augment = image_copy.augment
                 if self.run.folder.config.is_file():
-                    path = self.run.folder.codes.with_name(copied.folder)
-                    source = (path, model, self.run.digest, config, "train")
-                    maps.append(load_or_extract(*source, device, say, augment))
+                    path = self.run.folder.codes.with_name(image_copy.folder)
+                    maps.append(
+                        load_or_extract(
+                            path, model, self.run.digest, config, "train", device, say, augment
+                        )
+                    )
                 else:
                     maps.append(extract_codes(model, config, "train", device, augment=augment))
             by_level = zip(*(copy_maps.levels for copy_maps in maps), strict=True)
@@ -548,16 +556,19 @@ class EntropyModelArtifact(Artifact):
             digest = self.run.weights_digest
             bare = EntropyModel(config.name, digest, settings.geometry, settings.num_symbols)
             content = fit(bare, levels, effort, say, len(maps), small).content
-            if Run(self.run.name).weights_digest != bare.model:
+            if Run(self.run.name).weights_digest != digest:
                 raise InputError(
                     f"{self.run.path} was replaced while its entropy model was fitted; fit it again"
                 )
+            # Meanwhile an entropy model of these weights may have been copied into the run.
             if not self._restore_fitted(say):
                 self._replace(content)
         return self.path
 
     def _replace(self, content: bytes) -> None:
-        """Write the entropy model; one of other weights moves to `states`, where they find it."""
+        """Write the entropy model. An entropy model of other weights that is in its place moves to
+        the folder of those weights in `states`.
+        """
         with explain_write_errors(self.path):
             if self.path.is_file():
                 state = RunFolder(self.run.folder.states / self._read().model)

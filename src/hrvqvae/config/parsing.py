@@ -1,9 +1,9 @@
 """Build the configuration of a run.
 
 A new run: the preset or the file, then the options. A resumed run: its stored configuration, then
-the options that do not change its result; a file must agree with it. The values of a file replace
-the defaults of its system and network of priors. An error names the field, its value and valid
-values.
+the options that do not change its result; a file must agree with it. Fields that a file leaves out
+have the defaults of its `model.system` and `prior.network.kind`. An error names the field, its
+value and valid values.
 """
 
 import json
@@ -72,8 +72,9 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
     """Return `base` with new values, plain or as text, by dotted name. Raises InputError as
     `Section.replace`.
 
-    A new `prior.network.kind` replaces the whole section by the defaults of that network. A limit
-    above 0 in a budget removes the other limits of the budget that are not given.
+    A new `prior.network.kind` replaces the whole section by the defaults of that network. If
+    `values` set a limit of a budget above 0, limits of this budget that are not in `values` become
+    0, which is no limit.
     """
     system = base.model.system
     kind = str(values.get("prior.network.kind", base.prior.network.kind))
@@ -129,7 +130,8 @@ def autoencoder_config(
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
     must_agree = dict[str, Any]()
     if Path(name).is_file():
-        # What the file says. A default says nothing: an option may have replaced it at the start.
+        # Compare the values of the file that are not defaults. Where the file has a default, an
+        # option may have replaced it when the run began.
         default = flatten(default_config(stored.model.system, stored.prior.network.kind))
         must_agree = {
             field: value
@@ -181,7 +183,8 @@ def mark_own_images(config: Config) -> Config:
     if dataset.takes_any_folder:
         return config
     is_from_python = root.startswith("python:")  # `data.sources.datasets.PREFIX`
-    may_be_the_set = dataset.read or name in root.lower()  # `read` refuses other files
+    # The function that `read` names refuses the files of other sets, so any folder may be the set.
+    may_be_the_set = dataset.read or name in root.lower()
     if may_be_the_set and not is_from_python:
         return config
     return config.replace(**{"data.dataset": OWN_IMAGES})
@@ -195,12 +198,12 @@ def _resumed(
     Raises InputError if options change the run's result, or `must_agree` differs from it.
     """
     may_change = _READING | {f"{section}.{name}" for name in (*RESULT_FREE, *BUDGET)}
-    if section != "prior.training":  # whose evaluation images choose the best state
+    if section != "prior.training":  # the evaluation images decide a prior's best state
         may_change.add(f"{section}.evaluation_images")
     config = override(stored, options)
     before = flatten(stored)
-    agreed = {name: value for name, value in must_agree.items() if name not in options}
-    for name, value in (flatten(config) | agreed).items():
+    required = {name: value for name, value in must_agree.items() if name not in options}
+    for name, value in (flatten(config) | required).items():
         if value != before.get(name) and name not in may_change:
             raise InputError(
                 f"--resume continues the same run: --{name} is {before.get(name)} there, {value}"

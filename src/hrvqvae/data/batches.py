@@ -56,7 +56,8 @@ class ImageSet:
         labels: (N,), zeros where there are no classes.
         classes: the names of the classes, if any.
         source: where the images are stored; None for a published data set.
-        rows: rows in the source, also of broken images that `labels` and `pixels` lack.
+        rows: rows of the images in the source. They include images that were broken and skipped
+            while the set was loaded into memory; `labels` and `pixels` do not.
         pixels: (N, C, Y, X) uint8; None if the images are not in memory.
     """
 
@@ -71,8 +72,9 @@ class ImageSet:
         return len(self.labels)
 
     def digest(self) -> str:
-        """Return a digest of classes, labels and images: of the pixels of a published set, else
-        `Source.digest`. It has the labels of broken images, too.
+        """Return a digest of the classes, the labels and the images, including broken images.
+
+        The images of a published set are represented by their pixels, others by `Source.digest`.
         """
         state = hashlib.blake2b(
             repr(self.classes).encode("utf-8", "surrogateescape"), digest_size=16
@@ -103,6 +105,7 @@ class ImageSet:
             state = hashlib.blake2b(digest_size=8)
             state.update(f"{self.source.name(row)}\0{label}\0".encode("utf-8", "surrogateescape"))
             with suppress(OSError):  # as in `Source.digest`
+                # Leave out the last bytes of files, which take long to read.
                 state.update(self.source.content(row, ending=False))
             numbers.append(int.from_bytes(state.digest(), "big"))
         return np.array(numbers, np.uint64)
@@ -114,16 +117,16 @@ class ImageSet:
         assert self.source is not None
         config = self.config
         rng = make_rng("augmentation", *augmentation) if augmentation else None
-        place = (0.5, 0.5)
+        crop_position = (0.5, 0.5)
         if rng and config.crop == "random":
-            place = (rng.random(), rng.random())
+            crop_position = (rng.random(), rng.random())
         row = int(self.rows[index])
         pixels, lost = decode_image(
             partial(self.source.open, row),
             config.channels,
             config.max_pixels,
             config.image_size,
-            place,
+            crop_position,
             self.source.where(row),
         )
         if rng and config.flip and rng.random() < 0.5:
@@ -136,9 +139,9 @@ class ImageSet:
         indices = [index for index, _ in samples]
         pixels = self.pixels[indices]
         if self.config.flip:
-            for place, (_, augmentation) in enumerate(samples):
+            for position, (_, augmentation) in enumerate(samples):
                 if augmentation and make_rng("augmentation", *augmentation).random() < 0.5:
-                    pixels[place] = pixels[place, ..., ::-1].copy()
+                    pixels[position] = pixels[position, ..., ::-1].copy()
         return Batch(torch.from_numpy(pixels), torch.from_numpy(self.labels[indices]))
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -173,7 +176,8 @@ def sample_stream(
     `batch_size` is that of all processes together; with `rank_slice` this process gets its slice.
     `order` returns the permutation of an epoch (default: uniformly random).
     """
-    order = order or (lambda *epoch: make_rng("order", *epoch).permutation(num_images))
+    # `key` is (seed, epoch)
+    order = order or (lambda *key: make_rng("order", *key).permutation(num_images))
     permuted_epoch = -1
     for step in itertools.count(first_step):
         samples: list[Sample] = []
@@ -287,7 +291,9 @@ class _BatchReader(Dataset[Batch]):
             for _ in range(1 if augmentation is None else len(self.images)):
                 try:
                     image, lost = self.images.decode(index, augmentation)
-                except BrokenImageError as error:  # a worker would raise it with a traceback
+                # Errors are returned: an error raised in a worker process would reach the user
+                # with a traceback.
+                except BrokenImageError as error:
                     broken.append(str(error))
                     index = (index + 1) % len(self.images)
                 except InputError as error:
@@ -329,8 +335,10 @@ def _return_unchanged(value: Any) -> Any:
 
 
 def _ignore_signals(_: int) -> None:
-    """Ignore SIGINT, and SIGTERM and SIGHUP once, which reach all processes: the main process
-    saves, and ends its workers by a second SIGTERM.
+    """Ignore SIGINT always, and the first SIGTERM and SIGHUP.
+
+    Such a signal reaches all processes. The main process needs the workers until it has saved; it
+    ends them by a second SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
@@ -348,7 +356,7 @@ def explain_worker_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # A worker that imports the script anew, and starts workers there, fails with this text.
+        # torch's text if a worker imports the script again, and the script starts workers again
         is_restarted_script = "bootstrapping phase" in str(error)
         if not is_restarted_script and "DataLoader worker" not in str(error):
             raise

@@ -47,7 +47,7 @@ _SOURCES: Mapping[str, Callable[[Sequence[Shard], bool], Source]] = {
     ".npz": arrays.ArraySource,
 }
 _PATTERN_CHARACTERS = re.compile(r"[*?{\[]")
-_DIVIDED = "has splits: measure --split train or --split test"
+_CHOOSE_SPLIT = "has splits: measure --split train or --split test"
 _BATCH = 64  # images per batch while decoding into memory
 
 
@@ -63,8 +63,9 @@ def find_data_root(root: str | None) -> Path:
 
 
 def find_published(dataset: Dataset, root: Path) -> Path:
-    """Return the folder of a published set: `root/NAME` if it is there, else `root` itself, but not
-    if `root` is named like another published set.
+    """Return the folder of a published set, which is `root/NAME` or `root` itself.
+
+    `root` itself is the folder if it has no folder NAME, and not the name of another published set.
     """
     below = root / dataset.name
     is_other = root.name != dataset.name and root.name in DATASETS
@@ -123,8 +124,9 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
             size, a split would be empty, or is "all" of images that have splits by their names.
     """
     if config.validation and split != "all":
-        # image i is for validation if the count rises there
         images = open_images(dataclasses.replace(config, validation=0.0), "train")
+
+        # Spread the validation images evenly: counts[i] is their number before image i.
         counts = np.floor(np.arange(len(images) + 1) * config.validation)
         selected = (counts[1:] > counts[:-1]) == (split == "test")
         if not selected.any():
@@ -137,6 +139,7 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
             images.pixels = images.pixels[selected]
         return images
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
+    # `read` names the function that reads a published set; sets without it are folders of images.
     if dataset and dataset.read and not (config.root or "").startswith(datasets.PREFIX):
         return _read_published(dataset, find_data_root(config.root), config, split)
     return _select_split(*_open_sources(config, split), split, config)
@@ -150,8 +153,9 @@ def is_undivided(config: DataConfig) -> bool:
 
 
 def _open_sources(config: DataConfig, split: str) -> tuple[str, Mapping[str, Source]]:
-    """Return the place of images, for messages, and their sources by the names of their splits; all
-    under "" if `data.split` divides them.
+    """Return a name of the data, for messages, and the source of each split by its name.
+
+    If `data.split` divides the images, the source of all images has the name "".
     """
     if config.root and config.root.startswith(datasets.PREFIX):
         return "the data set", datasets.open_registered(config.root, config.labels)
@@ -185,7 +189,7 @@ def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str
             f" data get {dataset.name} ({dataset.how}), or train on other data: --data.dataset mine"
         )
     if split == "all":
-        raise InputError(f"{dataset.name} {_DIVIDED}")
+        raise InputError(f"{dataset.name} {_CHOOSE_SPLIT}")
     data: Arrays = resolve_name(dataset.read)(folder, split)
     channels, height, width = data.images.shape[1:]
     if (channels, height, width) != (config.channels, *config.image_size):
@@ -203,7 +207,8 @@ def _select_split(
     name = ""
     if "" not in sources:
         if split == "all":
-            raise InputError(f"{where} {_DIVIDED}")
+            raise InputError(f"{where} {_CHOOSE_SPLIT}")
+        # "test" is the split that is not for training, which has one of several names.
         name = next(name for name in sources if (name == TRAIN) == (split == TRAIN))
         rows = np.arange(len(sources[name]))
         counts = " and ".join(f"{len(part):,} images in {name}" for name, part in sources.items())
@@ -224,13 +229,14 @@ def _select_split(
         )
 
     classes, numbers = _number_classes(where, sources) if config.labels else ((), {})
-    kinds = "1 class" if len(classes) == 1 else f"{len(classes) or 'no'} classes"
+    summary = "1 class" if len(classes) == 1 else f"{len(classes) or 'no'} classes"
+    # why there are no classes
     reasons = [part.unlabelled for part in sources.values() if part.unlabelled]
     if not config.labels:
         reasons = [] if source.labels is None else ["data.labels is false"]
     if reasons and not classes:
-        kinds += f": {reasons[0]}"
-    note_once(f"{where}: {counts}; {kinds}")
+        summary += f": {reasons[0]}"
+    note_once(f"{where}: {counts}; {summary}")
     labels = numbers[name][rows] if classes else np.zeros(len(rows), np.int64)
     return ImageSet(config, labels, classes, source, rows)
 
@@ -246,7 +252,8 @@ def open_whole(path: Path, labels: bool = True) -> Source:
     """Return all images of a folder, a list, tars, Parquet files or arrays, with labels if any.
     Raises InputError.
 
-    Without `labels`, those of Parquet files and arrays are not read, and may be of any type.
+    If `labels` is false, the labels in Parquet files and arrays are not read. So they may be of any
+    type.
     """
     if path.is_dir() and (names := sorted(files.find_names(path, SUFFIXES))):
         _note_shards_beside(path)
@@ -301,10 +308,12 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
         words = re.findall("[a-z]+", shard.name.lower())
         names_of_splits = [word for word in words if word in SPLIT_NAMES]
         by_name[names_of_splits[-1] if names_of_splits else ""].append(shard)
-    # A pattern may match one split alone, as if there were other files.
+    # A pattern that matches the files of one split alone is no error: `data.split` divides them. So
+    # "" is present, as if there were other files.
     present = {*by_name} if path.is_dir() else {*by_name, ""}
     first = shards[0].path
-    splits = files.find_splits(present, path, f"'{first.with_name('*')}{first.suffix}'")
+    pattern = f"'{first.with_name('*')}{first.suffix}'"  # the `--data` of one split's files
+    splits = files.find_splits(present, path, pattern)
     if splits is None:
         return {"": source_class(shards, labels)}
     if outside := [shard for name in by_name if name not in splits for shard in by_name[name]]:
@@ -327,7 +336,9 @@ def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
     hashes = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
     threshold = config.test_fraction * 2**64
     test = np.fromiter((int.from_bytes(value, "big") < threshold for value in hashes), np.bool_)
-    if len(test) > 1:  # leave no split empty
+    if len(test) > 1:
+        # Leave no split empty: the last image goes to an empty test split, or the first image to
+        # an empty training split.
         test[-1] |= not test.any()
         test[0] &= not test.all()
     return test
@@ -363,10 +374,13 @@ def _number_classes(
             f"{where}: images of the {min(sources.keys() - labels)} split alone have no labels; use"
             " --data.labels false"
         )
-    kinds = {(part.class_names, labels[name].dtype.kind in "iu") for name, part in sources.items()}
-    if len(kinds) > 1:
+    # class names, and whether labels are integers, of each split
+    schemes = {
+        (part.class_names, labels[name].dtype.kind in "iu") for name, part in sources.items()
+    }
+    if len(schemes) > 1:
         raise InputError(f"{where}: the splits name different classes; use --data.labels false")
-    ((classes, _),) = kinds
+    ((classes, _),) = schemes
     if classes:
         for source in sources.values():
             check_labels(source)

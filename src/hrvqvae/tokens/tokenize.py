@@ -53,14 +53,16 @@ from hrvqvae.version import __version__
 
 BROKEN = "_broken.jsonl"
 SHARD_SIZE = 10_000  # images
-_GROUP_ROWS = 1_000  # rows of a row group at most
-_GROUP_CODES = 1 << 24  # codes that end a row group sooner
-_MAX_CHUNK = 256  # images that a worker decodes at a time
-_MAX_CHUNK_PIXELS = 1 << 20  # of these images
-# per call of the model; few on a CPU: activations stay in its cache
+# A row group ends after so many rows, or sooner after so many codes.
+_GROUP_ROWS = 1_000
+_GROUP_CODES = 1 << 24
+# A worker decodes at most so many images, and so many pixels, at a time.
+_MAX_CHUNK = 256
+_MAX_CHUNK_PIXELS = 1 << 20
+# Pixels per call of the model. On a CPU they are few, so that activations stay in its cache.
 _MAX_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 22}
 EncodedImage = dict[str, Any]
-"""The value of each column of a shard."""
+"""A row of a shard: its value in each column, by name."""
 
 
 class DecodedChunk(NamedTuple):
@@ -160,8 +162,8 @@ class _ChunkReader(Dataset[DecodedChunk]):
                     open_row, self.channels, self.max_pixels, self.size, name=where
                 )
             except InputError as error:
-                # Without the path before the reason, and Pillow's text with an address in memory
-                # in brackets behind it: both differ by machine.
+                # Drop what differs by machine: the path in front of the reason, and the brackets
+                # behind it, which hold Pillow's text with an address in memory.
                 reason = str(error).removeprefix(where).partition(" (")[0].strip(" :")
                 chunk.broken[self.images.key(index)] = reason
             else:
@@ -205,7 +207,7 @@ class Tokenizer:
             "model": run.weights_digest,
             "image_size": json.dumps(self.size_field),
             "version": __version__,
-            # with the data and the priors of config.yaml
+            # config.yaml, because it describes the data and the priors too
             "config": json.dumps(to_dict(without_paths(run.folder_config)), sort_keys=True),
             "classes": json.dumps(list(images.classes)),
         }
@@ -213,7 +215,7 @@ class Tokenizer:
         types = {"key": pa.string(), "label": images.labels.type, "height": side, "width": side}
         for level, count in enumerate(config.model.num_symbols):
             code = pa.from_numpy_dtype(np.min_scalar_type(count - 1))  # the smallest that fits
-            types |= level_columns(level, (side, side), pa.list_(code))
+            types |= level_columns(level, (side, side), pa.list_(code))  # types in place of values
         self._schema = pa.schema(types)
         self.workers = config.data.workers if workers is None else workers
         # The loader iterates over this list. `read` fills it in place, so that the loader and its
@@ -401,7 +403,7 @@ def _write_missing(
     retries = {next(free_paths): indices for indices in slices(retried, plan.shard_size)}
 
     conversions = Counter[str]()
-    still_broken = len(broken) - len(retried)  # as done as the images of shards
+    still_broken = len(broken) - len(retried)  # counted as done
     write = _write_on_ray if ray else _write_here
     with task("tokenize", plan.keys, done=count_before + still_broken) as advance:
         for shard_conversions in write(tokenizer, missing | retries, advance):
@@ -434,16 +436,16 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int
     images by key.
     """
     retries = sorted(out.glob(f"retry-*{SUFFIX}"))
-    all_planned = {out / name: indices for name, indices in plan.shards()}
-    planned = {path: indices for path, indices in all_planned.items() if path.is_file()}
-    if not (planned or retries):
+    planned = {out / name: indices for name, indices in plan.shards()}
+    finished = {path: indices for path, indices in planned.items() if path.is_file()}
+    if not (finished or retries):
         return 0, 0, {}
-    shards = open_shards([*planned, *retries])
+    shards = open_shards([*finished, *retries])
     if shards.model_digest != plan.model:
         raise InputError(
             f"{out} holds shards of another model ({shards.model_digest[:12]}); delete them"
         )
-    for path, indices in planned.items():
+    for path, indices in finished.items():
         if shards.content_digests[path] != images.content_digest(indices, shards.broken):
             raise InputError(
                 f"{path} was made of other images of the same names; choose another folder, or"
