@@ -38,7 +38,7 @@ _TRIED_WITH_LAMBDA = {
     "_LAMBDA_WEIGHT": (1.0, 1.2, 1.6),
     "_LAMBDA_CARRY": (0.0, 0.2, 0.4, 0.6),
     "_OPTIONS": (8, 16, 32),
-    "_WIDTH": (2, 4, 8),
+    "_MIN_BEAM": (2, 4, 8),
 }
 
 

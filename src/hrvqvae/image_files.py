@@ -353,7 +353,7 @@ def decompress_files(
     count = 0
     files = enumerate(_read_files(listed))
     pairs = ((jobs[index], file) for index, file in files if index in jobs)
-    chunks = chunk_by_size(pairs, lambda pair: pair[0].pixels, hrv.TOGETHER)
+    chunks = chunk_by_size(pairs, lambda pair: pair[0].pixels, hrv.BATCH_PIXELS)
     images = (pair for chunk in chunks for pair in _decode_files(chunk, levels, faults))
     for target, image in tracked(images, "decompress", len(jobs), lambda _: 1):
         write_image(to_pil(image), target)

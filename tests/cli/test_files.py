@@ -363,7 +363,7 @@ def test_what_is_damaged_stops_no_other_image(run, images, tmp_path):
 def test_work_is_cut_by_pixels(run, images, tmp_path, monkeypatch):
     path = tmp_path / "x.zip"
     monkeypatch.setattr(image_files, "_BATCH_PIXELS", 300)
-    monkeypatch.setattr(hrv, "TOGETHER", 300)
+    monkeypatch.setattr(hrv, "BATCH_PIXELS", 300)
     compress = Mock(wraps=hrvqvae.load(run).compress)
     monkeypatch.setattr(hrvqvae.model.Model, "compress", compress)
     do(f"compress {run} {images} -o {path}")

@@ -218,6 +218,19 @@ def test_large_images_are_searched_in_tiles_to_codes_about_as_good(model, monkey
     assert tiled < least + 0.1 * (most - least)
 
 
+def test_progress_of_tiles_ends_at_its_total(model, monkeypatch):
+    ends = []
+
+    def tracked(items, title, total, size):
+        ends.append((total, sum(map(size, items))))
+        return items
+
+    monkeypatch.setattr(decoder_search, "tracked", tracked)
+    monkeypatch.setattr(decoder_search, "_TILE_SIDE", 4)
+    DecoderSearch(model.autoencoder, model.entropy_model).encode(digits(3), effort=1)
+    assert [total for total, _ in ends] == [count for _, count in ends] != []
+
+
 ENTROPY_MODELS = {name: ALL[name] for name in ("tree", "flat", "half")}
 HEIGHT = 6  # of the images in pixels; the width is another
 

@@ -63,7 +63,7 @@ class _Networks(NamedTuple):
     biases_out: Any  # `EntropyNetwork.offsets`
     groups: Integers
     features: Integers  # group, dy, dx, first table row; sorted by distance
-    firsts: Integers  # the first feature of each distinct offset (dy, dx), then their number
+    firsts: Integers  # the first feature of each offset in `around`, then the number of features
     around: Integers  # the offsets (dy, dx), nearest first; the first is the position itself
 
 
@@ -72,6 +72,8 @@ def _stack(networks: Sequence[EntropyNetwork]) -> _Networks:
     for network in networks:
         contexts = network.contexts
         table, _, weights, biases_out, groups, features, selecting, shift = network.arrays
+
+        # the distinct offsets of the features, nearest first; the features are sorted likewise
         offsets = sorted(
             {(0, 0), *((dy, dx) for _, dy, dx in contexts.features)},
             key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
@@ -119,7 +121,9 @@ def _count_bits(
     hidden: Any,
     frequencies: Integers,
 ) -> float:
-    """Return the bits of a code of codes (L, P), and spoil `hidden`, the units before the ReLU."""
+    """Return the bits of a network's code at a position of codes (L, P). `hidden`, before the ReLU,
+    is overwritten.
+    """
     level, num_symbols, shift, selecting = networks.numbers[network, :4]
     weight_set = 0
     if selecting >= 0:
@@ -149,7 +153,7 @@ def _compute_state(
     sums: Any,
     bits: Any,
 ) -> int:
-    """Write the state of images[begin:end], codes (N, codes of all levels), of one network. See
+    """Write the sums and bits of one network for images[begin:end] (N, codes of all levels). See
     `levels.py` for the arguments.
     """
     begins, grids, symbols = layout
@@ -257,7 +261,7 @@ def _update(
     positions: Integers,
     images: CodeArray,
     all_options: CodeArray,
-    errors: Floats,
+    changes: Floats,
     lmbdas: Floats,
     margins: Any,
     grid: Any,
@@ -266,26 +270,28 @@ def _update(
     state: Any,
     work: Any,
 ) -> int:
-    """Give positions their best options. Unit i of the work is strip i % S of image i // S.
+    """Give positions their best options. Unit i is strip i % S of image i // S.
 
     `strips` (S, 2) are ranges of indices into `positions`; `images` are codes (N, L, P).
     """
+    sums, bits = state
     costs = work[4]
     for unit in range(begin_unit, end_unit):
         image = unit // len(strips)
         strip = unit % len(strips)
         lmbda = lmbdas[image]
-        image_state = (grid, symbols, networks, state[0][image], state[1][image], work)
+        image_state = (grid, symbols, networks, sums[image], bits[image], work)
         for index in range(strips[strip, 0], strips[strip, 1]):
             position = positions[index]
             options = all_options[image, index]
 
-            # an option saves at most the bits of the position's codes
+            # an option that can't come within the first margin is not evaluated: it saves at most
+            # the bits of the position's codes
             most_bits = margins[0]
             for network in range(len(networks.numbers)):
-                most_bits += state[1][image, network, position]
+                most_bits += bits[image, network, position]
             for option in range(len(costs)):
-                costs[option] = errors[image, index, option]
+                costs[option] = changes[image, index, option]
                 if costs[option] < lmbda * most_bits:
                     costs[option] += lmbda * _evaluate_option(
                         position,
@@ -366,8 +372,8 @@ class Choice:
             in_parts(len(codes), compute_state)
 
     def _arguments(self, num_options: int) -> tuple[Any, ...]:
-        """Return the arguments of `_update` that follow the options, with the buffers of a
-        thread: hidden units, frequencies, values of groups before and after, and costs.
+        """Return the last arguments of `_update`, with the buffers of a thread: hidden units,
+        frequencies, values of groups before and after, and costs.
         """
         groups = self._networks.groups.shape[1]
         work = (
@@ -386,14 +392,14 @@ class Choice:
         return bits
 
     def update(
-        self, positions: Integers, options: CodeArray, errors: Floats, lmbdas: Floats
+        self, positions: Integers, options: CodeArray, changes: Floats, lmbdas: Floats
     ) -> None:
         """Choose the best options of P' positions (ascending).
 
         Args:
             positions: (P',) indices of positions.
             options: (N, P', L, K) codes of all levels.
-            errors: (N, P', K) change of the error with each option.
+            changes: (N, P', K) change of the error with each option.
             lmbdas: (N,) weight of a bit.
         """
         # the positions of each strip of rows, as a range of indices
@@ -401,12 +407,12 @@ class Choice:
         edges = width * np.arange(0, height + _STRIP_ROWS, _STRIP_ROWS)
         ends = np.searchsorted(positions, edges)
         strips = np.stack([ends[:-1], ends[1:]], 1)
-        work = (positions, self.codes, options, errors, lmbdas, np.array(_MARGINS))
+        inputs = (positions, self.codes, options, changes, lmbdas, np.array(_MARGINS))
 
         # the strips of one half are independent of each other
         for half in (strips[::2].copy(), strips[1::2].copy()):
 
             def update_units(begin: int, end: int, half: Integers = half) -> None:
-                _update(begin, end, half, *work, *self._arguments(options.shape[3]))
+                _update(begin, end, half, *inputs, *self._arguments(options.shape[3]))
 
             in_parts(len(self.codes) * len(half), update_units)

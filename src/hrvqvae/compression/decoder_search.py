@@ -1,9 +1,9 @@
-"""Search codes with the decoder: less error in the image, or fewer bits, from the same decoder.
+"""Search codes with the decoder: for less error in the image, or for fewer bits.
 
 The encoder takes the codewords nearest to its latents. The error of the image depends on the
 decoder, and on neighbouring positions together. A turn computes the gradient g of the image's
-squared error by the chosen vectors q, and moves every other position of a chessboard, or in the
-first two turns of several all positions:
+squared error by the chosen vectors q, and moves the positions of one colour of a chessboard. The
+first two turns of effort 2 move all positions:
 
     goal <- q + c (goal - q) - g / (2 w)
     q <- the leaf nearest to the goal, if it is nearer than q is
@@ -12,22 +12,22 @@ The first goals are the latents z. With c = u / w, the goal of the first turn is
 
     g d + (w - u) |d|^2 + u |q + d - z|^2
 
-in the step d: the gradient, a curvature, and the distance from what the encoder wants. Later a
-goal carries over what the leaves could not follow. All levels of a position are searched again, by
-the search of the encoder, so a turn takes little more time than its gradient. The weight w of an
-image begins at a multiple of the decoder's mean curvature. It grows if the error has risen and
-shrinks slowly if not.
+in the step d: the gradient, a curvature, and the distance from what the encoder wants. A later goal
+keeps the share c of the distance between the last goal and its leaf. All levels of a position are
+searched again, by the search of the encoder, so a turn takes little more time than its gradient.
+The weight w of an image begins at a multiple of the decoder's mean curvature. It grows if the error
+has risen and shrinks slowly if not.
 
-With a lambda, the least of
+With a lambda, the codes minimize
 
     squared error of the image + lmbda * bits of the codes
 
-is wanted. Then a position chooses among the leaves nearest to its goal, for each search of levels
-with the other levels fixed (`choice.py`).
+A position then chooses among the leaves nearest to its goal (`choice.py`). Levels that one beam
+searches together are chosen together, while the other levels are fixed.
 
 Effort 1 is one turn, and its image is not decoded again. Effort 2 is four turns, or eight with a
-lambda, and an image keeps the codes of the least error, or sum, of all turns, the first codes
-included.
+lambda. An image keeps the best codes of all turns, the first codes included: those of the least
+error, or with a lambda of the least sum above.
 
 A large image is searched in tiles. The codes in the halo of a tile are discarded.
 
@@ -72,7 +72,7 @@ _LAMBDA_CARRY = 0.4
 _GROWTH = 1.3  # factors of the weight after a turn with more error, and with less
 _DECAY = 0.98
 _OPTIONS = 16  # leaves among which a position chooses with a lambda
-_WIDTH = 4  # least beam that finds them; a narrow one finds no cheap leaf
+_MIN_BEAM = 4  # to find these leaves; a narrower beam misses those of few bits
 _MOST_POSITIONS = 1 << 15  # of the images of one batch
 _TILE_SIDE = 256  # in positions, without the halo
 _HALO = 12  # in positions; twice the reach of a convolutional decoder
@@ -125,6 +125,8 @@ class DecoderSearch:
         self.model = cast(SingleGridAutoencoder, model)
         self._quantizer = cast(ResidualQuantizer, self.model.quantizer)
         config = self._quantizer.config
+
+        # the levels that one beam searches together
         step = config.levels if config.joint_beam else config.group_size
         self._searches = [
             range(first, min(first + step, self.levels)) for first in range(0, self.levels, step)
@@ -141,8 +143,8 @@ class DecoderSearch:
 
         Args:
             images: The images.
-            lmbda: Weight of a bit, in squared errors of values in [0, 1]: a number, or one above 0
-                per image (B,). Not 0 only with effort 2.
+            lmbda: Weight of a bit, in squared errors of values in [0, 1]: a number, or a positive
+                number per image (B,). Effort 1 needs 0.
             effort: 1 or 2.
             start: Codes (B, H, W) per level at which the search begins (default: the encoder's).
                 With a lambda, it then takes half the turns.
@@ -162,9 +164,10 @@ class DecoderSearch:
         all_codes = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
         batch_size = max(1, _MOST_POSITIONS // math.prod(grid))
         tiles = divide_grid(grid, _TILE_SIDE, _HALO)
-        units: Iterable[Any] = [*product(range(0, count, batch_size), tiles)]
+        pairs = [*product(range(0, count, batch_size), tiles)]
+        units: Iterable[Any] = pairs
         if len(tiles) > 1:
-            units = tracked(units, "search tiles", count * len(tiles), lambda _: 1)
+            units = tracked(pairs, "search tiles", len(pairs), lambda _: 1)
         for begin, (core, with_halo, inside) in units:
             batch = slice(begin, begin + batch_size)
             pixels = images[batch][index_pixels(with_halo, self.model.config.stride)]
@@ -213,6 +216,8 @@ class DecoderSearch:
         chessboard = (torch.arange(grid[0])[:, None] + torch.arange(grid[1])).flatten() % 2
         costs = best_costs = torch.full((len(targets),), torch.inf, dtype=torch.float64)
         best = codes
+
+        # the last pass only compares the codes of the last turn; effort 1 does without
         for turn in range(turns + 1):
             if effort == 1 and turn == turns:
                 best = codes
@@ -237,7 +242,7 @@ class DecoderSearch:
                 weights = weights * factors[:, None, None].to(weights)
 
             # move all positions, or those of one colour of the chessboard
-            is_whole = choice is None and turn < _WHOLE_TURNS < turns
+            is_whole = choice is None and effort == 2 and turn < _WHOLE_TURNS
             moves = torch.ones_like(chessboard) if is_whole else chessboard == turn % 2
             positions = torch.nonzero(moves)[:, 0].to(codes.device)
             here = vectors[:, positions]
@@ -316,27 +321,28 @@ class DecoderSearch:
             The codes (L, B, P) of all positions.
         """
         for levels in self._searches:
-            # what the levels of the search add, and what is left for them
-            present = torch.from_numpy(choice.codes).to(goals.device)[:, :, positions].long()
-            indices = self._quantizer.codeword_indices(tuple(present.transpose(0, 1)))
-            parts = [
+            # the vectors that these levels add, and their goals: what the other levels leave
+            codes = torch.from_numpy(choice.codes).to(goals.device)[:, :, positions].long()
+            indices = self._quantizer.codeword_indices(tuple(codes.transpose(0, 1)))
+            by_level = [
                 level.lookup(index)
                 for level, index in zip(self._quantizer.levels, indices, strict=False)
             ]
-            here = torch.stack(parts[levels.start : levels.stop]).sum(0)
-            left = goals - (torch.stack(parts).sum(0) - here)
+            current = torch.stack(by_level[levels.start : levels.stop]).sum(0)
+            search_goals = goals - (torch.stack(by_level).sum(0) - current)
 
             # the nearest leaves, their vectors (B, P', K, D), and the modelled change of the error
             codewords = self._codewords(levels)
-            width = max(self._quantizer.config.beam, _WIDTH)
-            leaves = search_tensors(left.flatten(0, 1), codewords, width, leaves=_OPTIONS)
+            beam = max(self._quantizer.config.beam, _MIN_BEAM)
+            leaves = search_tensors(search_goals.flatten(0, 1), codewords, beam, leaves=_OPTIONS)
             leaves = leaves.view(len(levels), *goals.shape[:2], -1)
             pairs = [*zip(codewords, leaves, strict=True)]
             vectors = torch.stack([table.flatten(0, 1)[leaf] for table, leaf in pairs]).sum(0)
-            changes = _distances(vectors, left[:, :, None]) - _distances(here, left)[..., None]
+            before = _distances(current, search_goals)[..., None]
+            changes = _distances(vectors, search_goals[:, :, None]) - before
 
-            # options (B, P', L, K): the present codes, with those of the search replaced
-            options = present.transpose(1, 2)[..., None].repeat(1, 1, 1, leaves.shape[-1])
+            # options (B, P', L, K): the current codes, with those of the search replaced
+            options = codes.transpose(1, 2)[..., None].repeat(1, 1, 1, leaves.shape[-1])
             for level, (table, leaf) in zip(levels, pairs, strict=True):
                 options[:, :, level] = leaf % table.shape[1]
             choice.update(
@@ -356,9 +362,10 @@ def _estimate_curvatures(gradients: Tensor, errors: Tensor, targets: Tensor) -> 
     """Return the mean curvature of each image's error (B, 1, 1).
 
     Let J be the decoder's derivative, r the error of the pixels, e = |r|^2 and g = 2 J^T r. Were r
-    white noise, |g|^2 would be 4 e tr(J^T J) / pixels. The mean curvature is tr(J^T J) / values.
+    white noise, |g|^2 would be 4 e tr(J^T J) / image values. The mean curvature is tr(J^T J) /
+    latent values.
     """
     squares = gradients.square().sum((1, 2, 3))
-    pixels_per_value = targets[0].numel() / gradients[0].numel()
-    curvatures = squares / (4 * errors) * pixels_per_value
+    value_ratio = targets[0].numel() / gradients[0].numel()
+    curvatures = squares / (4 * errors) * value_ratio
     return curvatures.nan_to_num(1.0).clamp(min=1e-12)[:, None, None]

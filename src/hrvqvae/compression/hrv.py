@@ -25,13 +25,13 @@ from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.quantities import counted
 
 SUFFIX = ".hrv"
-TOGETHER = 1 << 22  # pixels of the images that are decoded at once
+BATCH_PIXELS = 1 << 22  # pixels of the images that are decoded at once
 # first byte of version 1, and the flags that are added
 _FIRST_BYTE = 0xD4
 _SQUARE = 2
 _BY_TABLES = 1
 # x^8 + x^4 + x^3 + x^2 + 1, primitive: detects two flipped bits less than 255 apart
-_POLYNOMIAL = 0x1D
+_POLYNOMIAL = 0x11D
 _VARINT_BYTES = 4  # at most
 _CRC_SEED = 0xFF  # with 0, a tail of zeros would pass the check
 
@@ -59,9 +59,7 @@ class ImageCodes:
 
 _CRC_TABLE = list(range(256))
 for _ in range(8):
-    _CRC_TABLE = [
-        (value << 1) & 0xFF ^ (_POLYNOMIAL if value & 0x80 else 0) for value in _CRC_TABLE
-    ]
+    _CRC_TABLE = [(value << 1) ^ (_POLYNOMIAL if value & 0x80 else 0) for value in _CRC_TABLE]
 
 
 def crc8(content: bytes | NDArray[np.uint8]) -> int:
@@ -99,6 +97,7 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
     """Return the header of a file. Raises DamagedFileError for another kind or version, or for too
     large an image.
     """
+    # 0xD4 to 0xDF: the first bytes of versions 1 to 3
     if not content or not _FIRST_BYTE <= content[0] <= 0xDF:
         raise DamagedFileError(f"{name} is not a file of codes (.hrv), or it is damaged")
     if content[0] > _FIRST_BYTE + 3:
@@ -129,7 +128,8 @@ def _require_model(model: EntropyModel, header: Header, name: str) -> None:
     """Raise InputError if a file was made by another model or another entropy model, or its header
     is damaged.
     """
-    # The header's check byte follows level 1, and only the right model finds where level 1 ends.
+    # Damage to a header can't be told from another model: the header's check byte follows level 1,
+    # and only the right model finds where level 1 ends.
     if header.by_tables and not model.networks:
         raise InputError(
             f"{name} was made with an entropy model, and {model.name} has none: put its tables.hrvt"
@@ -209,7 +209,8 @@ def read(
     for header, name in zip(headers, names, strict=True):
         _require_model(model, header, name)
     images: dict[int, ImageCodes] = {}
-    for group in group_by_size([(*header.size, header.by_tables) for header in headers], TOGETHER):
+    kinds = [(*header.size, header.by_tables) for header in headers]
+    for group in group_by_size(kinds, BATCH_PIXELS):
         header = headers[group[0]]
         decoder = model if header.by_tables else model.bare
         decoded = read_levels(decoder, [files[index] for index in group], header, levels)
@@ -232,8 +233,8 @@ def read_levels(
     content = np.frombuffer(b"".join(files), np.uint8)
     sizes = np.array([len(file) for file in files])
     stops = np.cumsum(sizes)
-    checked = stops - sizes
-    starts = checked + header.length
+    check_starts = stops - sizes
+    starts = check_starts + header.length
     for level in range(num_levels):
         network = model.network(level)
         admitted = sizes >= count_required_bytes(layout, level, network)
@@ -246,14 +247,14 @@ def read_levels(
             if not admitted[index]:
                 file_bytes = counted(len(files[index]), "byte")
                 faults[index] = f"{name} has more codes than {file_bytes} admit"
-            elif end == NOT_WHOLE or end == stops[index]:
+            elif end == NOT_WHOLE or end == stops[index]:  # or without a check byte
                 faults[index] = f"{name} is cut short or damaged"
-            elif crc8(content[checked[index] : end + 1]):
+            elif crc8(content[check_starts[index] : end + 1]):
                 faults[index] = f"{name} is damaged"
             else:
                 lengths[index].append(int(end + 1 - starts[index]))
                 starts[index] = end + 1
-                checked[index] = end + 1
+                check_starts[index] = end + 1
 
     images = []
     for row, row_lengths, fault, rest in zip(codes, lengths, faults, stops - starts, strict=True):

@@ -4,9 +4,10 @@ docs/format.md defines the results. All numbers are integers, and the sums of an
 fit in 32 bits.
 
 To compile fast, a compiled function has a single signature, allocates no memory and assigns no
-slices. Arguments of several functions: `layout` is `Layout.arrays`; `network` is
-`EntropyNetwork.arrays` or `ABSENT`; `work` holds the buffers of a thread: coder state, maps of the
-groups, table rows, hidden units and frequencies.
+slices. Arguments of several functions: `layout` is `Layout.arrays` (begins, grids, symbols).
+`network` is `EntropyNetwork.arrays` (table, bias, weights, offsets, groups, features, selecting,
+shift), or `ABSENT`. `work` holds the buffers of a thread: coder state, maps of the groups, table
+rows, hidden units and frequencies.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from hrvqvae.utils.compiled import compiled, in_parts
 
 CodeArray = NDArray[np.int32]
 
-NOT_WHOLE = -1  # the end of a stream that is cut short or damaged
-# 32-bit numbers in memory to decode an image, and more per byte of the file
+NOT_WHOLE = -1  # in place of the end of a stream: the stream is cut short or damaged
+# an image may take so many 32-bit numbers of memory, and so many more per byte of its file
 _MOST_CELLS = 1 << 24
 _CELLS_PER_BYTE = 16
 _MOST_CODE_BYTES = 5  # that one code adds to a stream
@@ -42,8 +43,9 @@ _ONE_THREAD_IMAGES = 8  # up to so many images, one thread is as fast
 
 
 class Layout:
-    """The order of an image's codes, level after level: grids (levels, 2), values per code
-    (levels,); coarse first.
+    """The order of an image's codes: level after level, coarse first.
+
+    `grids` (levels, 2) are the sizes of the levels, `symbols` (levels,) the values per code.
 
     Attributes:
         begins: The index of the first code of each level, then the number of all codes (levels +
@@ -82,8 +84,8 @@ def fill_maps(
     """Write the value of each group at every position to `maps`, inside a frame with the value for
     outside.
 
-    The value is that of the first `num_levels` levels; `append_code` completes it by a further
-    level.
+    Only the codes of the first `num_levels` levels enter a value; `append_code` adds the code of
+    the next level.
     """
     for group in range(len(groups)):
         first = groups[group, 0]
@@ -138,6 +140,8 @@ def find_rows(
     """
     height = grids[level, 0]
     width = grids[level, 1]
+
+    # columns of the features: group, dy, dx, first table row; the last feature is the zone
     num_features = len(features) - 1
     for feature in range(num_features):
         group = features[feature, 0]
@@ -286,11 +290,10 @@ def decode_streams(
     work: Any,
     ends: Integers,
 ) -> int:
-    """Decode codes[begin:end] from content[start:stop] of each image, unless its stop is before its
-    start.
+    """Decode codes[begin:end] from content[start:stop] of each image.
 
-    The offset in `content` at which the stream of an image ends, or NOT_WHOLE, is written to
-    `ends`.
+    The offset in `content` at which the stream of an image ends is written to `ends`, or NOT_WHOLE.
+    An image whose stop is before its start is refused unread.
     """
     begins, grids, symbols = layout
     groups = network[4]
@@ -305,7 +308,7 @@ def decode_streams(
         coder.begin_decoding(state, content, start, stop)
         position = 0
         whole = start <= stop
-        if whole:  # otherwise the maps take no memory
+        if whole:  # maps that are not written take no memory
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         while whole and position < height * width:
             y = position // width
@@ -390,15 +393,16 @@ def decode_level(
     Returns:
         The offset in `content` at which each stream ends (N,), or NOT_WHOLE.
     """
-    # the fewest bits of a code; with a network a frequency is at most 2^16 + 1, and the total is
-    # then at least 2^16 + m, which makes (m - 1) / (2^16 + 1) bits
     num_codes = int(layout.grids[level].prod())
     num_symbols = int(layout.symbols[level])
-    least_bits = num_codes * (num_symbols - 1) // (2**FREQUENCY_BITS + 1)
-    if network is None:
-        least_bits = num_codes * (num_symbols.bit_length() - 1)
+    least_bits = num_codes * (num_symbols.bit_length() - 1)
+
+    # with a network, a frequency f is at most 2^16 + 1, and the other m - 1 symbols add at least
+    # m - 1 to the total: log2(total / f) >= (m - 1) / (2^16 + 1)
+    if network:
+        least_bits = num_codes * (num_symbols - 1) // (2**FREQUENCY_BITS + 1)
     too_short = least_bits > 8 * (stops - starts)
-    stops = np.where(too_short, starts - 1, stops)  # refused unread
+    stops = np.where(too_short, starts - 1, stops)  # refuses the image unread
     ends = np.empty(len(codes), np.int64)
 
     def decode_range(begin: int, end: int) -> None:

@@ -61,11 +61,11 @@ class Head(nn.Module):
         self.output = nn.Linear(hidden, symbols)
         self.dropout_share = config.dropout
 
-    def forward(self, features: Tensor, before: Tensor) -> Tensor:
+    def forward(self, features: Tensor, coarser_sum: Tensor) -> Tensor:
         """Return logits (..., m) from features (..., C) and the sum of the coarser levels'
         embeddings (..., E).
         """
-        x = features + self.before(before)
+        x = features + self.before(coarser_sum)
         added = self.narrow(gelu(self.widen(self.norm(x))))
         logits: Tensor = self.output(
             self.last_norm(x + cheap_dropout(added, self.dropout_share, self.training))
@@ -75,8 +75,8 @@ class Head(nn.Module):
 
 class CodewordEmbeddings(nn.Module):
     """An embedding per codeword of each level. Codewords whose indices are equal modulo
-    `most_paths` share one. A prior begins at a group of linked levels, so that its own indices are
-    those of the model.
+    `most_paths` share one. Indices begin anew at each group of linked levels. A prior begins with a
+    group, so it counts its codewords as the model does.
     """
 
     def __init__(self, config: GPTConfig, codewords: Sequence[int]) -> None:
@@ -140,11 +140,13 @@ class CachedSteps(LogitSteps):
         super().start(row, column)
         self.next_level = 0
 
-        # the inputs: the position before, and the three upper neighbours of a whole row at once;
-        # windows (B, W, 3 * E) of the row above, which the margin has moved to `row`
+        # the inputs from the row above, for a whole row at once: windows (B, W, 3 * E) of three
+        # upper neighbours; with the margin, the row above has the index `row`
         if column == 0:
             windows = self.sum_map[:, row].unfold(1, 3, 1).transpose(2, 3).flatten(2)
             self.above = windows @ self.above_weight
+
+        # the input from the position before
         previous_sum = self.sum
         self.sum = torch.zeros_like(previous_sum)
         added = torch.addmm(self.above[:, column], previous_sum, prior.left.weight.T)
@@ -183,7 +185,7 @@ class GPT(Prior):
         -> convolution, of three positions above -----------+-> + base
         -> [attention, two-layer network] x layers -> norm -> features (B, N, C)
 
-    features, embeddings of the coarser of these levels there -> head -> logits (B, m_l, H, W)
+    features, embeddings of this prior's coarser levels there -> head -> logits (B, m_l, H, W)
     """
 
     config: GPTConfig
@@ -218,12 +220,12 @@ class GPT(Prior):
     def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
         """Also add the layers that the weights lack; they begin as the identity."""
         parts = super().fill_missing(weights)
-        before = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
-        missing = self.layers[before:]
-        for index, layer in enumerate(missing, start=before):
+        num_present = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
+        missing = self.layers[num_present:]
+        for index, layer in enumerate(missing, start=num_present):
             for name, tensor in layer.state_dict().items():
-                adds = name.startswith(("output.", "narrow."))
-                weights[f"layers.{index}.{name}"] = torch.zeros_like(tensor) if adds else tensor
+                is_added = name.startswith(("output.", "narrow."))  # zeros add nothing
+                weights[f"layers.{index}.{name}"] = torch.zeros_like(tensor) if is_added else tensor
         if len(missing):
             parts.append(f"{counted(len(missing), 'further layer')} as the identity")
         return parts
@@ -256,9 +258,9 @@ class GPT(Prior):
         for layer in self.layers:
             features = layer(features)
         features = self.norm(features).unflatten(1, self.level.grid)
-        before = torch.zeros_like(embedded[0])
+        coarser_sum = torch.zeros_like(embedded[0])
         logits = []
         for head, embeddings in zip(self.heads, embedded, strict=True):
-            logits.append(head(features, before).permute(0, 3, 1, 2))
-            before = before + embeddings
+            logits.append(head(features, coarser_sum).permute(0, 3, 1, 2))
+            coarser_sum = coarser_sum + embeddings
         return tuple(logits)

@@ -75,7 +75,7 @@ class Outcome:
 
     step: int  #: steps taken over all resumptions
     signal: int | None  #: the signal that stopped the training, or None if the budget is spent
-    #: wall-clock time over all resumptions; of earlier calls without the evaluation at their end
+    #: wall-clock time over all resumptions; only the last one counts the evaluation at its end
     seconds: float
     peak_bytes: int  #: peak memory of this process (`Compute.peak_bytes`)
     limit: str = ""  #: the limit that ended the training, such as "400 steps"; "" after a signal
@@ -113,7 +113,7 @@ class Task(ABC):
         return np.empty(0, np.uint64) if self.images is None else self.images.fingerprints()
 
     def count_lost_samples(self) -> int:
-        """Return how many images went since `record_samples`; 0 if others are among them."""
+        """Return how many images are missing since `record_samples`; 0 if there are new ones."""
         with suppress(OSError, ValueError):  # a run of an earlier version has no record
             recorded = np.load(self.run.path / _IMAGES)
             if len(self._fingerprints) and np.isin(self._fingerprints, recorded).all():
@@ -185,7 +185,7 @@ class Trainer:
 
     task: Task
     _: KW_ONLY
-    resume: bool = False  #: continue a training that has begun; if False, that is an InputError
+    resume: bool = False  #: continue a training that has begun; False refuses it (InputError)
     #: train a network anew if it was trained for another state of the autoencoder
     renew: bool = False
     callbacks: Sequence[Callback] = ()  #: called after each evaluation
@@ -222,6 +222,7 @@ class Trainer:
             self.meter = stack.enter_context(closing(Meter(sys.stdout)))
             with explain_save_errors(run, state.step, "logged"):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
+            # step of the last checkpoint, and whether the budget was spent
             self.saved = (state.step, state.fraction >= 1)
 
             # a run that was killed in an evaluation repeats it
@@ -250,9 +251,10 @@ class Trainer:
                     group["lr"] = rate
 
             # seed torch's global generators, for dropout, differently in each rank
-            rng = make_rng("step", training.seed, state.step, rank)
-            first_seed = (training.seed << 32) + state.step
-            torch.manual_seed(int(rng.integers(2**63)) if rank else first_seed)
+            seed = (training.seed << 32) + state.step
+            if rank:
+                seed = int(make_rng("step", training.seed, state.step, rank).integers(2**63))
+            torch.manual_seed(seed)
 
             state.model.train()
             try:
@@ -297,7 +299,8 @@ class Trainer:
         failed = processes.failed and not complete
         self._log(state)
 
-        # the time may have run out after the last checkpoint
+        # the time may have run out after the last checkpoint; a run without a step is saved, too,
+        # unless its data can't be read
         if self.saved != (state.step, complete) or not (state.step or failed):
             self._save(state)
         if failed:
@@ -310,11 +313,12 @@ class Trainer:
                 self.say(f"hint: little is learned in {steps}: resume with more steps or minutes")
 
     def check(self) -> bool:
-        """Return whether the network in the folder is stale: it was trained for another state of
-        the autoencoder.
-
-        Raises InputError if the task can't be trained as configured, or the folder must not be
+        """Raise InputError if the task can't be trained as configured, or the folder must not be
         overwritten.
+
+        Returns:
+            Whether the network in the folder is stale: trained for another state of the
+            autoencoder.
         """
         task = self.task
         run = task.run
@@ -442,9 +446,8 @@ class Trainer:
                 f"its budget is spent, {describe_limit(task.training, state)} in all; to train"
                 f" further, give a larger one, such as {2 * state.step:,} steps"
             )
-        if (
-            task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction
-        ):  # new budget
+        budget_grew = meta.get("spent", 0) >= 1 > state.fraction
+        if task.training.schedule == "cosine" and budget_grew:
             rate = compute_learning_rate(task.training, state.step, state.fraction)
             self.say(
                 f"the learning rate had come down to 0 and is {rate:.1e} again: the error grows at"
@@ -456,12 +459,12 @@ class Trainer:
                 f"trained on {previous} so far, and on {device_type} from here on, where sums round"
                 " differently"
             )
+
+        # the training may have been killed after a checkpoint, before the model file was written
         model_step = None
         with suppress(InputError, OSError, KeyError):
             model_step = storage.read_meta(run.model)["step"]
-        if (
-            distributed.is_rank_zero() and model_step != state.step
-        ):  # killed before the model file was written
+        if distributed.is_rank_zero() and model_step != state.step:
             with explain_save_errors(run, state.step):
                 task.save(state)
 
@@ -511,7 +514,7 @@ class Trainer:
                 meta = {**state.meta(), "data": self.task.data_digest, "spent": state.fraction}
                 self.task.run.save(state.step, state.tensors(), meta)
                 self.task.save(state)
-                self.task.record_samples()  # after a checkpoint, which holds the digest of these
+                self.task.record_samples()  # last: the checkpoint has the digest of these images
         self.saved = (state.step, state.fraction >= 1)
 
     def _evaluate_once(self, state: TrainState) -> None:
@@ -607,13 +610,13 @@ def explain_save_errors(run: RunFolder, step: int, action: str = "saved") -> Ite
     try:
         yield
     except (OSError, InputError) as error:
-        code = (
-            error.errno if isinstance(error, OSError) else getattr(error.__cause__, "errno", None)
-        )
+        # an InputError due to a full disk has the OSError as its cause
+        is_os_error = isinstance(error, OSError)
+        code = getattr(error if is_os_error else error.__cause__, "errno", None)
         disk_full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not disk_full and not isinstance(error, OSError):
+        if not disk_full and not is_os_error:
             raise
-        reason = os.strerror(code) if code and isinstance(error, OSError) else error
+        reason = os.strerror(code) if code and is_os_error else error
         advice = "make room" if disk_full else "mend that"
         raise InputError(
             f"step {step} could not be {action} ({reason}); {_describe_checkpoint(run)}: {advice}"
