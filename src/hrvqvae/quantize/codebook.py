@@ -213,5 +213,6 @@ def update_codebooks(
         zeros = residual.new_zeros(count, residual.shape[1])
         sums.append(zeros.index_add_(0, index, residual))
     sums = distributed.all_reduce(sums, group)
-    for statistics in zip(levels, counts, rows, sums, strict=True):
-        LevelCodebooks.average(*statistics)
+    reduced = zip(levels, counts, rows, sums, strict=True)
+    for level, level_counts, moved, level_sums in reduced:
+        level.average(level_counts, moved, level_sums)

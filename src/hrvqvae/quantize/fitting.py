@@ -135,7 +135,7 @@ def _refit(
     # How far this pass has moved the sum of the codewords down to each codeword of the coarser
     # level, (K, D). It begins anew in each group of linked levels; moves of earlier groups are
     # neglected.
-    shift = totals[0]  # of no use to the first level
+    shift = totals[0]  # not read for the first level, which has no coarser one
     for level, count, total in zip(levels, counts, totals, strict=True):
         is_linked = level.num_books > 1
         parent_shift = shift.unsqueeze(1) if is_linked else total.new_zeros(())
