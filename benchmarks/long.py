@@ -87,6 +87,7 @@ GROUPS: Sequence[Mapping[str, System]] = (
     },
 )
 LONGEST = ("hrvqvae", "vqvae", "treevq")
+FIRST = (*LONGEST, "printed")
 
 _UNLINKED = "levels=3 codewords=4096 linked=1 beam=1"
 _JOINT = "beam=4 joint_beam=true"
@@ -221,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # trials, then rows: first at 2,304 bits, then at the bits of VQVAE-2
     for systems in GROUPS:
-        first = {name: systems[name] for name in LONGEST if name in systems}
+        first = {name: systems[name] for name in FIRST if name in systems}
         for part in filter(None, (first, systems)):
             chosen = choose(part, Folder(out / "trials"))
             rows, signal = compare(make_comparison(part, chosen, STEPS, SEEDS), out, _say)
