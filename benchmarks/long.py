@@ -3,9 +3,9 @@
 python -m benchmarks.long --out docs/data/long-cifar10
 
 One queue on one thread; the same command goes on where it stopped. For each group of systems it
-makes the trials (DIR/trials), then the rows (DIR/rows); then the depth study (DIR/depth, and
-beams.jsonl there) and the longest trainings (DIR/longest). DIR/curves.png, and DIR/steps.png with
-the longest trainings, draw the error against steps.
+makes the trials (DIR/trials), then the rows (DIR/rows), and encodes with every search
+(DIR/beams.jsonl); then the depth study (DIR/depth) and the longest trainings (DIR/longest).
+DIR/curves.png, and DIR/steps.png with the longest trainings, draw the error against steps.
 """
 
 import sys
@@ -88,6 +88,8 @@ GROUPS: Sequence[Mapping[str, System]] = (
 )
 LONGEST = ("hrvqvae", "vqvae", "treevq")
 FIRST = (*LONGEST, "printed")
+TREES = ("hrvqvae", "treevq")
+"""Systems of 2,304 bits that also encode with every search."""
 
 _UNLINKED = "levels=3 codewords=4096 linked=1 beam=1"
 _JOINT = "beam=4 joint_beam=true"
@@ -171,19 +173,29 @@ def study_depth(folder: Path) -> None:
     systems = {name: ("treevq-deep", "", {**settings, **fields}) for name, fields in DEPTH.items()}
     comparison = make_comparison(systems, {}, DEPTH_STEPS, SEEDS)
     _stop(compare(comparison, folder, _say)[1])
+    measure_searches(comparison, folder)
+
+
+def measure_searches(comparison: Comparison, folder: Path) -> None:
+    """Encode test images by each trained model with every search (folder/beams.jsonl)."""
     beams = Rows(folder / "beams.jsonl")
     for case in comparison.cases():
         run = folder / "runs" / case.name
-        for search in searches_of(any(case.config.model.linked)):
+        for search in searches_of(case.config.model.linked):
             for weight in COARSE_WEIGHTS:
                 fields = {**SEARCHES[search], f"{_Q}.coarse_weight": weight}
                 labels = {**case.labels, "search": search, "coarse_weight": weight}
                 beams.get(labels, partial(encode_error, run, fields))
 
 
-def searches_of(linked: bool) -> list[str]:
-    """Return the searches of a quantizer; one without links has no beam within a group."""
-    return [name for name in SEARCHES if linked or "joint" in name or name == "by group, beam 1"]
+def searches_of(linked: Sequence[bool]) -> list[str]:
+    """Return the searches of a quantizer. Without links there is no beam within a group, and with
+    one group a joint search is that by group.
+    """
+    if not any(linked):
+        return [name for name in SEARCHES if "joint" in name or name == "by group, beam 1"]
+    is_one_group = all(linked[1:])
+    return [name for name in SEARCHES if not (is_one_group and "joint" in name)]
 
 
 @torch.inference_mode()
@@ -227,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             chosen = choose(part, Folder(out / "trials"))
             rows, signal = compare(make_comparison(part, chosen, STEPS, SEEDS), out, _say)
             _stop(signal)
+            trees = {name: part[name] for name in TREES if name in part}
+            measure_searches(make_comparison(trees, chosen, STEPS, SEEDS), out)
 
     study_depth(out / "depth")
 

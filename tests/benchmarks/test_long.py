@@ -34,6 +34,7 @@ def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
         "IMAGES": 20,
         "GROUPS": ({"vqvae": ("vqvae", "vqvae", {}), "printed": ("hrvqvae", "", {})},),
         "LONGEST": ("vqvae",),
+        "TREES": ("printed",),
         "DEPTH": {"groups2": quantizer("linked=2"), "rq": quantizer("linked=1 beam=1")},
         "SEARCHES": {
             "by group, beam 1": quantizer("beam=1 joint_beam=false"),
@@ -74,3 +75,9 @@ def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
         errors[row["system"], row["search"], row["coarse_weight"]] = row["mse"]
     assert len(errors) == 2 * 3 + 2 * 2
     assert errors["groups2", "every leaf of a group", "0"] > 0
+
+    searches = (tmp_path / "beams.jsonl").read_text().splitlines()
+    assert {json.loads(line)["search"] for line in searches} == {
+        "by group, beam 1",
+        "every leaf of a group",
+    }
