@@ -240,7 +240,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows, signal = compare(make_comparison(part, chosen, STEPS, SEEDS), out, _say)
             _stop(signal)
             trees = {name: part[name] for name in TREES if name in part}
-            measure_searches(make_comparison(trees, chosen, STEPS, SEEDS), out)
+            if trees:
+                measure_searches(make_comparison(trees, chosen, STEPS, SEEDS), out)
 
     study_depth(out / "depth")
 

@@ -32,7 +32,10 @@ def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
         "SEEDS": 1,
         "COMMON": small | {"training.evaluate_every": "1"},
         "IMAGES": 20,
-        "GROUPS": ({"vqvae": ("vqvae", "vqvae", {}), "printed": ("hrvqvae", "", {})},),
+        "GROUPS": (
+            {"vqvae": ("vqvae", "vqvae", {}), "printed": ("hrvqvae", "", {})},
+            {"vqvae": ("vqvae", "vqvae", {})},
+        ),
         "LONGEST": ("vqvae",),
         "TREES": ("printed",),
         "DEPTH": {"groups2": quantizer("linked=2"), "rq": quantizer("linked=1 beam=1")},
