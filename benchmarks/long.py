@@ -77,6 +77,7 @@ GROUPS: Sequence[Mapping[str, System]] = (
         "vqvae": ("vqvae", "vqvae", {}),
         "rqvae": ("rqvae", "rqvae", _quantizer("beam=4 joint_beam=true coarse_weight=0.1")),
         "printed": ("hrvqvae", "", {}),
+        "vqvae-printed": ("vqvae", "", {}),
     },
     {
         "vqvae2": ("vqvae2", "vqvae2", {}),
@@ -87,7 +88,7 @@ GROUPS: Sequence[Mapping[str, System]] = (
     },
 )
 LONGEST = ("hrvqvae", "vqvae", "treevq")
-FIRST = (*LONGEST, "printed")
+FIRST = (*LONGEST, "printed", "vqvae-printed")
 TREES = ("hrvqvae", "treevq")
 """Systems of 2,304 bits that also encode with every search."""
 
@@ -234,14 +235,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # trials, then rows: first at 2,304 bits, then at the bits of VQVAE-2
     for systems in GROUPS:
-        first = {name: systems[name] for name in FIRST if name in systems}
-        for part in filter(None, (first, systems)):
+        for names in (LONGEST, FIRST, systems):
+            part = {name: systems[name] for name in names if name in systems}
+            if not part:
+                continue
             chosen = choose(part, Folder(out / "trials"))
             rows, signal = compare(make_comparison(part, chosen, STEPS, SEEDS), out, _say)
             _stop(signal)
-            trees = {name: part[name] for name in TREES if name in part}
-            if trees:
-                measure_searches(make_comparison(trees, chosen, STEPS, SEEDS), out)
+
+        trees = {name: systems[name] for name in TREES if name in systems}
+        if trees:
+            measure_searches(make_comparison(trees, chosen, STEPS, SEEDS), out)
 
     study_depth(out / "depth")
 
