@@ -107,16 +107,25 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
         with quiet_network():
             yield hub
     except Exception as error:
-        kinds = (kind for kind in messages if isinstance(error, getattr(hub.errors, kind)))
-        message = messages.get(next(kinds, ""), "")
-        # Versions of huggingface_hub use different HTTP clients.
-        library = type(error).__module__.partition(".")[0]
-        is_known = isinstance(error, (OSError, RuntimeError)) or library in _HTTP_CLIENTS
-        if not message and not is_known:
-            raise
+        fitting = (
+            message
+            for kind, message in messages.items()
+            if isinstance(error, getattr(hub.errors, kind))
+        )
+        message = next(fitting, "")
+        if not message:
+            # Versions of huggingface_hub use different HTTP clients.
+            library = type(error).__module__.partition(".")[0]
+            if not isinstance(error, (OSError, RuntimeError)) and library not in _HTTP_CLIENTS:
+                raise
+            message = f"the hub can't be reached for {name}"
+
+        # Errors of these two types have their reason in the cause.
         cause: BaseException = error
         while cause.__cause__ is not None and isinstance(cause, (FileNotFoundError, RuntimeError)):
-            cause = cause.__cause__  # errors of these types do not give the reason
-        reason = " ".join(str(cause).split()).split(". ")[0][:160] or type(cause).__name__
-        message = message or f"the hub can't be reached for {name}"
+            cause = cause.__cause__
+
+        # its first sentence, in one line
+        text = " ".join(str(cause).split())
+        reason = text.split(". ")[0][:160] or type(cause).__name__
         raise InputError(f"{message} ({reason})") from error

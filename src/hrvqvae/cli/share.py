@@ -19,26 +19,26 @@ from hrvqvae.utils.progress import waiting
 def _export(arguments: Arguments) -> None:
     kind = "onnx" if arguments.onnx else "web" if arguments.web else "exported"
     out = arguments.out or Path(f"{base_name(arguments.run)}-{kind}")
-    checked = None
-    if arguments.beam is not None and not arguments.onnx:
+    if arguments.beam is not None and kind != "onnx":
         raise InputError(
             "--beam needs --onnx; for a folder, give --beam to the command that encodes images"
         )
     if arguments.license is not None and kind != "exported":
         raise InputError(f"--license is for the model card, which --{kind} does not write")
-    if arguments.web:
-        from hrvqvae.export.web import export_web
-
-        files = export_web(arguments.run, out)
-    elif not arguments.onnx:
-        from hrvqvae.checkpoints.export import export
-
-        files = export(arguments.run, out, license=arguments.license, compact=arguments.compact)
-    else:
+    checked = None
+    if kind == "onnx":
         from hrvqvae.export.graphs import export_graphs
 
         waiting("tracing the model, and checking its graphs against it")
         files, checked = export_graphs(arguments.run, out, arguments.beam)
+    elif kind == "web":
+        from hrvqvae.export.web import export_web
+
+        files = export_web(arguments.run, out)
+    else:
+        from hrvqvae.checkpoints.export import export
+
+        files = export(arguments.run, out, license=arguments.license, compact=arguments.compact)
     for path in files:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     if checked is not None:
@@ -49,7 +49,7 @@ def _push(arguments: Arguments) -> None:
     from hrvqvae.checkpoints.export import push_run
 
     waiting(f"putting {arguments.name} on the hub")
-    private = arguments.private or None
+    private = arguments.private or None  # None: the hub's default
     print(push_run(private=private, **pick(arguments, "run name license")))
 
 
@@ -62,10 +62,11 @@ def _get(arguments: Arguments) -> None:
 
 
 def _play(arguments: Arguments) -> None:
-    from hrvqvae.model import Model
     from hrvqvae.play.address import check_address
 
+    # before the slow import of the page
     check_address(arguments.host, arguments.port)
+    from hrvqvae.model import Model
     from hrvqvae.play.page import serve
 
     model = Model(arguments.run, arguments.device)

@@ -51,8 +51,9 @@ def _evaluate(arguments: Arguments) -> None:
     ]
     for index, level in enumerate(report.levels, start=1):
         error = "-" if level.mse is None else f"{level.mse:.4e}"
-        shares = f"{level.usage:.1%}", f"{level.perplexity:.1f}"
-        rows.append((index, level.codewords, level.used, *shares, error))
+        usage = f"{level.usage:.1%}"
+        perplexity = f"{level.perplexity:.1f}"
+        rows.append((index, level.codewords, level.used, usage, perplexity, error))
     print_table(rows)
     if evaluated.rate is None:
         print(f"\nno priors: {evaluated.no_rate}")
@@ -68,8 +69,11 @@ def _print_rate(rate: Rate) -> None:
 
     names = [name for name in ("prior", "file") if getattr(rate, name)]
     rows: list[Sequence[object]] = [("bits per code", *names)]
-    per_code = zip(*(rate.per_code(name) for name in names), strict=True)
-    rows += [(f"level {index}", *show(codes, 4)) for index, codes in enumerate(per_code, start=1)]
+
+    # a row per level, a column per name
+    columns = [rate.per_code(name) for name in names]
+    for index, level_bits in enumerate(zip(*columns, strict=True), start=1):
+        rows.append((f"level {index}", *show(level_bits, 4)))
     rows.append(("bits per image", *show(map(rate.per_image, names), 1)))
     print()
     print_table(rows)
@@ -93,10 +97,13 @@ def _print_samples(qualities: Sequence[SampleQuality]) -> None:
         f" reconstructions of {first.compared:,} test images:"
         f" {first.reconstructions_accuracy:.2%}\n"
     )
+    distances |= first.distances
+    del distances["samples"]  # stands above, by guidance
+
+    # the fields of SetDistances; `first.frechet` is the name of the Frechet distance
     rows: list[Sequence[object]] = [
         ("from test images", first.frechet, "kernel", "precision", "recall")
     ]
-    distances |= {name: of for name, of in first.distances.items() if name != "samples"}
     for name, spreads in distances.items():
         rows.append((name, *map(_format_spread, spreads.values(), (3, 4, 3, 3))))
     print_table(rows)
@@ -162,25 +169,28 @@ _DRAWING = (
     option("--top-k K", "draw from the K likeliest codes only (default: all)", type=integer(1)),
     option(
         "--top-p P",
-        "draw from the likeliest codes with probability P together (default: 1)",
+        "draw from the likeliest codes only, which together have probability P (default: 1)",
         type=float,
         default=1.0,
     ),
     option(
         "--guidance W",
         "above 1, draw images more typical of their class; 1: no guidance; 1,5: from 1 at the"
-        " first position to 5 at the last (default: the model's; with --levels, 1)",
+        " first position to 5 at the last (default: as in the model's sampling.json; 1 if"
+        " --levels is given)",
         type=parse_guidance,
     ),
     option(
         "--levels K",
-        "draw levels 1 to K only (default: the model's; with --guidance, all)",
+        "draw levels 1 to K only (default: as in the model's sampling.json; all if --guidance is"
+        " given)",
         type=int,
     ),
     option(
         "--decoder",
-        "make images with the decoder of train-decoder or of train-progressive (default: the"
-        " model's, else the first if there is one for these levels)",
+        "make images with the decoder of train-decoder (generation) or of train-progressive"
+        " (progressive; default: as in the model's sampling.json, else generation if it was trained"
+        " for these levels)",
         choices=("generation", "progressive"),
     ),
     option("--seed S", "draw the images of seed S (default: 0)", type=int, default=0),

@@ -64,24 +64,26 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         for key, layer in network.named_modules()
         if isinstance(layer, nn.ConvTranspose2d)
     }
-    compact = storage.compact_weights(weights, matrices=True, fine=fine)
-    arrays = {
-        key: tensor.float() if tensor.is_floating_point() else tensor
-        for key, tensor in compact.items()
-    }
+    arrays = storage.compact_weights(weights, matrices=True, fine=fine)
+    for key, tensor in arrays.items():
+        if tensor.is_floating_point():
+            arrays[key] = tensor.float()  # a bundle has no half precision
 
-    # magic, header as JSON, and a compressed body: entropy model, tensors, checksum of the header
     entropy_model = loaded.entropy_model.load()
     header = {
         "name": name,
         "config": to_dict(without_paths(config)),
         "progressive": _PREFIX in networks,
-        "tables": len(entropy_model.content),
+        "tables": len(entropy_model.content),  # bytes
+        # of files that the networks encode; without networks there are none
         "fingerprint": list(
             entropy_model.fingerprint if entropy_model.networks else bytes(FINGERPRINT_BYTES)
         ),
         "arrays": [[key, _KINDS[array.dtype], list(array.shape)] for key, array in arrays.items()],
     }
+
+    # magic, length of the header, header as JSON, and a compressed body: entropy model, tensors,
+    # checksum of the header
     text = json.dumps(header, separators=(",", ":")).encode()
     stored = b"".join(array.contiguous().numpy().tobytes() for array in arrays.values())
     body = entropy_model.content + stored + zlib.crc32(text).to_bytes(4, "little")

@@ -31,7 +31,7 @@ class VQVAE2(Autoencoder):
               -> ... -> features of the coarsest grid
 
         coarsest grid: features -> 1x1 conv -> z -> nearest codeword -> e_1, code 1
-        next grid:     features with condition decoder(e_1) (doubles)
+        next grid:     features, and e_1 -> condition (a decoder, doubles) -> concatenated
                                 -> 1x1 conv -> z -> nearest codeword -> e_2, code 2, ...
 
         all e -> transposed convs to the finest grid -> concatenated -> decoder -> image
@@ -79,13 +79,11 @@ class VQVAE2(Autoencoder):
         features = [pad_to_grid(images, self.config.padding, rows * stride, columns * stride)]
         for encoder in self.encoders:
             features.append(encoder(features[-1]))
-        for level, (quantizer, inputs) in enumerate(
-            zip(self.quantizers, features[:0:-1], strict=True)
-        ):
+        for level, quantizer in enumerate(self.quantizers):
+            inputs = features.pop()  # coarse first; the images stay in the list
             if level:
-                inputs = torch.cat(
-                    [inputs, self.conditions[level - 1](codewords[-1].permute(0, 3, 1, 2))], dim=1
-                )
+                condition = self.conditions[level - 1](codewords[-1].permute(0, 3, 1, 2))
+                inputs = torch.cat([inputs, condition], dim=1)
             yield quantizer, self.projections[level](inputs).permute(0, 2, 3, 1).float()
 
     def _decode_codewords(self, codewords: list[Tensor], size: Grid | None) -> Tensor:
@@ -123,15 +121,16 @@ class VQVAE2(Autoencoder):
             for quantizer, latents in self._iterate_grids(
                 to_unit_images(tile, self.channels), codewords
             ):
-                codes += quantizer.encode(latents)
-                codewords.append(quantizer.lookup((codes[-1],), check=False))
+                grid_codes = quantizer.encode(latents)  # a tuple: the codes of a single level
+                codes += grid_codes
+                codewords.append(quantizer.lookup(grid_codes, check=False))
             return tuple(codes)
 
         return tiles.encode(encode_tile, images, self.config, self)
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         codes = self.take_prefix(codes, levels)
-        check_codes(codes, self.config.num_symbols, scale=2)
+        check_codes(codes, self.config.num_symbols, scale=2)  # each grid doubles rows and columns
 
         def decode_tile(tile: Codes, size: Grid | None) -> Tensor:
             pairs = zip(self.quantizers, tile, strict=True)
@@ -150,7 +149,8 @@ class VQVAE2(Autoencoder):
         for quantizer, latents in self._iterate_grids(
             to_unit_images(images, self.channels), codewords
         ):
-            quantizer.initialize(latents, rng, (batch_size or len(images)) / len(images))
+            # usage counts as in a training batch
+            quantizer.initialize(latents, rng, weight=(batch_size or len(images)) / len(images))
             codewords.append(quantizer.lookup(quantizer.encode(latents)))
 
     @torch.no_grad()

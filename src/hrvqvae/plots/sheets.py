@@ -17,7 +17,7 @@ from hrvqvae.utils.grouping import slices
 _GAP = 4
 _BACKGROUND = (255, 255, 255)
 _INK = (40, 40, 40)
-# of a sheet, and more per pixel of its images
+# A sheet has at most _MOST_PIXELS + _MOST_PER_PIXEL * (pixels of its images).
 _MOST_PIXELS = 1 << 24
 _MOST_PER_PIXEL = 16
 
@@ -37,7 +37,7 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     InputError if nearly all of the picture would be empty, as for a very wide image beside a very
     tall one.
     """
-    # Pictures of a column have its width, those of a row its height.
+    # A column is as wide as its widest picture, a row as high as its highest.
     pictures = [[to_pil(image) for image in row.images] for row in rows]
     largest = max(max(picture.size) for row in pictures for picture in row)
     factor = zoom or max(1, round(64 / largest))
@@ -50,12 +50,12 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
 
     # the size of the sheet
     font = ImageFont.load_default(size=13)
-    caption = 20 if any(row.caption for row in rows) else 0
+    caption_height = 20 if any(row.caption for row in rows) else 0
     width = max(
         sum(widths) + _GAP * (columns + 1),
         *(int(font.getlength(row.caption)) + 2 * _GAP for row in rows),
     )
-    height = sum(heights) + len(rows) * (caption + _GAP) + _GAP
+    height = sum(heights) + len(rows) * (caption_height + _GAP) + _GAP
     pixels = sum(picture.width * picture.height for row in pictures for picture in row) * factor**2
     if width * height > _MOST_PIXELS + _MOST_PER_PIXEL * pixels:
         raise InputError(
@@ -67,21 +67,19 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     sheet = Image.new("RGB", (width, height), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     top = _GAP
-    for row, images, tallest in zip(rows, pictures, heights, strict=True):
+    for row, images, row_height in zip(rows, pictures, heights, strict=True):
         pen.text((_GAP, top), row.caption, fill=_INK, font=font)
         left = _GAP
-        for picture, column in zip(images, widths, strict=False):
+        for picture, column_width in zip(images, widths, strict=False):
             enlarged = ImageOps.scale(picture, factor, Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (left, top + caption))
-            left += column + _GAP
-        top += caption + tallest + _GAP
+            sheet.paste(enlarged, (left, top + caption_height))
+            left += column_width + _GAP
+        top += caption_height + row_height + _GAP
     return sheet
 
 
 def draw_grid(images: Sequence[Tensor]) -> Image.Image:
-    """Return a picture of images of one size in a grid without captions, about as many per row as
-    there are rows.
-    """
+    """Return a picture of images of one size in a nearly square grid, without captions."""
     columns = math.ceil(math.sqrt(len(images)))
     rows = [SheetRow("", row) for row in slices(images, columns)]
     return draw(rows, zoom=max(1, round(64 / min(images[0].shape[-2:]))))

