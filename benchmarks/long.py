@@ -67,6 +67,7 @@ FURTHER: Mapping[str, Sequence[Fields]] = {
 }
 """Neighbours of an optimum that was the last value tried."""
 _AT_3000 = _quantizer("codewords=15")
+_PLAIN_LOSS = _quantizer("coarse_weight=0 level_betas=0")
 
 System = tuple[str, str, Fields]
 """Preset, the system whose settings it takes ("": as printed), fields of its own."""
@@ -78,6 +79,7 @@ GROUPS: Sequence[Mapping[str, System]] = (
         "rqvae": ("rqvae", "rqvae", _quantizer("beam=4 joint_beam=true coarse_weight=0.1")),
         "printed": ("hrvqvae", "", {}),
         "vqvae-printed": ("vqvae", "", {}),
+        "treevq-plain": ("treevq", "treevq", _PLAIN_LOSS),
     },
     {
         "vqvae2": ("vqvae2", "vqvae2", {}),
@@ -88,20 +90,19 @@ GROUPS: Sequence[Mapping[str, System]] = (
     },
 )
 LONGEST = ("hrvqvae", "vqvae", "treevq")
-FIRST = (*LONGEST, "printed", "vqvae-printed")
+FIRST = (*LONGEST, "printed", "vqvae-printed", "treevq-plain")
 TREES = ("hrvqvae", "treevq")
 """Systems of 2,304 bits that also encode with every search."""
 
 _UNLINKED = "levels=3 codewords=4096 linked=1 beam=1"
 _JOINT = "beam=4 joint_beam=true"
-_PLAIN_LOSS = "coarse_weight=0 level_betas=0"
 DEPTH: Mapping[str, Fields] = {
     "groups4": {},
     "rq3x4096": _quantizer(_UNLINKED),
     "groups4joint": _quantizer(_JOINT),
     "rq3x4096joint": _quantizer(f"{_UNLINKED} {_JOINT}"),
-    "groups4plain": _quantizer(_PLAIN_LOSS),
-    "rq3x4096plain": _quantizer(f"{_UNLINKED} {_PLAIN_LOSS}"),
+    "groups4plain": _PLAIN_LOSS,
+    "rq3x4096plain": _quantizer(_UNLINKED) | _PLAIN_LOSS,
 }
 """Variants of treevq-deep, 36 bits for each of 8x8 positions."""
 COARSE_WEIGHTS = ("0", "0.1")
