@@ -1,6 +1,5 @@
 """Fixtures: drawn digits, colour images, a tiny configuration; helpers that run commands."""
 
-import dataclasses
 import io
 import json
 import os
@@ -9,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -21,20 +21,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist runs one process a core
 
 import torch
 
+from benchmarks.common import fields
 from hrvqvae.cli import main
-from hrvqvae.config import (
-    Config,
-    DataConfig,
-    QuantizerConfig,
-    SingleGridConfig,
-    TrainingConfig,
-    presets,
-    to_dict,
-)
+from hrvqvae.config import presets, to_dict
+from hrvqvae.config.parsing import from_dict, override
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 from hrvqvae.data.sets.mnist import write_idx
 from hrvqvae.utils import progress
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
+from hrvqvae.utils.locks import InUseError
 
 torch.set_num_threads(1)
 settings.register_profile("tests", deadline=None)
@@ -47,7 +42,9 @@ on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", 
 
 
 def same(left, right):
-    """Return whether two states, or two sequences of tensors, are equal bit for bit."""
+    """Return whether two tensors, states or sequences of tensors are equal bit for bit."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
     if isinstance(left, Mapping):
         return left.keys() == right.keys() and all(
             torch.equal(value, right[name]) for name, value in left.items()
@@ -107,13 +104,13 @@ def mnist_root(tmp_path_factory):
 
 
 def write_picture(path, seed, size=(40, 30), mode="RGB"):
-    generator = np.random.default_rng(seed)
-    image = Image.new("RGB", size, tuple(int(v) for v in generator.integers(0, 255, 3)))
-    pen = ImageDraw.Draw(image)
-    corner = generator.integers(1, 10, 2)
-    pen.ellipse(
-        (*map(int, corner), 25, 25), fill=tuple(int(v) for v in generator.integers(0, 255, 3))
-    )
+    """Write a disc on a background, both of a random colour."""
+    rng = np.random.default_rng(seed)
+    background = tuple(rng.integers(0, 255, 3).tolist())
+    corner = rng.integers(1, 10, 2).tolist()
+    image = Image.new("RGB", size, background)
+    colour = tuple(rng.integers(0, 255, 3).tolist())
+    ImageDraw.Draw(image).ellipse((*corner, 25, 25), colour)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.convert(mode).save(path)
 
@@ -130,31 +127,22 @@ def picture_folder(tmp_path):
 @pytest.fixture
 def tiny(mnist_root):
     """A configuration that trains in a second: 12x12 greyscale images, 2 levels of 3 codewords."""
-    return Config(
-        name="tiny",
-        data=DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1, workers=0),
-        model=SingleGridConfig(
-            stride=2,
-            padding=1,
-            hidden_units=8,
-            residual_units=8,
-            residual_blocks=1,
-            quantizer=QuantizerConfig(
-                levels=2, codewords=3, dim=4, init_vectors=1_000, restart_every=4
-            ),
-        ),
-        training=TrainingConfig(
-            batch_size=16,
-            max_steps=24,
-            warmup_steps=4,
-            log_every=4,
-            evaluate_every=100,
-            checkpoint_every=3,
-            evaluation_images=40,
-            device="cpu",
-            precision="fp32",
-        ),
+    small = (
+        {"data.root": str(mnist_root)}
+        | fields("data", "size=12 channels=1 workers=0")
+        | fields("model", "stride=2 padding=1 hidden_units=8 residual_units=8 residual_blocks=1")
+        | fields("model.quantizer", "levels=2 codewords=3 dim=4 init_vectors=1000 restart_every=4")
+        | fields("training", "batch_size=16 max_steps=24 warmup_steps=4 log_every=4")
+        | fields("training", "evaluate_every=100 checkpoint_every=3 evaluation_images=40")
+        | fields("training", "device=cpu precision=fp32")
     )
+    return override(from_dict({"name": "tiny"}, "tests"), small)
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    """Enter the folder of the test."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -180,17 +168,14 @@ def site(tmp_path, monkeypatch):
     presets.get.cache_clear()
 
 
-def with_training(config, **changes):
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
+def with_fields(section, config, **changes):
+    """Return a configuration with other values of fields of a section."""
+    return config.replace(**{f"{section}.{name}": value for name, value in changes.items()})
 
 
-def with_data(config, **changes):
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
-
-
-def with_quantizer(config, **changes):
-    quantizer = dataclasses.replace(config.model.quantizer, **changes)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer))
+with_data = partial(with_fields, "data")
+with_training = partial(with_fields, "training")
+with_quantizer = partial(with_fields, "model.quantizer")
 
 
 def read_json(path):
@@ -243,6 +228,10 @@ def damage_error(message=None):
     return pytest.raises(DamagedFileError, match=message)
 
 
+def in_use_error(message):
+    return pytest.raises(InUseError, match=message)
+
+
 def nonfinite_error(message=None):
     return pytest.raises(NonFiniteError, match=message)
 
@@ -268,6 +257,14 @@ def refused(command):
     err = "".join(
         line for line in err.splitlines(keepends=True) if "compiling for this processor" not in line
     )
-    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
     assert err.startswith("hrvqvae: ")
     return err
+
+
+def check_refusals(table):
+    """Check that each command of a table "command | part of its line" is refused."""
+    for command, message in cells_of(table):
+        assert message in refused(command)

@@ -26,12 +26,11 @@ from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import (
-    cells_of,
+    check_refusals,
     do,
-    done,
     ended,
     parametrize,
-    refused,
+    same,
     shared_fixture,
     write_picture,
 )
@@ -67,30 +66,32 @@ def as_bytes(image):
 def test_one_file_there_and_back(run, images, tmp_path, monkeypatch):
     file = tmp_path / "x.hrv"
     out = tmp_path / "y.png"
+    sheet = tmp_path / "sheet.png"
     printed = do(f"compress {run} {images}/2.png -o {file} --device cpu")
     size = file.stat().st_size
     assert f"1 image, {size} bytes" in printed
-    sheet = tmp_path / "sheet.png"
-    printed = do(f"inspect {file} --model {run} -o {sheet}")
+    inspect = f"inspect {file} --model {run} -o"
+    printed = do(f"{inspect} {sheet}")
     assert "7x30 pixels (height, width)" in printed
     assert re.search(rf"^level 3 .* {size}\n\nwhole\n", printed, re.MULTILINE)
     assert read_image(sheet, 3).shape[2] > 30
-    do(f"decompress {file} -o {out} --model {run} --levels 2")
+    again = f"decompress {file} -o {out} --model {run}"
+    do(f"{again} --levels 2")
     model = hrvqvae.load(run)
     codes = model.encode(pixels(images / "2.png")[None])
     expected = as_bytes(model.decode(codes, levels=2, size=(7, 30))[0])
-    assert torch.equal(pixels(out), expected)
+    assert same(pixels(out), expected)
 
     file.write_bytes(file.read_bytes()[:-1])
-    again = f"decompress {file} -o {out} --model {run}"
-    assert "overwrite it with --force" in refused(again)
-    line = refused(f"{again} --force")
-    assert "level 3 is cut short or damaged; decoded from 2 whole levels; 1 image written" in line
-    assert torch.equal(pixels(out), expected)
+    damaged = "level 3 is cut short or damaged"
+    check_refusals(f"""
+        {again} | overwrite it with --force
+        {again} --force | {damaged}; decoded from 2 whole levels; 1 image written
+    """)
+    assert same(pixels(out), expected)
     # of a system that decodes all levels or none
     monkeypatch.setattr(SingleGridAutoencoder, "prefixes", (3,))
-    printed = ended(2, f"inspect {file} --model {run} -o {tmp_path}/none.png")
-    assert "level 3 is cut short or damaged" in printed
+    assert damaged in ended(2, f"{inspect} {tmp_path}/none.png")
     assert not (tmp_path / "none.png").exists()
 
 
@@ -120,17 +121,16 @@ def test_a_folder_gets_a_file_for_each_image(run, images, tmp_path):
     do(f"{again} --levels 1")
     assert [*folder_of(codes)] == ["0.hrv", "1.hrv", "2.hrv", "more/0.hrv"]
     first.unlink()
-    told = "1.hrv exists already; choose another output, or overwrite it with --force"
-    assert told in refused(again)
+    advice = "choose another output, or overwrite it with --force"
+    check_refusals(f"{again} | 1.hrv exists already; {advice}")
     assert not first.exists()
     do(f"{again} --force")
-    assert first.is_file()
     do(f"decompress {first} {codes}/1.hrv -o {back} --model {run}")
     assert [*folder_of(back)] == ["0.png", "1.png"]
     do(f"decompress {codes} -o {tmp_path}/all --model {run}")
     assert [*folder_of(tmp_path / "all")] == ["0.png", "1.png", "2.png", "more/0.png"]
     told = "has neither files of codes (.hrv) nor zips of them"
-    assert told in refused(f"decompress {images} -o {tmp_path}/none --model {run}")
+    check_refusals(f"decompress {images} -o {tmp_path}/none --model {run} | {told}")
 
 
 def test_a_zip_is_a_folder_of_files(run, images, tmp_path):
@@ -144,7 +144,7 @@ def test_a_zip_is_a_folder_of_files(run, images, tmp_path):
     printed = do(f"inspect {path}")
     assert f"{path}: 4 images, " in printed
     assert "sizes: 7x30, 12x12" in printed
-    assert "overwrite it with --force" in refused(again)
+    check_refusals(f"{again} | overwrite it with --force")
     do(f"compress {run} {images}/0.png -o {path} --force")
     assert [name for name, _ in read_zip(path)] == ["0.hrv"]
 
@@ -154,7 +154,7 @@ def test_a_zip_is_a_folder_of_files(run, images, tmp_path):
     do(f"decompress {path} -o {back} --model {run}")
     model = hrvqvae.load(run)
     (expected,) = model.decompress(model.compress(pixels(images / "2.png")[None]))
-    assert torch.equal(pixels(back / "2.png"), as_bytes(expected))
+    assert same(pixels(back / "2.png"), as_bytes(expected))
 
 
 def test_names_keep_their_endings_where_they_must(run, tmp_path):
@@ -167,6 +167,7 @@ def test_names_keep_their_endings_where_they_must(run, tmp_path):
 def test_an_interrupted_call_goes_on(run, images, tmp_path, monkeypatch):
     out = tmp_path / "out"
     command = f"compress {run} {images} -o {out}"
+    late = f"compress {run} {images} -o {tmp_path}/late"
     do(f"compress {run} {images} -o {tmp_path}/whole")
     expected = folder_of(tmp_path / "whole")
     monkeypatch.setattr(image_files, "_BATCH_IMAGES", 1)
@@ -179,29 +180,24 @@ def test_an_interrupted_call_goes_on(run, images, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(image_files, "write_output", interrupt)
-        for option, words in (
-            (" --force", "the same command without --force"),
-            ("", "the same command"),
-        ):
-            assert f"{out} has 2 of 4 files; {words} goes on" in ended(130, command + option)
+        printed = ended(130, f"{command} --force")
+        assert f"{out} has 2 of 4 files; the same command without --force goes on" in printed
+        assert f"{out} has 2 of 4 files; the same command goes on" in ended(130, command)
     kept = (out / "0.hrv").stat()
 
     # nothing is mixed
-    for different in (
-        f"{command} --levels 2",
-        f"compress mnist {images} -o {out}",
-        f"compress {run} {images}/0.png -o {out}",
-    ):
-        assert "holds files of an interrupted call" in refused(different)
-    printed = ended(0, command)
+    check_refusals(f"""
+        {command} --levels 2 | holds files of an interrupted call
+        compress mnist {images} -o {out} | holds files of an interrupted call
+        compress {run} {images}/0.png -o {out} | holds files of an interrupted call
+    """)
+    printed = do(command)
     assert "2 images, " in printed
-    assert f"{out} has 2 of 4 files already" in printed
     assert (out / "0.hrv").stat() == kept
     assert folder_of(out) == expected
-    assert "exists already" in refused(command)
+    check_refusals(f"{command} | exists already")
 
     # after the last file, but before the end
-    late = f"compress {run} {images} -o {tmp_path}/late"
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", Mock(side_effect=KeyboardInterrupt))
         ended(130, late)
@@ -216,7 +212,7 @@ def test_the_shipped_model_is_found_by_what_it_wrote(images, tmp_path):
         do(f"compress mnist {images}/0.png -o {tmp_path}/{name}")
         do(f"decompress {tmp_path}/{name} -o {tmp_path}/{name}.png")
         decoded.append(pixels(tmp_path / f"{name}.png"))
-    assert torch.equal(*decoded)
+    assert same(*decoded)
 
 
 def test_what_can_not_be_done(run, images, tmp_path, monkeypatch):
@@ -228,33 +224,28 @@ def test_what_can_not_be_done(run, images, tmp_path, monkeypatch):
     with tarfile.open("twice.tar", "w") as tar:
         tar.add(image, "0.png")
         tar.add(images / "1.png", "0.png")
-    for command, message in [
-        *cells_of(f"""
-            compress {run} {images} -o y.hrv | takes one image, and there are more
-            compress {run} {image} {images}/more/0.png -o d | would both be named 0
-            compress {run} twice.tar -o d | would both be named 0
-            compress {run} notes.txt -o new.hrv | notes.txt is read as a list of images, and
-            compress {run} {image} -o x.hrv | exists already
-            compress {run} {image} -o x.hvr | end in .hrv or .zip, or be a folder that exists
-            compress {run} {image} -o new.hrv --bytes 6 | {image} takes
-            decompress x.hrv -o y.png | not inside the package: name it with --model
-            decompress x.zip -o y.png | x.zip: 0.hrv was made by a model
-            decompress x.hrva -o y.png | hrvqvae 1.0.0 reads X.hrva
-            compress {run} {image} -o x.hrva | archives are zips now (X.zip)
-            compress {run} x.hrva -o new.hrv | archives are zips now (X.zip)
-            inspect x.hrva | archives are zips now (X.zip)
-            decompress {image} -o y.png --model {run} | is not a file of codes
-            decompress no.hrv -o y.png --model {run} | no.hrv': there is no such file
-            inspect x.zip -o s.png | -o and --model are for one file
-            inspect x.zip --model {run} | -o and --model are for one file
-            fit-entropy-model {run} --effort 0 | --effort is 0.0; it must be above 0
-        """),
-        (
-            f"compress {run} {image} -o new.hrv --bytes 60 --lmbda 1",
-            "a limit of bytes, or a lambda and an effort",
-        ),
-    ]:
-        assert message in refused(command)
+    new = f"compress {run} {image} -o new.hrv"
+    check_refusals(f"""
+        compress {run} {images} -o y.hrv | takes one image, and there are more
+        compress {run} {image} {images}/more/0.png -o d | would both be named 0
+        compress {run} twice.tar -o d | would both be named 0
+        compress {run} notes.txt -o new.hrv | notes.txt is read as a list of images, and
+        compress {run} {image} -o x.hrv | exists already
+        compress {run} {image} -o x.hvr | end in .hrv or .zip, or be a folder that exists
+        {new} --bytes 6 | {image} takes
+        {new} --bytes 60 --lmbda 1 | a limit of bytes, or a lambda and an effort
+        decompress x.hrv -o y.png | not inside the package: name it with --model
+        decompress x.zip -o y.png | x.zip: 0.hrv was made by a model
+        decompress x.hrva -o y.png | hrvqvae 1.0.0 reads X.hrva
+        compress {run} {image} -o x.hrva | archives are zips now (X.zip)
+        compress {run} x.hrva -o new.hrv | archives are zips now (X.zip)
+        inspect x.hrva | archives are zips now (X.zip)
+        decompress {image} -o y.png --model {run} | is not a file of codes
+        decompress no.hrv -o y.png --model {run} | no.hrv': there is no such file
+        inspect x.zip -o s.png | -o and --model are for one file
+        inspect x.zip --model {run} | -o and --model are for one file
+        fit-entropy-model {run} --effort 0 | --effort is 0.0; it must be above 0
+    """)
     assert {*folder_of(tmp_path)} == {"notes.txt", "twice.tar", "x.hrv", "x.zip"}
 
 
@@ -264,10 +255,11 @@ def test_broken_images_can_be_left_out(run, tmp_path, monkeypatch):
     monkeypatch.setattr(image_files, "_BATCH_IMAGES", 1)  # one is written before the broken one
     for out, count, goes_on in (("y.zip", 3, False), ("files", 2, True)):
         command = f"compress {run} {tmp_path}/in -o {tmp_path}/{out}"
-        assert refused(command).endswith("leave such images out with --on-error skip\n")
-        code, printed, told = done(f"{command} --on-error skip")
-        assert (code, f"{count} images" in printed) == (0, True)
-        assert ("2.png" in told, "files already" in told) == (True, goes_on)
+        check_refusals(f"{command} | leave such images out with --on-error skip")
+        printed = ended(0, f"{command} --on-error skip")
+        assert f"{count} images" in printed
+        assert "2.png" in printed
+        assert ("files already" in printed) == goes_on
     names = ["0.hrv", "1.hrv", "more/0.hrv"]
     assert [name for name, _ in read_zip(tmp_path / "y.zip")] == names
     assert [*folder_of(tmp_path / "files")] == names
@@ -280,12 +272,12 @@ def test_any_name_of_a_file_can_be_zipped_and_read_again(run, images, tmp_path):
     """With a backslash, a colon or a line break; the terminal gets none of their control
     characters.
     """
+    image = images / "0.png"
     for name in ("a\\b", "C:x\x1b[2J", "two\nlines", "x" * 248):
-        shutil.copy(images / "0.png", tmp_path / f"{name}.png")
-    path = tmp_path / "x.zip"
-    do(f"compress {run} {tmp_path} -o {path}")
-    do(f"compress {run} {tmp_path} -o {tmp_path}/codes")
-    printed = ended(0, f"decompress {path} -o {tmp_path}/back --model {run}")
+        shutil.copy(image, tmp_path / f"{name}.png")
+    for out in ("x.zip", "codes"):
+        do(f"compress {run} {tmp_path} -o {tmp_path}/{out}")
+    printed = ended(0, f"decompress {tmp_path}/x.zip -o {tmp_path}/back --model {run}")
     assert "4 images" in printed
     assert "\x1b" not in printed
     files, codes = (
@@ -294,7 +286,7 @@ def test_any_name_of_a_file_can_be_zipped_and_read_again(run, images, tmp_path):
     assert files == codes > {"a_b", "C_x_[2J", "two_lines"}
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for name in ("../../out.png", "/abs/x.png"):
-            tar.add(images / "0.png", name)
+            tar.add(image, name)
     do(f"compress {run} {tmp_path}/t.tar -o {tmp_path}/deep/codes")
     assert {*folder_of(tmp_path / "deep")} == {"codes/out.hrv", "codes/abs/x.hrv"}
     assert not (tmp_path / "out.hrv").exists()
@@ -335,17 +327,14 @@ def test_what_is_damaged_stops_no_other_image(run, images, tmp_path):
     flipped = bytearray(content)
     flipped[content.index(entry) + len(entry) - 1] ^= 1
     without_end = content[: content.index(b"PK\1\2")]
+    whole = {"0.png", "2.png", "more/0.png"}
     for damaged, told, names in (
-        (flipped, "1.hrv is damaged", {"0.png", "2.png", "more/0.png"}),
-        (
-            without_end,
-            "the directory at its end is damaged",
-            {"0.png", "1.png", "2.png", "more/0.png"},
-        ),
+        (flipped, "1.hrv is damaged", whole),
+        (without_end, "the directory at its end is damaged", whole | {"1.png"}),
     ):
         path.write_bytes(damaged)
-        line = refused(f"decompress {path} -o {out} --model {run} --force")
-        assert f"{path}: {told}; {len(names)} images written" in line
+        line = f"{path}: {told}; {len(names)} images written"
+        check_refusals(f"decompress {path} -o {out} --model {run} --force | {line}")
         assert {*folder_of(out)} == names
         printed = ended(2, f"inspect {path}")
         assert f"{len(names)} images" in printed
@@ -354,10 +343,10 @@ def test_what_is_damaged_stops_no_other_image(run, images, tmp_path):
 
     codes = tmp_path / "codes"
     do(f"compress {run} {images} -o {codes}")
-    (codes / "0.hrv").write_bytes(b"none")
-    line = refused(f"decompress {codes} -o {out} --model {run}")
-    assert f"{codes}/0.hrv is not a file of codes" in line
-    assert {*folder_of(out)} == {"1.png", "2.png", "more/0.png"}
+    (codes / "1.hrv").write_bytes(b"none")
+    line = f"{codes}/1.hrv is not a file of codes"
+    check_refusals(f"decompress {codes} -o {out} --model {run} | {line}")
+    assert {*folder_of(out)} == whole
 
 
 def test_work_is_cut_by_pixels(run, images, tmp_path, monkeypatch):
@@ -420,11 +409,13 @@ def test_a_class_is_no_path(tmp_path, monkeypatch):
         "each/CON-0002.png",
         "each/a-0003.png",
     }
-    assert "exists already" in refused(f"{command}/sheet.png")
-    assert "has other images already" in refused(f"{command}/new.png --seed 1")
     together = tmp_path / "all"
     do(f"sample mnist -n 4 -o {together}/a-0003.png --save-dir {together}")
     assert len([*together.glob("*.png")]) == 5
     (tmp_path / "loop.png").symlink_to("loop.png")
-    assert "loop" in refused(f"sample mnist -n 4 -o {tmp_path}/loop.png")
-    assert "is empty; name a file or a folder" in refused(["sample mnist -n 4 -o", ""])
+    check_refusals(f"""
+        {command}/sheet.png | exists already
+        {command}/new.png --seed 1 | has other images already
+        sample mnist -n 4 -o {tmp_path}/loop.png | loop
+        sample mnist -n 4 -o '' | is empty; name a file or a folder
+    """)

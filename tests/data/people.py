@@ -64,21 +64,22 @@ def divided(count, kinds=NONE):
 
 def splits():
     """Folders and files of splits, in any case."""
-    for train, case in (("train", str.lower), ("Train", str.title), ("TRAIN", str.upper)):
-        for test in HELD_OUT:
+    arrays = np.zeros((6, 16, 16, 3), np.uint8)
+    labels = np.arange(6) % 2
+    for test in HELD_OUT:
+        for case in (str.lower, str.title, str.upper):
+            train = case("train")
             held_out = case(test)
-            yield People(pets(f"{train}/", 4) | pets(f"{held_out}/", 2), given(4, 2, test))
+            yield People(pets(f"{train}/") | pets(f"{held_out}/", 2), given(4, 2, test))
             files = {f"{train}/a.png": drawn(), f"{held_out}/b.png": drawn(2)}
             yield People(files, given(1, 1, test, NONE))
+        yield People({"train.npy": arrays, f"{test}.npy": arrays[:2]}, given(6, 2, test, NONE))
+        files = {"x_train.npy": arrays, f"x_{test}.npy": arrays[:2]}
+        files |= {"y_train.npy": labels, f"y_{test}.npy": labels[:2]}
+        yield People(files, given(6, 2, test))
     for test, left_out in (("test", "val"), ("val", "valid"), ("valid", "dev"), ("test", "extra")):
         files = pets("train/") | pets(f"{test}/", 2) | pets(f"{left_out}/", 2)
         yield People(files, given(4, 2, test), f"2 images outside of train/ and {test}/ left out")
-    arrays = np.zeros((6, 16, 16, 3), np.uint8)
-    for test in HELD_OUT:
-        yield People({"train.npy": arrays, f"{test}.npy": arrays[:2]}, given(6, 2, test, NONE))
-        files = {"x_train.npy": arrays, f"x_{test}.npy": arrays[:2]}
-        files |= {"y_train.npy": np.arange(6) % 2, f"y_{test}.npy": np.arange(2)}
-        yield People(files, given(6, 2, test))
     yield People(pets("train/") | pets("boat/", 2), divided(6, "2 classes"))
     unlabelled = "images without .cls or .json"
     yield People({"x.tar": pets()}, divided(4, f"{NONE}: 4 {unlabelled}"))
@@ -106,22 +107,11 @@ def nesting():
 
 def names():
     """Names of files."""
-    for name in (
-        "a b",
-        "größe",
-        "e\u0301",
-        "猫",
-        "x#1",
-        "50%",
-        "it's",
-        'say "x"',
-        "a.b.c",
-        "n" * 200,
-    ):
+    for name in [*["a b", "größe", "é", "猫", "x#1", "50%", "it's", 'say "x"', "a.b.c"], "n" * 200]:
         yield People(four(drawn(), f"{name}-"), divided(4))
     for suffix in (".PNG", ".Jpg", ".JPEG", ".webp"):
         yield People(pets(suffix=suffix), divided(4, PETS))
-    for suffix in (".heic", ".gif", ".TIFF", ".bmp", ".avif", ".cr2", ".svg", ".psd"):
+    for suffix in [".heic", ".gif", ".TIFF", ".bmp", ".avif", ".cr2", ".svg", ".psd"]:
         note = f"images left out: 1 {suffix.lower()}; convert them to PNG, JPEG or WebP"
         yield People(pets() | {f"cat/other{suffix}": b"other"}, divided(4, PETS), note)
 
@@ -164,18 +154,18 @@ def write(people, folder):
     for name, content in people.files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):
-            path.symlink_to(content)
-        elif isinstance(content, bytes):
-            path.write_bytes(content)
-        elif isinstance(content, np.ndarray):
-            np.save(path, content)
-        elif isinstance(content, Mapping):
-            members = dict.fromkeys(content, encoded("PNG"))
-            members |= {key: value for key, value in content.items() if isinstance(value, bytes)}
-            write_tar(path, members)
-        else:
-            content.save(path)
+        match content:
+            case str():
+                path.symlink_to(content)
+            case bytes():
+                path.write_bytes(content)
+            case np.ndarray():
+                np.save(path, content)
+            case Mapping():
+                labels = {key: value for key, value in content.items() if key.endswith(".cls")}
+                write_tar(path, dict.fromkeys(content, encoded("PNG")) | labels)
+            case _:
+                content.save(path)
 
 
 if __name__ == "__main__":

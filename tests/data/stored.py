@@ -10,10 +10,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import ImageCms
 
 from hrvqvae.config import DataConfig
+from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import load_images
+
+
+def broken_image(message):
+    return pytest.raises(BrokenImageError, match=message)
 
 
 def folder_config(folder, **changes):
@@ -74,20 +80,10 @@ def folder_of(folder):
     }
 
 
-def write_parquet(
-    path,
-    images,
-    labels=None,
-    *,
-    names=(),
-    rows=1000,
-    paths=None,
-):
+def write_parquet(path, images, labels=None, *, names=(), rows=1000, paths=None):
     """Write Parquet as the hub does: a struct of bytes and path, and class names in the
     metadata.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     named = zip(images, paths or [None] * len(images), strict=True)
     structs = [{"bytes": image, "path": name} for image, name in named]
     struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -99,5 +95,5 @@ def write_parquet(
         features["label"] = class_label if names else {"dtype": "int64"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     table = pa.table(columns).replace_schema_metadata(metadata)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=rows)
-    return path

@@ -1,5 +1,7 @@
 """Data sets given from Python: what is taken, what is read how often, and what is refused."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import datasets
@@ -20,10 +22,9 @@ LABELS = [index % 3 for index in range(20)]
 CLASSES = ("cat", "dog", "emu")
 
 
-def loaded(train, test=None, split="train", **changes):
-    root = register_datasets("run", train, test)
-    options = {"split": "sorted", "train_samples": 18} if test is None else {}
-    return load_images(folder_config(Path(root), **options, **changes), split)
+def loaded(train):
+    root = register_datasets("run", train)
+    return load_images(folder_config(root, split="sorted", train_samples=18), "train")
 
 
 class Counted(Dataset):
@@ -52,10 +53,10 @@ def hugging_face():
 def test_items_of_every_kind_are_the_same_images():
     pictures = [Image.fromarray(image) for image in PIXELS]
     paths = [Path(f"{index}.png") for index in range(20)]
-    mappings = []
-    for picture, path, label in zip(pictures, paths, LABELS, strict=True):
+    for picture, path in zip(pictures, paths, strict=True):
         picture.save(path)
-        mappings.append({"label": label, "image": picture})
+    named = zip(LABELS, pictures, strict=True)
+    mappings = [{"label": label, "image": picture} for label, picture in named]
     for items in (
         PIXELS,
         TENSORS,
@@ -72,7 +73,7 @@ def test_items_of_every_kind_are_the_same_images():
         assert_array_equal(loaded(items).pixels, TENSORS[:18], err_msg=str(type(items)))
     assert loaded(mappings).classes == ("0", "1", "2")
     pair = {"train": TENSORS[:12], "validation": TENSORS[12:]}
-    images = load_images(folder_config(Path(register_datasets("pair", pair))), "test")
+    images = load_images(folder_config(register_datasets("pair", pair)), "test")
     assert_array_equal(images.pixels, TENSORS[12:])
 
 
@@ -86,7 +87,8 @@ def test_parts_of_a_data_set_keep_its_classes_and_are_read_once():
         (hugging_face().select(range(19)), LABELS),
     ):
         images = loaded(dataset)
-        assert (images.classes, images.labels.tolist()) == (CLASSES, labels[:18])
+        assert images.classes == CLASSES
+        assert images.labels.tolist() == labels[:18]
     assert part.dataset.reads == 18 + 1
 
 
@@ -94,9 +96,6 @@ GREY = torch.zeros(1, 12, 12)
 
 
 def test_only_the_newest_data_sets_are_kept():
-    import gc
-    import weakref
-
     dataset = Counted()
     kept = weakref.ref(dataset)
     loaded(dataset)
@@ -138,23 +137,22 @@ def test_what_is_no_data_set_is_one_line(items, fault):
 def test_a_training_goes_on_after_images_are_deleted(tiny, picture_folder, capsys):
     """Then the new images are recorded."""
     preset = write_file(with_data(tiny, dataset="mine", root=None), Path("tiny.yaml"))
-    hrvqvae.train(preset, data=picture_folder, out="run", max_steps=2)
 
-    def resume(steps):
-        capsys.readouterr()
-        hrvqvae.train("run", data=picture_folder, resume=True, max_steps=steps)
+    def train(start, steps, **options):
+        hrvqvae.train(start, data=picture_folder, max_steps=steps, **options)
         return capsys.readouterr().out
 
-    images = load_images(folder_config(picture_folder, memory_mb=0), "train")
-    broken = paths_of(images)[:2]
+    train(preset, 2, out="run")
+    paths = paths_of(load_images(folder_config(picture_folder), "train"))
+    broken = paths[:2]
     broken[0].write_bytes(b"no image")
     with input_error("delete it, .*; a training goes on with resume=True"):
-        resume(4)
+        train("run", 4, resume=True)
     for path in broken:
         path.unlink()
     told = "2 training images gone since the last checkpoint: the training goes on with the other "
-    assert f"{told}{len(images) - 2}" in resume(4)
-    assert "gone" not in resume(5)
+    assert f"{told}{len(paths) - 2}" in train("run", 4, resume=True)
+    assert "gone" not in train("run", 5, resume=True)
     write_picture(broken[0], 99)
     with input_error("was trained on other images"):
-        resume(6)
+        train("run", 6, resume=True)

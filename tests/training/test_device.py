@@ -1,7 +1,5 @@
 """Device and precision: decided when a run begins, and kept."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -20,9 +18,7 @@ from tests.trained_run import fields, train_autoencoder
 
 @pytest.fixture
 def left_open(tiny):
-    """The tiny configuration with precision and device left to the machine, for the autoencoder and
-    the priors.
-    """
+    """The tiny configuration with precision and device of both stages left to the machine."""
     auto = "precision=auto device=auto"
     return override(tiny, fields("training", auto) | fields("prior.training", auto))
 
@@ -38,32 +34,28 @@ def machine(monkeypatch):
 
 
 @parametrize("present", [True, False])
-def test_bf16_is_chosen_if_the_processor_has_it(present, tiny, monkeypatch):
-    auto = dataclasses.replace(tiny.training, precision="auto")
+def test_bf16_is_chosen_if_the_processor_has_it(present, left_open, monkeypatch):
+    auto = left_open.training
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": present})
     assert Compute(auto).bf16 is present
     assert not Compute(auto).emulates_bf16
-    asked = Compute(dataclasses.replace(auto, precision="bf16"))
-    assert (asked.bf16, asked.emulates_bf16) == (True, not present)
-    assert not Compute(dataclasses.replace(auto, precision="fp32")).bf16
+    asked = Compute(auto.replace(precision="bf16"))
+    assert asked.bf16
+    assert asked.emulates_bf16 is not present
+    assert not Compute(auto.replace(precision="fp32")).bf16
     for name in ("gpu", "cuda:99", "mps:x"):
         with input_error(f"device is '{name}'"):
-            Compute(dataclasses.replace(auto, device=name))
+            Compute(auto.replace(device=name))
 
 
 def test_float32_stays_float32_in_a_training(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
     seen = []
-    for step in range(2):
-        at_step(
-            monkeypatch,
-            AutoencoderTask,
-            step,
-            lambda _: seen.append(torch.backends.cudnn.allow_tf32),
-        )
+    at_step(monkeypatch, AutoencoderTask, 1, lambda _: seen.append(cudnn.allow_tf32))
     train_autoencoder(with_training(tiny, max_steps=2), tmp_path / "run")
-    assert seen == [False, False]
-    assert torch.backends.cudnn.allow_tf32
+    assert seen == [False]
+    assert cudnn.allow_tf32
 
 
 @pytest.mark.skipif(
@@ -75,8 +67,10 @@ def test_a_precision_that_was_set_the_new_way_is_kept():
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32"
     with exact_float32():
-        assert (matmul.fp32_precision, convolution.fp32_precision) == ("ieee", "ieee")
-    assert (matmul.fp32_precision, convolution.fp32_precision) == ("tf32", "tf32")
+        assert matmul.fp32_precision == "ieee"
+        assert convolution.fp32_precision == "ieee"
+    assert matmul.fp32_precision == "tf32"
+    assert convolution.fp32_precision == "tf32"
     matmul.fp32_precision = before
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -88,16 +82,17 @@ def test_a_precision_that_was_set_the_new_way_is_kept():
 
 def test_what_is_decided_is_kept(left_open, machine):
     machine(bf16=True)
-    begun = decide_auto(dataclasses.replace(left_open, name="hrvqvae/mnist"), "model", "training")
-    assert (begun.training.device, begun.training.precision) == ("cpu", "bf16")
+    begun = decide_auto(left_open.replace(name="hrvqvae/mnist"), "model", "training")
+    assert begun.training.device == "cpu"
+    assert begun.training.precision == "bf16"
     assert begun.prior == left_open.prior  # which may be trained on another machine
     machine(bf16=False)
     assert decide_auto(begun, "model", "training") == begun
     assert decide_auto(left_open, "training").training.precision == "fp32"
-    resumed = autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun)
-    assert resumed.training == begun.training
+    assert autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun) == begun
     of_prior = stage_config("prior", begun, {})
-    assert (of_prior.prior.training.device, of_prior.prior.training.precision) == ("cpu", "fp32")
+    assert of_prior.prior.training.device == "cpu"
+    assert of_prior.prior.training.precision == "fp32"
     assert of_prior.training == begun.training
     machine(bf16=True)
     longer = stage_config("prior", begun, {"prior.training.max_steps": "7"}, of_prior)
@@ -115,24 +110,23 @@ def test_a_device_of_another_kind_is_said(tiny, tmp_path):
     run.write_config(with_training(tiny, max_steps=3, device="cuda:99"))
     with input_error("use --device cpu"):
         train_autoencoder(with_training(run.read_config(), max_steps=4), run, resume=True)
-    stored = dataclasses.replace(run.read_config(), name="hrvqvae/mnist")
+    stored = run.read_config().replace(name="hrvqvae/mnist")
     further = fields("training", "device=cpu max_steps=4")
     config = autoencoder_config("hrvqvae/mnist", further, stored)
-    assert train_autoencoder(config, run, resume=True, say=said.append).step == 4
+    train_autoencoder(config, run, resume=True, say=said.append)
     assert "trained on cuda so far, and on cpu from here on, where sums round differently" in said
     assert storage.read_meta(run.saved()[0])["device"] == "cpu"
 
 
 @needs_gpu
 def test_a_run_on_a_gpu_goes_on_where_it_stopped(tiny, tmp_path):
-    config = with_training(tiny, device="cuda", precision="auto", log_every=1)
     run = RunFolder(tmp_path / "run")
-    train_autoencoder(with_training(config, max_steps=6), run)
-    assert train_autoencoder(with_training(config, max_steps=10), run, resume=True).step == 10
+    for steps in (6, 10):
+        config = with_training(tiny, device="cuda", precision="auto", log_every=1, max_steps=steps)
+        train_autoencoder(config, run, resume=steps > 6)
     tensors, meta = storage.read(run.saved()[0])
     assert meta["device"] == "cuda"
-    for values in tensors.values():
-        assert torch.isfinite(values).all()
+    assert all(bool(torch.isfinite(values).all()) for values in tensors.values())
     steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
     assert steps == list(range(1, 11))
     assert next(Run(run.path).load()[0].parameters()).device.type == "cpu"

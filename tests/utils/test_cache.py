@@ -17,7 +17,7 @@ from numba.core.caching import CacheImpl
 
 import hrvqvae
 from hrvqvae.utils.compiled import _Cache, compiled, in_parts
-from tests.conftest import threads
+from tests.conftest import parametrize, threads
 
 FILES = {
     "__init__.py": "",
@@ -69,9 +69,9 @@ def test_a_changed_callee_and_constant_of_other_files_are_compiled_in(tmp_path):
         (package / name).write_text(text)
     # at once, each another signature
     first = start(tmp_path, 3)
-    broken = start(tmp_path, 0.5)
+    second = start(tmp_path, 0.5)
     assert values_hits_misses(first) == ([7], 0, 1)
-    assert values_hits_misses(broken) == ([2.0], 0, 1)
+    assert values_hits_misses(second) == ([2.0], 0, 1)
     # later processes compile nothing
     assert values_hits_misses(start(tmp_path, 3, 0.5)) == ([7, 2.0], 2, 0)
     (package / "inner.py").write_text(FILES["inner.py"].replace("x * 2", "x * 5"))
@@ -106,26 +106,30 @@ def test_what_compiled_functions_call_and_read_lies_in_their_folder():
     assert seen > 20
 
 
-def test_a_damaged_file_is_compiled_again():
-    def add_two(x):
-        return x + 2
-
-    cache = compiled()(add_two)._cache
-    assert compiled()(add_two)(2) == 4
-    for damage in (
-        lambda content: b"",
-        lambda content: content[:-9],
-        lambda content: b"x" + content,
-    ):
-        for path in Path(cache.cache_path).glob(f"{cache._current_prefix}*.nbc"):
-            path.write_bytes(damage(path.read_bytes()))
-        for hits in (0, 1):  # the damaged file was replaced
-            function = compiled()(add_two)
-            assert (function(2), sum(function._cache_hits.values())) == (4, hits)
+@parametrize("before, kept", [(b"", 0), (b"", -9), (b"x", None)])
+def test_a_damaged_file_is_compiled_again(before, kept):
+    function = compiled()(add_two)
+    assert function(2) == 4
+    for path in files_of(function):
+        path.write_bytes(before + path.read_bytes()[:kept])
+    for hits in (0, 1):  # the damaged file was replaced
+        function = compiled()(add_two)
+        assert function(2) == 4
+        assert sum(function._cache_hits.values()) == hits
 
 
 def add_one(x):
     return x + 1
+
+
+def add_two(x):
+    return x + 2
+
+
+def files_of(function):
+    """Return the files of compiled code of a function."""
+    cache = function._cache
+    return [*Path(cache.cache_path).glob(f"{cache._current_prefix}*.nbc")]
 
 
 def test_without_a_folder_or_on_a_full_disk_a_process_compiles_for_itself():
@@ -135,12 +139,10 @@ def test_without_a_folder_or_on_a_full_disk_a_process_compiles_for_itself():
     full = OSError(errno.ENOSPC, "No space left on device")
     with patch.object(function._cache._cache_file, "_open_for_write", side_effect=full):
         assert function(2) == 3
-    assert not [*Path(function._cache.cache_path).glob(f"{function._cache._current_prefix}*")]
+    assert not files_of(function)
 
 
-def test_every_part_once_and_in_order_and_an_interruption_comes_out(
-    capfd,
-):
+def test_every_part_once_and_in_order_and_an_interruption_comes_out(capfd):
     def interrupted(first, last):
         raise KeyboardInterrupt
 

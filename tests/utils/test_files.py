@@ -11,6 +11,7 @@ import sys
 import unicodedata
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from hrvqvae.utils import outputs
 from hrvqvae.utils.errors import printable
-from hrvqvae.utils.locks import InUseError, lock_file, lock_folder
+from hrvqvae.utils.locks import lock_file, lock_folder
 from hrvqvae.utils.outputs import (
     TEMPORARY,
     Outputs,
@@ -28,7 +29,7 @@ from hrvqvae.utils.outputs import (
     write_atomic,
     write_output,
 )
-from tests.conftest import input_error, parametrize
+from tests.conftest import in_use_error, input_error, parametrize
 from tests.kills import in_another_process
 
 _FORKING = """
@@ -40,6 +41,15 @@ with lock_folder(Path(sys.argv[1])):
         print(os.getpid(), flush=True)
     time.sleep(60)
 """
+_ASKING = """
+import sys
+from pathlib import Path
+from hrvqvae.utils.locks import is_locked
+print(flush=True)
+while True:
+    is_locked(Path(sys.argv[1]))
+"""
+FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @parametrize("lock", [lock_folder, lock_file])
@@ -48,22 +58,18 @@ def test_one_process_has_it(lock, tmp_path):
     path = tmp_path / "x"
     holder = path / ".lock-holder" if lock is lock_folder else tmp_path / ".x.lock-holder"
     with in_another_process(path, lock.__name__) as pid:
-        with (
-            pytest.raises(InUseError, match=rf"x is in use by another process \(pid {pid}\); wait"),
-            lock(path),
-        ):
+        with in_use_error(rf"x is in use by another process \(pid {pid}\); wait"), lock(path):
             pass
         holder.write_text("")
-        with pytest.raises(InUseError, match="by another process; wait"), lock(path):
+        with in_use_error("by another process; wait"), lock(path):
             pass
     with lock(path):
         with lock(path):
             pass
         assert holder.read_text() == str(os.getpid())  # the outer one has it still
         assert holder.with_name(holder.name.removesuffix("-holder")).exists()
-    assert {path_inside.name for path_inside in tmp_path.rglob("*")} == (
-        {"x", ".lock"} if lock is lock_folder else set()
-    )
+    left = {"x", ".lock"} if lock is lock_folder else set()
+    assert {inside.name for inside in tmp_path.rglob("*")} == left
 
 
 def test_what_a_killed_process_forked_does_not_keep_it(tmp_path):
@@ -82,22 +88,21 @@ def test_what_a_killed_process_forked_does_not_keep_it(tmp_path):
             os.kill(child, signal.SIGKILL)
 
 
-@parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file(call, tmp_path, monkeypatch):
+@parametrize("owner, call", [(os, "fsync"), (Path, "replace")])
+def test_a_full_disk_leaves_the_old_file(owner, call, tmp_path):
     path = tmp_path / "x"
     write_atomic(path, b"old")
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), full)
-    with pytest.raises(OSError, match="No space"):
+    full = patch.object(owner, call, side_effect=FULL)
+    with full, pytest.raises(OSError, match="No space"):
         write_atomic(path, b"new content")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-    monkeypatch.undo()
-    path.chmod(0o600)
-    write_atomic(path, b"private, too")
+
+
+def test_a_file_keeps_its_mode_and_what_a_killed_writer_left_goes(tmp_path):
+    path = tmp_path / "x"
+    path.touch(0o600)
+    write_atomic(path, b"private")
     assert path.stat().st_mode & 0o777 == 0o600
     (tmp_path / f"{TEMPORARY}12-x").write_bytes(b"left by a killed writer")
     (tmp_path / f"{TEMPORARY}folder").mkdir()
@@ -107,58 +112,44 @@ def test_a_full_disk_leaves_the_old_file(call, tmp_path, monkeypatch):
 
 def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
     out = tmp_path / "deep" / os.fsdecode(b"out\xe9")  # a name that is not UTF-8
-
-    def full_disk():
-        with create_folder(out) as folder:
-            (folder / "half").write_text("")
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with input_error("out.* can't be written .*No space"):
-        full_disk()
+    with input_error("out.* can't be written .*No space"), create_folder(out) as folder:
+        (folder / "half").touch()
+        raise FULL
     assert not list(out.parent.iterdir())
     with suppress(StopIteration), create_folder(out) as temporary:
         (temporary.parent / "kept").mkdir()
         raise StopIteration
     (out.parent / "kept").rename(temporary)
-    (temporary / "of a killed writer").write_text("")
+    (temporary / "of a killed writer").touch()
     with in_another_process(out, "create_folder"):
-        with pytest.raises(InUseError, match="in use"), create_folder(out):
+        with in_use_error("in use"), create_folder(out):
             pass
         assert temporary.is_dir()  # the other one's work is left alone
     with create_folder(out) as folder:
-        (folder / "whole").write_text("")
+        (folder / "whole").touch()
         assert not out.exists()
     assert [path.name for path in out.parent.rglob("*")] == [out.name, "whole"]
     for there in (out, Path(), Path("/")):
-        with (
-            input_error("exists already; choose another"),
-            create_folder(there),
-        ):
+        with input_error("exists already; choose another"), create_folder(there):
             pass
 
 
 def test_a_lock_is_of_the_file_and_not_of_its_name(tmp_path):
-    (tmp_path / "file").write_text("")
-    told = "can't be written .*choose another folder"
-    with input_error(told), lock_folder(tmp_path / "file" / "run"):
+    file = tmp_path / "x"
+    link = tmp_path / "link"
+    long = tmp_path / ("x" * 255)
+    link.symlink_to(file)
+    with in_another_process(file, "lock_file"), in_use_error("in use"), lock_file(link):
         pass
-    (tmp_path / "link").symlink_to(tmp_path / "x")
-    with (
-        in_another_process(tmp_path / "x", "lock_file"),
-        pytest.raises(InUseError),
-        lock_file(tmp_path / "link"),
-    ):
+    with lock_file(long):
+        write_atomic(long, b"")
+    with input_error("can't be written .*choose another folder"), lock_folder(long / "run"):
         pass
-    with lock_file(tmp_path / ("x" * 255)):
-        write_atomic(tmp_path / ("x" * 255), b"")
 
 
 def test_who_asks_for_a_lock_keeps_nobody_out(tmp_path):
-    program = "import sys; from pathlib import Path; from hrvqvae.utils.locks import is_locked\n"
-    program += "print(flush=True)\nwhile True: is_locked(Path(sys.argv[1]))"
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE
-    ) as process:
+    command = [sys.executable, "-c", _ASKING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         try:
             for _ in range(200):
@@ -169,32 +160,12 @@ def test_who_asks_for_a_lock_keeps_nobody_out(tmp_path):
             process.kill()
 
 
+PARTS = "..|.||a|C:|con|NUL.txt|b |c.|d\\e|\x1b[2J|\ud800|LPT¹"
+WHOLE = "/abs/x|a/../../b|~/x|-rf|.lock|.writing-1"
 NAMES = st.one_of(
     st.text(st.characters(), max_size=30),
-    st.lists(
-        st.sampled_from(
-            [
-                "..",
-                ".",
-                "",
-                "a",
-                "C:",
-                "con",
-                "NUL.txt",
-                "x" * 300,
-                "b ",
-                "c.",
-                "d\\e",
-                "\x1b[2J",
-                "\ud800",
-                "LPT¹",
-            ]
-        ),
-        max_size=6,
-    ).map("/".join),
-    st.sampled_from(
-        ["/abs/x", "a/../../b", "~/x", "-rf", ".lock", ".writing-1", "x/" * 3000, "é" * 300]
-    ),
+    st.lists(st.sampled_from([*PARTS.split("|"), "x" * 300]), max_size=6).map("/".join),
+    st.sampled_from([*WHOLE.split("|"), "x/" * 3000, "é" * 300]),
 )
 
 
@@ -205,14 +176,16 @@ def test_a_safe_name_leads_nowhere_and_stays_as_it_is(name):
     assert safe_name(safe) == safe
     assert len(safe.encode()) <= 800
     assert printable(safe).isprintable()
-    parts = safe.split("/")
-    assert all(
-        0 < len(part.encode()) <= 200 and part[0] != "." and part[-1] not in ". " for part in parts
-    )
+    for part in safe.split("/"):
+        assert 0 < len(part.encode()) <= 200
+        assert part[0] != "."
+        assert part[-1] not in ". "
     assert not any(c in '\\:*?"<>|' or unicodedata.category(c) == "Cc" for c in safe)
     path = PureWindowsPath(safe)
     is_reserved = getattr(ntpath, "isreserved", PureWindowsPath.is_reserved)  # since Python 3.13
-    assert (is_reserved(path), path.drive, PurePosixPath(safe).is_absolute()) == (False, "", False)
+    assert not is_reserved(path)
+    assert path.drive == ""
+    assert not PurePosixPath(safe).is_absolute()
 
 
 @settings(max_examples=100)
@@ -233,9 +206,9 @@ def test_what_exists_and_what_is_read_is_kept(tmp_path):
     source = tmp_path / "in.png"
     target = tmp_path / "out.png"
     link = tmp_path / "link.png"
-    for path in (source, target):
-        path.write_bytes(b"mine")
-    os.link(source, link)
+    source.touch()
+    target.touch()
+    link.hardlink_to(source)
     for path, force, message in (
         (target, False, "exists already; choose another output, or overwrite it with --force"),
         (source, True, "is an input and is never overwritten"),
@@ -247,14 +220,18 @@ def test_what_exists_and_what_is_read_is_kept(tmp_path):
             check_output(path, force=force, inputs=[source], suffix=".png")
     check_output(target, force=True, inputs=[source])
     for folder, name, message in (
-        (Outputs(tmp_path), "out", "exists already"),
-        (Outputs(tmp_path, force=True, inputs=[source]), "in", "an input"),
+        (Outputs(tmp_path), "out.png", "exists already"),
+        (Outputs(tmp_path, force=True, inputs=[source]), "in.png", "an input"),
         (Outputs(tmp_path.parent), tmp_path.name, "is a folder"),
     ):
         with input_error(message):
-            folder.reserve(name, "" if name == tmp_path.name else ".png")
-    single = Outputs(tmp_path / "new.PNG", [".png"])
-    assert single.reserve("a", ".png") == tmp_path / "new.PNG"
+            folder.reserve(name, "")
+
+
+def test_a_single_output_takes_one_image_of_its_format(tmp_path):
+    path = tmp_path / "new.PNG"
+    single = Outputs(path, [".png"])
+    assert single.reserve("a", ".png") == path
     with input_error("takes one image"):
         single.reserve("b", ".png")
     for name in ("x.hvr", "x.jpg"):
@@ -268,15 +245,16 @@ def test_links_are_followed_to_their_file_and_never_out_of_the_folder(tmp_path):
     """
     inside = tmp_path / "in"
     outside = tmp_path / "outside"
+    link = inside / "x.png"
     inside.mkdir()
     outside.mkdir()
     (inside / "folder").symlink_to(outside)
-    (inside / "x.png").symlink_to(outside / "none.png")
+    link.symlink_to(outside / "none.png")
     for name in ("folder/y", "x"):
         with input_error("leads out of .* by a symbolic link"):
             Outputs(inside, force=True).reserve(name, ".png")
-    write_output(inside / "x.png", b"new")
-    assert (inside / "x.png").is_symlink()
+    write_output(link, b"new")
+    assert link.is_symlink()
     assert (outside / "none.png").read_bytes() == b"new"
 
 
