@@ -1,6 +1,5 @@
 """Rivals from outside the package: their quantizers, presets, and the way through the commands."""
 
-import dataclasses
 import importlib
 import sys
 
@@ -8,10 +7,11 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from torch.testing import assert_close
 
 import hrvqvae
+from benchmarks.common import fields
 from benchmarks.laboratory.systems import Comparison, codewords_searched
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
@@ -20,14 +20,13 @@ from hrvqvae.models.build import build
 from hrvqvae.training.state import TrainState
 from tests.benchmarks.conftest import forget_rivals
 from tests.conftest import (
-    approx,
+    check_refusals,
     generator,
     input_error,
     nonfinite_error,
     normal,
     parametrize,
     random_images,
-    refused,
     same,
     state_of,
     with_training,
@@ -39,14 +38,12 @@ KINDS = ("simvq", "lfq", "qinco", "vq")
 
 def library(rivals, **fields):
     torch.manual_seed(0)
-    config = rivals.LibraryQuantizerConfig(dim=6, **fields)
-    return rivals.LibraryQuantizer(config)
+    return rivals.LibraryQuantizer(rivals.LibraryQuantizerConfig(dim=6, **fields))
 
 
 def fsq(rivals, *levels, dim=6):
     torch.manual_seed(0)
-    config = rivals.FSQQuantizerConfig(channel_levels=levels, dim=dim)
-    return rivals.FSQQuantizer(config)
+    return rivals.FSQQuantizer(rivals.FSQQuantizerConfig(channel_levels=levels, dim=dim))
 
 
 @settings(max_examples=40)
@@ -57,25 +54,17 @@ def test_fsq_agrees_with_the_paper(levels, seed):
     quantizer = fsq(importlib.import_module("benchmarks.rivals"), *levels, dim=len(levels))
     forget_rivals()
     result = quantizer(z)
-    codes = []
-    points = []
-    for vector in z.reshape(-1, len(levels)).double().numpy():
-        code = 0
-        radix = 1
-        point = []
-        for value, count in zip(vector, levels, strict=True):
-            half = (count - 1) * (1 + 1e-3) / 2
-            offset = 0.5 if count % 2 == 0 else 0.0
-            bounded = np.tanh(value + np.arctanh(offset / half)) * half - offset
-            digit = int(np.round(bounded)) + count // 2
-            assert 0 <= digit < count
-            code += digit * radix
-            radix *= count
-            point.append(digit / (count // 2) - 1)  # evenly spaced in [-1, 1]
-        codes.append(code)
-        points.append(point)
-    assert result.codes[0].flatten().tolist() == codes
-    assert_allclose(result.latents.reshape(-1, len(levels)).numpy(), points, atol=1e-6)
+    counts = np.array(levels)
+    half = (counts - 1) * (1 + 1e-3) / 2
+    offset = np.where(counts % 2 == 0, 0.5, 0.0)
+    bounded = np.tanh(z.double().numpy() + np.arctanh(offset / half)) * half - offset
+    digits = np.round(bounded).astype(int) + counts // 2
+    assert (digits >= 0).all()
+    assert (digits < counts).all()
+    radix = np.cumprod([1, *levels[:-1]])
+    assert_array_equal(result.codes[0], (digits * radix).sum(-1))
+    # evenly spaced in [-1, 1]
+    assert_allclose(result.latents, digits / (counts // 2) - 1, atol=1e-6)
     assert dict(result.losses) == {}
 
 
@@ -84,12 +73,11 @@ def test_simvq_s_loss_is_on_the_scale_of_ours(rivals):
     quantizer = library(rivals, name="simvq", codewords=8)
     z = normal(2, 3, 4, 6).requires_grad_()
     result = quantizer(z)
-    codewords = quantizer.lookup(result.codes).detach()
-    error = float((z.detach() - codewords).square().sum())
+    difference = (z - quantizer.lookup(result.codes)).detach()
     loss = result.losses["auxiliary"]
-    assert float(loss.detach()) == approx(1.25 * error, rel=1e-4)
+    assert_close(loss.detach(), 1.25 * difference.square().sum(), rtol=1e-4, atol=0)
     (gradient,) = torch.autograd.grad(loss, z)
-    assert_close(gradient, 0.5 * (z.detach() - codewords), rtol=1e-4, atol=1e-4)
+    assert_close(gradient, 0.5 * difference, rtol=1e-4, atol=1e-4)
 
 
 @parametrize("levels", [1, 3])
@@ -106,7 +94,7 @@ def test_the_contract_of_a_quantizer(rivals, name, levels):
     draws = torch.get_rng_state()
     codes = quantizer.train().encode(z)
     result = quantizer.eval()(z)
-    assert torch.equal(torch.get_rng_state(), draws)
+    assert same(torch.get_rng_state(), draws)
     assert same(quantizer.state_dict(), before)
     assert [(code.shape, code.dtype) for code in codes] == [((2, 3, 4), torch.int64)] * levels
     assert same(codes, result.codes)
@@ -118,26 +106,28 @@ def test_the_contract_of_a_quantizer(rivals, name, levels):
     assert quantizer.training
     for wrong, message in (
         ((), "0 levels of codes given"),
-        ((codes[0],) * (levels + 1), f"this model has 1 to {levels}"),
+        (codes[:1] * (levels + 1), f"this model has 1 to {levels}"),
         ((codes[0] * 0 + values,), f"level 1 has code {values}; codes lie in 0..{values - 1}"),
     ):
         with input_error(message):
             quantizer.lookup(wrong)
 
 
-def test_presets_have_the_tree_s_network_and_bits(rivals):
+@parametrize("system, searched", [("fsq", 0), ("vqpytorch", 8**3)])
+def test_presets_have_the_tree_s_network_and_bits(rivals, system, searched):
     tree = presets.get("hrvqvae/imagenet").config
-    for system, searched in (("fsq", 0), ("vqpytorch", 8**3)):
-        config = presets.get(f"{system}/imagenet").config
-        alike = dataclasses.replace(config, name=tree.name, model=tree.model)
-        assert alike == tree
-        size = config.data.image_size
-        assert bits_per_image(config.model, *size) == bits_per_image(tree.model, *size)
-        assert codewords_searched(config.model) == searched
-    lfq = override(presets.get("vqpytorch/mnist").config, {"model.quantizer.name": "lfq"})
+    config = presets.get(f"{system}/imagenet").config
+    assert config.replace(name=tree.name, model=tree.model) == tree
+    size = config.data.image_size
+    assert bits_per_image(config.model, *size) == bits_per_image(tree.model, *size)
+    assert codewords_searched(config.model) == searched
+
+
+def test_fields_of_rivals(rivals):
+    lfq = presets.get("vqpytorch/mnist").config.replace(**{"model.quantizer.name": "lfq"})
+    fsq_config = presets.get("fsq/mnist").config
     assert type(build(lfq).quantizer.residual).__name__ == "ResidualLFQ"
     assert codewords_searched(lfq.model) == 0
-    fsq_config = presets.get("fsq/mnist").config
     for config, name, value, message in (
         (lfq, "codewords", "100", r"quantizer\.codewords is '?100'?; it must be a power of"),
         (fsq_config, "channel_levels", "2,5", "at least 3 each"),
@@ -151,24 +141,17 @@ def test_whole_numbers_are_not_averaged(rivals, mnist_root):
     """FSQ has an integer buffer of 3; 0.9 * 3 + 0.1 * 3 is less than 3 and would become 2."""
     quantizer = rivals.FSQQuantizerConfig(channel_levels=(3, 7, 6), dim=4)
     tiny = with_training(tiny_run(mnist_root), polyak_decay=0.9)
-    config = dataclasses.replace(tiny, model=rivals.FSQConfig(quantizer=quantizer))
+    config = tiny.replace(model=rivals.FSQConfig(quantizer=quantizer))
     model = build(config)
-    state = TrainState.start(model, config.training)
+    averaged = TrainState.start(model, config.training).averaged
     for _ in range(3):
-        state.averaged.update_parameters(model)
+        averaged.update_parameters(model)
     images = torch.rand(2, 1, 12, 12, generator=generator())
-    averaged = state.averaged.module
-    assert torch.equal(averaged.encode(images)[0], model.encode(images)[0])
+    assert same(averaged.module.encode(images), model.encode(images))
 
 
-SMALL = {
-    "data.size": 12,
-    "data.workers": 0,
-    "model.hidden_units": 8,
-    "model.residual_units": 8,
-    "training.batch_size": 8,
-    "training.device": "cpu",
-}
+SMALL = fields("data", "size=12 workers=0") | fields("training", "batch_size=8 device=cpu")
+SMALL |= fields("model", "hidden_units=8 residual_units=8 quantizer.name=vq")
 
 
 def test_a_run_of_a_rival_from_training_to_files(rivals, mnist_root, tmp_path, monkeypatch):
@@ -176,25 +159,22 @@ def test_a_run_of_a_rival_from_training_to_files(rivals, mnist_root, tmp_path, m
     monkeypatch.setenv("HRVQVAE_DATA", str(mnist_root))
     run = tmp_path / "run"
     with undrawn():
-        fields = {**SMALL, "model.quantizer.name": "vq"}
-        model = hrvqvae.train("vqpytorch/mnist", out=run, max_steps=2, **fields)
+        model = hrvqvae.train("vqpytorch/mnist", out=run, max_steps=2, **SMALL)
     images = random_images(3, 1, 12, 12)
     expected = model.decode(model.encode(images))
     files = model.compress(images)
-    assert torch.equal(torch.stack(hrvqvae.load(run).decompress(files)), expected)
-    line = refused(f"export {run} {tmp_path}/graphs --onnx")
-    assert "torch.export can't trace the system vqpytorch" in line
+    assert same(torch.stack(hrvqvae.load(run).decompress(files)), expected)
+    graphs = f"export {run} {tmp_path}/graphs --onnx"
+    check_refusals(f"{graphs} | torch.export can't trace the system vqpytorch")
 
     forget_rivals()
     told = "import benchmarks.rivals, in a clone of the repository, registers it"
-    for words in (
-        ["evaluate", run],
-        ["presets", "fsq/mnist"],
-        ["train", "vqpytorch/cifar10", "--max-steps", "1"],
-    ):
-        line = refused(words)
-        assert told in line
-        assert "unknown system" in line
+    check_refusals(f"""
+        evaluate {run} | unknown system
+        evaluate {run} | {told}
+        presets fsq/mnist | {told}
+        train vqpytorch/cifar10 --max-steps 1 | {told}
+    """)
 
 
 def test_a_comparison_imports_the_rivals(rivals):

@@ -40,13 +40,9 @@ def full_run(mnist_root, tmp_path):
     run = shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run")
     write_decoder(run, PROGRESSIVE, 0.05)
     trained = Run(run)
-    entropy_model = EntropyModel(
-        "tiny",
-        trained.weights_digest,
-        trained.config.model.geometry,
-        trained.config.model.num_symbols,
-    )
-    RunFolder(run).tables.write_bytes(entropy_model.content)
+    shape = trained.config.model
+    fitted = EntropyModel("tiny", trained.weights_digest, shape.geometry, shape.num_symbols)
+    RunFolder(run).tables.write_bytes(fitted.content)
     return run
 
 

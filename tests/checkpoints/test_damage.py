@@ -70,9 +70,8 @@ def test_damage_is_one_line_that_names_the_file(kind, full_run, tmp_path):
         full_run = tmp_path / "exported"
     path = full_run / name
     content = path.read_bytes()
-    configuration = "configuration" in kind
-    error = InputError if configuration else DamagedFileError
-    for damage in set(DAMAGES) - ({"cut", "bit"} if configuration else set()):
+    error = InputError if "configuration" in kind else DamagedFileError
+    for damage in set(DAMAGES) - ({"cut", "bit"} if error is InputError else set()):
         path.write_bytes(DAMAGES[damage](content))
         with pytest.raises(error, match=path.name) as caught:
             use(full_run)
@@ -179,16 +178,13 @@ def test_codes_are_those_of_the_model(full_run):
     run = Run(full_run)
     model, config = run.load()
     load = partial(load_stored, run.folder.codes, split="train")
-    maps = load(run.digest, config)
-    assert equal(maps, codemaps.extract_codes(model, config, "train"))
+    assert equal(load(run.digest, config), codemaps.extract_codes(model, config, "train"))
     assert load(run.digest, with_data(config, size=11)) is None
     assert load("another", config) is None
 
 
 STORED = {
-    "weight": (
-        torch.arange(24, dtype=torch.float32).view(2, 3, 2, 2).to(memory_format=torch.channels_last)
-    ),
+    "weight": torch.arange(24.0).view(2, 3, 2, 2).to(memory_format=torch.channels_last),
     "step": torch.tensor(7),
     "half": torch.ones(3, dtype=torch.bfloat16),
     "empty": torch.zeros(0, 4),
@@ -210,8 +206,8 @@ def test_what_is_written_is_read(tmp_path):
     assert [*tmp_path.iterdir()] == [path]
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
     assert length % 8 == 0  # safetensors maps the data from there
+    header = json.loads(content[8 : 8 + length])
     for fields in (header, header["__metadata__"]):
         assert list(fields) == sorted(fields)
     path.write_bytes(content[: 8 + length])
@@ -231,10 +227,10 @@ def test_any_damage_is_noticed(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("damage") / "x.safetensors"
     storage.write(path, STORED, META)
     content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1), "place")
     if data.draw(st.booleans(), "cut"):
-        content = content[: data.draw(st.integers(0, len(content) - 1), "length")]
+        content = content[:place]
     else:
-        place = data.draw(st.integers(0, len(content) - 1), "place")
         content[place] ^= 1 << data.draw(st.integers(0, 7), "bit")
     path.write_bytes(content)
     # a bit of the header may carry nothing, such as a space
@@ -243,19 +239,17 @@ def test_any_damage_is_noticed(data, tmp_path_factory):
 
 
 @parametrize(
-    "stored",
-    [
-        {"x": torch.zeros(1, 9, dtype=torch.int8), "x:scale": torch.zeros(9)},
-        {"x": torch.zeros(3, 4, dtype=torch.int8), "x:scale": torch.zeros(5)},
-        {
-            "q.total:product": torch.zeros(1),
-            "q.codewords": torch.zeros(1, 9, 2),
-            "q.count": torch.zeros(9, 1),
-        },
-    ],
+    "name, shape, of_shape",
+    [("x:scale", [9], [1, 9]), ("x:scale", [5], [3, 4]), ("x.total:product", [1], [1, 9, 2])],
 )
-def test_compact_weights_of_shapes_that_do_not_belong_together(stored, tmp_path):
+def test_compact_weights_of_shapes_that_do_not_belong_together(name, shape, of_shape, tmp_path):
     path = tmp_path / "x.safetensors"
+    stored = {
+        name: torch.zeros(shape),
+        "x": torch.zeros(of_shape, dtype=torch.int8),
+        "x.codewords": torch.zeros(of_shape),
+        "x.count": torch.zeros(9, 1),
+    }
     storage.write(path, stored, META)
     with damage_error(r"x\.safetensors is damaged: .* (scales|shape)"):
         storage.read(path)

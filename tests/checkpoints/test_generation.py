@@ -1,11 +1,12 @@
 """The decoder of samples, sampling.json, and priors of the first levels alone."""
 
+import re
 import shutil
 
 import pytest
 import torch
 
-import hrvqvae
+from hrvqvae import load
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import (
     GENERATION,
@@ -18,7 +19,7 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.config.parsing import override
 from hrvqvae.evaluation.report import evaluate_run
 from tests.checkpoints.conftest import change, write_decoder
-from tests.conftest import cells_of, damage_error, do, input_error, parametrize
+from tests.conftest import cells_of, damage_error, do, input_error, parametrize, same
 
 BY_GENERATION = '{"levels": 2, "decoder": "generation"}'
 
@@ -32,18 +33,18 @@ def generative(full_run):
 
 
 def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(generative):
-    model = hrvqvae.load(generative)
+    model = load(generative)
     drawn = model.draw(2, seed=1)
     assert len(drawn.codes) == 2
     reconstructed = model.decode(drawn.codes, size=(12, 12))
-    assert not torch.equal(drawn.images, reconstructed)
-    by_name = model.run.load_generator(model.autoencoder, model.config, decoder=GENERATION)
-    assert torch.equal(by_name.decode(drawn.codes, 2, (12, 12)), drawn.images)
+    assert not same(drawn.images, reconstructed)
+    by_name = model.load_generator(decoder=GENERATION)
+    assert same(by_name.decode(drawn.codes, 2, (12, 12)), drawn.images)
 
     RunFolder(generative).sampling.write_text('{"levels": 2, "decoder": "progressive"}')
-    progressive = hrvqvae.load(generative)
-    assert torch.equal(progressive.draw(2, seed=1).images, reconstructed)
-    assert torch.equal(progressive.decode(drawn.codes, size=(12, 12)), reconstructed)
+    progressive = load(generative)
+    assert same(progressive.draw(2, seed=1).images, reconstructed)
+    assert same(progressive.decode(drawn.codes, size=(12, 12)), reconstructed)
 
 
 CODES = (torch.zeros(1, 7, 7, dtype=torch.int64),) * 2
@@ -51,15 +52,17 @@ CODES = (torch.zeros(1, 7, 7, dtype=torch.int64),) * 2
 
 def decode(run):
     """Decode codes of two levels by the decoder for samples."""
-    return hrvqvae.load(run).load_generator().decode(CODES, 2)
+    return load(run).load_generator().decode(CODES, 2)
 
 
 def test_a_decoder_of_samples_is_exported_and_named_on_the_card(generative, tmp_path):
-    for out, compact in ((tmp_path / "out", False), (tmp_path / "compact", True)):
-        export(generative, out, compact=compact)
-        assert Run(out).stale_artifacts() == []
-        assert "| decoder for samples | trained 5 steps |" in RunFolder(out).card.read_text()
-    assert torch.equal(decode(tmp_path / "out"), decode(generative))
+    out = RunFolder(tmp_path / "out")
+    for compact in (True, False):
+        shutil.rmtree(out.path, ignore_errors=True)
+        export(generative, out.path, compact=compact)
+        assert Run(out.path).stale_artifacts() == []
+        assert "| decoder for samples | trained 5 steps |" in out.card.read_text()
+    assert same(decode(out.path), decode(generative))
 
 
 @parametrize("name", [GENERATION, PROGRESSIVE])
@@ -68,44 +71,42 @@ def test_a_decoder_that_is_stale_or_missing_is_replaced_with_a_line(name, genera
     folder = decoder_folder(generative, name).path
 
     def decode_two_levels():
-        model = hrvqvae.load(generative)
+        model = load(generative)
         return (model.load_generator() if name == GENERATION else model).decode(CODES, 2)
 
     own = decode_two_levels()
     change(generative)
     replaced = decode_two_levels()
-    assert not torch.equal(replaced, own)
+    assert not same(replaced, own)
     assert f"{folder} was made for another state of the model" in caplog.text
     assert f"hrvqvae refresh {generative}" in caplog.text
     shutil.rmtree(folder)
-    assert torch.equal(decode_two_levels(), replaced)
+    assert same(decode_two_levels(), replaced)
     assert (f"{folder} is missing" in caplog.text) == (name == GENERATION)  # sampling.json names it
 
 
 def test_without_a_decoder_of_samples_its_levels_mean_nothing(generative):
     """The run's configuration may say for how many levels it would be trained."""
     shutil.rmtree(generative / GENERATION)
-    model = hrvqvae.load(generative)
+    model = load(generative)
     config = override(model.config, {"generation.levels": 1})
     generator = model.run.load_generator(model.autoencoder, config, 2, GENERATION)
-    assert torch.equal(generator.decode(CODES, 2), model.decode(CODES, 2))
+    assert same(generator.decode(CODES, 2), model.decode(CODES, 2))
 
 
 @parametrize(
     "text, reason",
-    [
-        *cells_of("""
-            [1] | mapping
-            [ | Expecting
-            {"guidence": 2} | guidence
-            {"guidance": "x"} | guidance is 'x'; it must be from 0 to 1000
-            {"guidance": [2, NaN]} | guidance is nan; it must be from 0 to 1000
-            {"levels": "all"} | levels is no whole number
-            {"levels": true} | levels is no whole number
-            {"decoder": "best"} | decoder is neither progressive nor generation
-        """),
-        ('{"guidance": []}', r"guidance is \[\]; it must be"),
-    ],
+    cells_of(r"""
+        [1] | mapping
+        [ | Expecting
+        {"guidence": 2} | guidence
+        {"guidance": "x"} | guidance is 'x'; it must be from 0 to 1000
+        {"guidance": [2, NaN]} | guidance is nan; it must be from 0 to 1000
+        {"guidance": []} | guidance is \[\]; it must be
+        {"levels": "all"} | levels is no whole number
+        {"levels": true} | levels is no whole number
+        {"decoder": "best"} | decoder is neither progressive nor generation
+    """),
 )
 def test_a_wrong_sampling_json_is_one_line(text, reason, tmp_path):
     folder = RunFolder(tmp_path)
@@ -116,16 +117,17 @@ def test_a_wrong_sampling_json_is_one_line(text, reason, tmp_path):
 
 
 def test_samples_of_the_first_levels_need_their_priors_alone(full_run, tmp_path):
-    model = hrvqvae.load(full_run)
+    model = load(full_run)
     before = model.sample(3, seed=1, levels=2)
-    assert torch.equal(model.decode(model.draw(3, seed=1).codes, 2, (12, 12)), before)
+    assert same(model.decode(model.draw(3, seed=1).codes, 2, (12, 12)), before)
     shutil.rmtree(prior_folder(full_run, 2).path)
-    model = hrvqvae.load(full_run)
-    assert torch.equal(model.sample(3, seed=1, levels=2), before)
+    model = load(full_run)
+    assert same(model.sample(3, seed=1, levels=2), before)
     assert model.classes == tuple("0123456789")
-    assert Run(full_run).missing_priors(2) == ""
+    run = Run(full_run)
+    assert run.missing_priors(2) == ""
     for text, levels in (('{"guidance": 2, "levels": 2}', 2), ("{}", None)):
-        RunFolder(full_run).sampling.write_text(text)
+        run.folder.sampling.write_text(text)
         assert Run(full_run).sampling_options(3.0) == {"guidance": 3.0, "levels": levels}
     do(f"sample {full_run} -n 2 --levels 2 -o {tmp_path}/sheet.png")
     with input_error(r"lacks priors; train them: .*train-prior .* --level 3$"):
@@ -137,11 +139,10 @@ def test_the_rate_of_the_levels_that_have_priors_is_measured(full_run):
     shutil.rmtree(prior_folder(full_run, 2).path)
     report = evaluate_run(full_run, device="cpu", limit=8).to_dict()
     bits = [level["prior_bits_per_code"] for level in report["levels"]]
-    assert before.rate is not None
     assert bits == [*before.rate.per_code("prior")[:2], None]
     assert report["prior_bits_per_image"] is None
-    rows = do(f"evaluate {full_run} --device cpu --images 8").splitlines()
-    assert [row.split()[2] for row in rows if row.startswith("level 3")] == ["-"]
+    (row,) = re.findall("^level 3.*", do(f"evaluate {full_run} --device cpu --images 8"), re.M)
+    assert row.split()[2] == "-"
 
 
 def test_the_decoder_of_samples_is_an_option(generative, tmp_path):
@@ -150,4 +151,4 @@ def test_the_decoder_of_samples_is_an_option(generative, tmp_path):
         do(f"sample {generative} -n 2 --decoder {sheet.stem} --levels 2 -o {sheet}")
     assert sheets[0].read_bytes() != sheets[1].read_bytes()
     with input_error("must be generation or progressive"):
-        hrvqvae.load(generative).sample(1, decoder="best")
+        load(generative).sample(1, decoder="best")

@@ -6,14 +6,14 @@ import pickle
 import shutil
 from pathlib import Path
 
-import numpy as np
+import pytest
 import torch
 
-import hrvqvae
+from hrvqvae import load
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, require_trainable
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.data.images import read_image
+from hrvqvae.data.images import as_images, read_image
 from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from tests.conftest import (
@@ -34,28 +34,28 @@ from tests.conftest import (
 
 def test_loading_from_anywhere(run, monkeypatch):
     monkeypatch.chdir(run.parent)
-    generator = torch.get_rng_state()
-    model = hrvqvae.load(run.name)
-    assert torch.equal(torch.get_rng_state(), generator)
-    file = hrvqvae.load(run / "model.safetensors")
+    state = torch.get_rng_state()
+    model = load(run.name)
+    assert same(torch.get_rng_state(), state)
+    file = load(run / "model.safetensors")
     monkeypatch.chdir("/")
     images = torch.rand(2, 1, 12, 12)
     model.compress(images)
     assert (run / "states").is_dir()  # it is found when the process has gone elsewhere
     assert not model.autoencoder.training
-    coarse = (each.decode(each.encode(images), levels=1) for each in (model, file))
-    assert torch.equal(*coarse)
-    for device, message in (("cuda:99", "there are [0-9]+ GPUs here"), ("gpu", "must be auto")):
-        with input_error(message):
-            hrvqvae.load(run, device=device)
+    assert same(*(each.decode(each.encode(images), levels=1) for each in (model, file)))
+    with input_error("there are [0-9]+ GPUs here"):
+        load(run, device="cuda:99")
+    with input_error("must be auto"):
+        load(run, device="gpu")
 
 
-def test_runs_that_are_none(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "config.yaml").touch()
-    storage.write(tmp_path / "file", {}, {})
+@pytest.mark.usefixtures("in_tmp_path")
+def test_runs_that_are_none():
+    Path("empty").mkdir()
+    Path("begun").mkdir()
+    Path("begun/config.yaml").touch()
+    storage.write(Path("file"), {}, {})
     for name, message in cells_of("""
             none | there is no such run folder
             empty | is not a run folder
@@ -64,11 +64,11 @@ def test_runs_that_are_none(tmp_path, monkeypatch):
             vqvae/mnist | is a preset.* mnist .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$
         """):
         with input_error(message):
-            hrvqvae.load(name)
+            load(name)
 
 
-def test_models_of_the_package_are_not_trained(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("in_tmp_path")
+def test_models_of_the_package_are_not_trained(run):
     require_trainable("run")
     Path("mnist").mkdir()
     for name in ("mnist", "cifar10", "run/model.safetensors"):
@@ -88,31 +88,27 @@ def test_a_configuration_that_was_edited_is_refused(run):
     assert Run(run).load()[1].model == before.model
     folder.write_config(with_quantizer(before, beta=0.5))
     with input_error("run/config.yaml describes another model than model.safetensors"):
-        hrvqvae.load(run)
+        load(run)
     folder.config.unlink()
     assert Run(run).load()[1] == before  # the weights know their configuration
 
 
 def test_priors_that_are_missing(full_run):
     """They are known without reading weights, and what trains them is named."""
-    for path in (
-        RunFolder(full_run).model,
-        *(prior_folder(full_run, level).model for level in range(3)),
-    ):
-        content = path.read_bytes()
-        path.with_suffix(".kept").write_bytes(content)
-        header = content[: 8 + int.from_bytes(content[:8], "little")]
-        path.write_bytes(header)
+    levels = [prior_folder(full_run, level) for level in range(3)]
+    for folder in (RunFolder(full_run), *levels):
+        content = folder.model.read_bytes()
+        folder.model.with_suffix(".kept").write_bytes(content)
+        folder.model.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
     assert Run(full_run).missing_priors() == ""
     for path in list(full_run.rglob("*.kept")):
         path.replace(path.with_suffix(".safetensors"))
-    prior_folder(full_run, 1).model.unlink()
-    folders = {
-        " --resume": prior_folder(full_run, 1).path,
-        " --level 2": full_run / "priors",
-        "": full_run,
-    }
-    for option, folder in folders.items():
+    levels[1].model.unlink()
+    for option, folder in (
+        (" --resume", levels[1].path),
+        (" --level 2", full_run / "priors"),
+        ("", full_run),
+    ):
         lacking = f"hrvqvae train-prior {full_run}{option}"
         assert Run(full_run).missing_priors() == lacking
         with input_error(f"{full_run} lacks priors; train them: {lacking}$"):
@@ -120,7 +116,7 @@ def test_priors_that_are_missing(full_run):
         shutil.rmtree(folder)
 
 
-def test_priors_of_other_classes_and_two_of_a_level_are_refused(full_run):
+def test_priors_of_other_classes_are_refused(full_run):
     path = prior_folder(full_run, 1).model
     tensors, meta = storage.read(path)
     # of more images is no fault
@@ -130,22 +126,19 @@ def test_priors_of_other_classes_and_two_of_a_level_are_refused(full_run):
     storage.write(path, tensors, {**meta, "classes": meta["classes"][::-1]})
     with input_error(r"level-2.* trained on other classes than level 1"):
         Run(full_run).load_priors()
-    shutil.copytree(prior_folder(full_run, 1).path, prior_folder(full_run, 0, 1).path)
-    with input_error(r"both hold a prior of level \d; delete one of them"):
-        Run(full_run).load_priors()
 
 
 def test_a_digest_is_of_the_weights_that_were_read(run, monkeypatch):
     path = RunFolder(run).model
     read = Path.read_bytes
     before = storage.digest(path)
+    tensors, meta = storage.read(path)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
 
     def read_and_replace(self):
         content = read(self)
         if self == path:
-            tensors = storage.load_tensors(content)
-            zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-            storage.write(path, zeros, storage.read_meta(path))
+            storage.write(path, zeros, meta)
         return content
 
     monkeypatch.setattr(Path, "read_bytes", read_and_replace)
@@ -157,63 +150,64 @@ def test_a_digest_is_of_the_weights_that_were_read(run, monkeypatch):
 
 
 def test_codes_as_one_tensor(run):
-    model = hrvqvae.load(run)
+    model = load(run)
     images = torch.rand(2, 1, 12, 12)
     codes = model.encode(images)
     stacked = model.encode(images, stacked=True)
-    assert stacked.shape == (2, 3, 7, 7)
-    assert same(stacked.unbind(1), codes)
-    for levels in (None, 2):
-        assert torch.equal(model.decode(stacked, levels), model.decode(codes, levels))
-    assert torch.equal(model.decode(stacked[:, :1], 1), model.decode(codes[:1], 1))
+    assert same(stacked, torch.stack(codes, 1))
+    for levels in (1, 2, None):
+        assert same(model.decode(stacked, levels), model.decode(codes, levels))
+    assert same(model.decode(stacked[:, :1], 1), model.decode(codes[:1], 1))
     for output in (stacked, model.decode(codes), *model.decompress(model.compress(images))):
         (output * torch.ones((), requires_grad=True)).sum().backward()  # they train another network
 
 
 def test_samples_are_those_of_the_command_and_of_the_plain_sampler(full_run, tmp_path):
-    model = hrvqvae.load(full_run)
+    model = load(full_run)
     options = {"temperature": 0.8, "top_k": 2, "top_p": 0.9}
     images = model.sample(6, class_name="7", seed=3, **options)
     assert images.shape == (6, 1, 12, 12)
     assert images.dtype == torch.float32
     params = SamplingParams(**options)
     plain = model.draw(6, seed=3, class_name="7", params=params, sampler=sample_plain)
-    assert torch.equal(images, plain.images)
+    assert same(images, plain.images)
     assert plain.classes == ("7",) * 6
     sheet = tmp_path / "sheet.png"
     single = tmp_path / "single"
     drawing = "--class 7 --seed 3 --temperature 0.8 --top-k 2 --top-p 0.9"
     do(f"sample {full_run} -n 6 {drawing} -o {sheet} --save-dir {single}")
-    drawn = np.asarray(draw_grid(list(images))).transpose(2, 0, 1)
-    assert np.array_equal(read_image(sheet, 3), drawn)
+    assert same(read_image(sheet, 3), as_images(draw_grid(list(images)), 3)[0])
     for number, image in enumerate(images):
         written = read_image(single / f"7-{number:04d}.png", 1)
-        assert torch.equal(written, (image * 255).round().byte())
+        assert same(written, (image * 255).round().byte())
 
 
 def test_a_mask_lies_over_the_codes_as_the_image_does(full_run):
     mask = torch.ones(12, 12, dtype=torch.bool)
     mask[1, 2] = mask[0, 11] = False  # the image has a margin of a pixel, and a code has two
-    for where in hrvqvae.load(full_run).keep_part(torch.zeros(1, 12, 12), mask).masks:
+    for where in load(full_run).keep_part(torch.zeros(1, 12, 12), mask).masks:
         assert (~where).nonzero().tolist() == [[0, 6], [1, 1]]
 
 
 @parametrize("keep, rows, columns", [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)])
 def test_completions_keep_the_codes_of_that_part(full_run, keep, rows, columns):
-    model = hrvqvae.load(full_run)
-    rng = generator()
-    image = random_images(1, 12, 12, rng=rng)
-    kept = model.keep_part(image, keep)
-    drawn = model.draw(5, seed=2, class_name="3", kept=kept)
+    model = load(full_run)
+    image = random_images(1, 12, 12, rng=generator())
+    drawn = model.draw(5, seed=2, class_name="3", kept=model.keep_part(image, keep))
     for codes, original in zip(drawn.codes, model.encode(image[None]), strict=True):
         expected = original.expand(5, -1, -1)
-        assert torch.equal(codes[:, :rows, :columns], expected[:, :rows, :columns])
-        assert not torch.equal(codes, expected)
-    assert torch.equal(model.complete(image, 5, keep=keep, class_name="3", seed=2), drawn.images)
+        assert same(codes[:, :rows, :columns], expected[:, :rows, :columns])
+        assert not same(codes, expected)
+    assert same(model.complete(image, 5, keep=keep, class_name="3", seed=2), drawn.images)
+
+
+def test_what_can_not_be_completed(full_run):
+    model = load(full_run)
+    image = random_images(1, 12, 12)
     for wrong, part, message in (
-        (image[:, 2:], keep, "the image has 10x12 pixels; this model completes 12x12"),
+        (image[:, 2:], "top", "the image has 10x12 pixels; this model completes 12x12"),
         (image, torch.ones(3, 12, 12), r"the mask has shape \(3, 12, 12\); expected \(12, 12\)"),
-        (image + 2.0, keep, "2"),
+        (image + 2.0, "top", "2"),
         (image, "bottom", "^keep is 'bottom'"),
     ):
         with input_error(message):
@@ -226,7 +220,7 @@ CODES = read_json(GOLDEN)
 
 @shared_fixture
 def model():
-    return hrvqvae.load("mnist")
+    return load("mnist")
 
 
 def test_codes_of_images(model):

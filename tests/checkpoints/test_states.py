@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import hrvqvae
+from hrvqvae import load
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import (
@@ -30,15 +30,17 @@ from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import InputError
 from tests.checkpoints.conftest import change, fit_entropy_model
 from tests.conftest import (
+    check_refusals,
     damage_error,
     do,
     done,
     input_error,
     parametrize,
-    refused,
+    same,
     with_training,
     write_picture,
 )
+from tests.data.stored import folder_of
 from tests.kills import in_another_process, stop_at_step
 from tests.trained_run import tiny_run_with_priors, train_autoencoder, undrawn
 
@@ -46,16 +48,18 @@ from tests.trained_run import tiny_run_with_priors, train_autoencoder, undrawn
 @patch.object(EntropyModelArtifact, "fit", partialmethod(EntropyModelArtifact.fit, effort=0.05))
 def test_files_are_read_after_resume_refresh_and_export(full_run, tmp_path):
     images = tmp_path / "images"
+    exported = tmp_path / "exported"
     zipped = tmp_path / "old.zip"
     files = tmp_path / "files"
     for number in range(2):
         write_picture(images / f"{number}.png", number, (12, 12), "L")
 
     def decompressed(model):
-        out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
-        do("decompress", *sorted(files.glob("*.hrv")), "-o", out / "files", "--model", model)
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        do(f"decompress {files} -o {out}/files --model {model}")
         do(f"decompress {zipped} -o {out}/zip --model {model} --levels 1")
-        return [path.read_bytes() for path in sorted(out.rglob("*.png"))]
+        return folder_of(out)
 
     for out in (files, zipped):
         do(f"compress {full_run} {images} -o {out} --device cpu")
@@ -64,17 +68,16 @@ def test_files_are_read_after_resume_refresh_and_export(full_run, tmp_path):
     longer = with_training(RunFolder(full_run).read_config(), max_steps=62)
     train_autoencoder(longer, full_run, resume=True)
     assert decompressed(full_run) == before  # by the progressive decoder of that state, too
-    told = "was made for another state"
-    assert told in refused(f"compress {full_run} {images} -o {tmp_path}/new")
+    check_refusals(f"compress {full_run} {images} -o {tmp_path}/new | was made for another state")
     with undrawn():
         do(f"refresh {full_run}")
     assert decompressed(full_run) == before
-    export(full_run, tmp_path / "exported")
-    assert decompressed(tmp_path / "exported") == before
-    model = hrvqvae.load(full_run)
-    contents = [path.read_bytes() for path in sorted(files.glob("*.hrv"))]
+    export(full_run, exported)
+    assert decompressed(exported) == before
+    model = load(full_run)
+    contents = [*folder_of(files).values()]
     mixed = model.decompress([contents[0], *model.compress(torch.zeros(1, 1, 12, 12)), contents[1]])
-    assert torch.equal(mixed[2], hrvqvae.load(tmp_path / "exported").decompress(contents)[1])
+    assert same(mixed[2], load(exported).decompress(contents)[1])
     with damage_error("^file 2 is not a file of codes"):
         model.decompress([contents[0], b"of no model"])
     assert len(Run(full_run).earlier_states()) == 2
@@ -82,27 +85,27 @@ def test_files_are_read_after_resume_refresh_and_export(full_run, tmp_path):
 
 def test_a_state_is_kept_once_and_only_where_training_may_go_on(full_run, tmp_path):
     images = torch.zeros(1, 1, 12, 12)
-    for _ in range(2):
-        (file,) = hrvqvae.load(full_run).compress(images)
-    (state,) = (full_run / "states").iterdir()
-    assert state.name == Run(full_run).weights_digest
     exported = tmp_path / "exported"
     export(full_run, exported)
-    hrvqvae.load(exported).compress(images)
+    load(exported).compress(images)
     assert not (exported / "states").exists()  # nothing is trained there
+    for _ in range(2):
+        (file,) = load(full_run).compress(images)
+    (state,) = (full_run / "states").iterdir()
+    assert state.name == Run(full_run).weights_digest
     change(full_run)
     fingerprint = read_header(file).fingerprint
     (model,) = find_models([("x.hrv", fingerprint)], str(full_run))
     assert model.run.folder.path == state
     export(full_run, tmp_path / "compact", compact=True)
     assert not (tmp_path / "compact" / "states").exists()
-    model = hrvqvae.load(full_run)
+    model = load(full_run)
     change(full_run)
     with input_error("was replaced since it was loaded: load it again"):
         model.compress(images)
     (state / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError):
-        hrvqvae.load(full_run).decompress([file])
+        load(full_run).decompress([file])
 
 
 def test_an_entropy_model_is_fitted_once(run, monkeypatch):
@@ -114,7 +117,7 @@ def test_an_entropy_model_is_fitted_once(run, monkeypatch):
         fit_entropy_model(run)
     fit_entropy_model(run)
     fitted = tables.read_bytes()
-    hrvqvae.load(run).compress(torch.zeros(1, 1, 12, 12))
+    load(run).compress(torch.zeros(1, 1, 12, 12))
     tables.unlink()
     fit_entropy_model(run, 0.02)
     assert tables.read_bytes() == fitted
@@ -143,27 +146,30 @@ def test_an_entropy_model_of_other_weights_in_the_folder_is_kept(run, tmp_path):
     assert second != first == again
 
 
-@parametrize("kind", ["model", "prior", "deep", "vast"])
-def test_a_small_file_makes_no_large_network(kind, full_run):
-    folder = prior_folder(full_run, 0) if kind == "prior" else RunFolder(full_run)
+@parametrize(
+    "field, value",
+    [
+        ("model", {"hidden_units": 1 << 14}),
+        ("prior", {"hidden_units": 1 << 14}),
+        ("model", {"residual_blocks": 100_000}),
+        ("model", {"hidden_units": 1 << 30}),  # torch can't even count the weights
+    ],
+)
+def test_a_small_file_makes_no_large_network(field, value, full_run):
+    folder = prior_folder(full_run, 0) if field == "prior" else RunFolder(full_run)
     meta = storage.read_meta(folder.model)
-    config = meta["config"]
-    if kind == "deep":
-        config["model"]["residual_blocks"] = 100_000
-    else:
-        # of 2^30 channels torch can't even count the weights
-        width = 1 << (30 if kind == "vast" else 14)
-        config["model"]["hidden_units"] = config["prior"]["network"]["hidden_units"] = width
+    section = meta["config"][field]
+    section.get("network", section).update(value)
     storage.write(folder.model, {"x": torch.zeros(1)}, meta)
     for file in full_run.rglob("config.yaml"):
         file.unlink()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with damage_error("the weights do not fit their configuration"):
-        Run(full_run).load_priors() if kind == "prior" else hrvqvae.load(full_run)
+        Run(full_run).load_priors() if field == "prior" else load(full_run)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 
-PRIORS = ["priors/level-1", "priors/level-2", "priors/level-3"]
+PRIORS = [f"priors/level-{level}" for level in (1, 2, 3)]
 
 
 def stale(run):
@@ -189,16 +195,15 @@ def test_entropy_models_of_two_states_are_both_kept(full_run, tmp_path):
     """Files that were written with either stay readable, whichever state comes back."""
     folder = RunFolder(full_run)
     contents = {}
-    for _ in range(2):
-        digest = Run(full_run).weights_digest
+    for state in ("first", "second"):
         fit_entropy_model(full_run, 0.02)
-        contents[digest] = folder.tables.read_bytes()
-        shutil.copy(folder.model, tmp_path / digest)
+        contents[state] = folder.tables.read_bytes()
+        shutil.copy(folder.model, tmp_path / state)
         change(full_run)
-    for digest in (*contents, *contents):
-        shutil.copy(tmp_path / digest, folder.model)
+    for state in (*contents, *contents):
+        shutil.copy(tmp_path / state, folder.model)
         fit_entropy_model(full_run, 0.02)
-        assert folder.tables.read_bytes() == contents[digest]
+        assert folder.tables.read_bytes() == contents[state]
 
 
 def test_nothing_beside_a_model_inside_the_package_is_stale():
@@ -206,40 +211,37 @@ def test_nothing_beside_a_model_inside_the_package_is_stale():
 
 
 def test_what_is_stale_is_not_used_and_stays(changed):
-
-    def contents():
-        return {path: path.read_bytes() for path in changed.rglob("*.safetensors")}
-
-    before = contents()
+    before = folder_of(changed)
     told = " was made for another state of the model.*hrvqvae refresh .*run"
     with input_error(f"level-1.*{told}"):
         Run(changed).load_priors()
     with input_error(f"tables.hrvt.*{told}"):
-        hrvqvae.load(changed).entropy_model  # noqa: B018
-    assert contents() == before
+        load(changed).entropy_model  # noqa: B018
+    assert folder_of(changed) == before
 
 
-def test_training_that_goes_on_tells_it(full_run, mnist_root, monkeypatch):
-    monkeypatch.chdir(full_run.parent)
+@pytest.mark.usefixtures("full_run", "in_tmp_path")
+def test_training_that_goes_on_tells_it(mnist_root, monkeypatch):
     file = tiny_run_with_priors(mnist_root).parent / "tiny.yaml"
     stop_at_step(monkeypatch, AutoencoderTask, 60)
     parts = "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt"
     told = f"{parts}: made for another state of the model; renew with: hrvqvae refresh run"
-    for steps, code, stale in ((60, 0, False), (62, 128 + signal.SIGTERM, True)):
+    for steps, code in ((60, 0), (62, 128 + signal.SIGTERM)):
         with undrawn():
             ended, out, _ = done(f"train {file} --out run --resume --max-steps {steps}")
         assert ended == code
-        assert (out.splitlines()[-1] == told) == stale
+        assert (out.splitlines()[-1] == told) == bool(code)
 
 
 def test_what_can_not_be_read_is_left_to_who_uses_it(changed):
+    folder = RunFolder(changed)
     decoder = decoder_folder(changed, PROGRESSIVE).model
-    RunFolder(changed).tables.unlink()
-    RunFolder(changed).tables.mkdir()
+    folder.tables.unlink()
+    folder.tables.mkdir()
     decoder.write_bytes(decoder.read_bytes()[:20])
     assert stale(changed) == PRIORS
     about = {"format": "pt", "meta": "[]", "digest": ""}
     save_file({"any": torch.zeros(1)}, decoder, about)
     assert stale(changed) == PRIORS
-    RunFolder(changed).model.unlink()
+    folder.model.unlink()
     assert stale_notice(changed) == []

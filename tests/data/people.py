@@ -1,12 +1,7 @@
-"""A hundred sets of images as people have them: names, splits, nesting, links, modes, profiles.
-
-`python -m tests.data.people FOLDER` writes them all.
-"""
+"""A hundred sets of images as people have them: names, splits, nesting, links, modes, profiles."""
 
 import io
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -166,8 +161,3 @@ def write(people, folder):
                 write_tar(path, dict.fromkeys(content, encoded("PNG")) | labels)
             case _:
                 content.save(path)
-
-
-if __name__ == "__main__":
-    for number, people in enumerate(PEOPLE):
-        write(people, Path(sys.argv[1]) / f"{number:03d}" / "set")

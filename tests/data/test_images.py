@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageCms
 
 from hrvqvae.data.images import as_images, decode_image, list_images, read_image, to_pil
-from tests.conftest import input_error, parametrize
+from tests.conftest import input_error, parametrize, same
 from tests.data.stored import noise, swapped_profile
 
 PATH = Path("x.png")
@@ -22,13 +22,13 @@ def test_images_of_every_kind_are_one_batch():
     picture = Image.fromarray(PIXELS)
     picture.save(PATH)
     for image in (picture, PATH, "x.png", PIXELS, PIXELS.transpose(2, 0, 1), BATCH[0]):
-        assert torch.equal(as_images(image, 3), BATCH), type(image)
-        assert torch.equal(as_images([image, image], 3), BATCH.repeat(2, 1, 1, 1)), type(image)
+        assert same(as_images(image, 3), BATCH), type(image)
+        assert same(as_images([image, image], 3), BATCH.repeat(2, 1, 1, 1)), type(image)
     for stacked in (BATCH, PIXELS[None], BATCH.numpy()):
-        assert torch.equal(as_images(stacked, 3), BATCH)
-    assert torch.equal(as_images(PIXELS / 255, 3), BATCH.double().div(255).float())
-    assert torch.equal(read_image(PATH), BATCH[0])
-    assert_array_equal(to_pil(read_image(PATH)), PIXELS)
+        assert same(as_images(stacked, 3), BATCH)
+    assert same(as_images(PIXELS / 255, 3), BATCH.double().div(255).float())
+    assert same(read_image(PATH), BATCH[0])
+    assert_array_equal(to_pil(BATCH[0]), PIXELS)
     grey = np.array(picture.convert("L"))
     assert_array_equal(as_images(picture, 1)[0, 0], grey)
     assert as_images(grey, 3).shape == (1, 3, 5, 7)
@@ -54,10 +54,10 @@ def test_other_objects_are_refused(images, fault):
         as_images(images, 3)
 
 
-def test_only_images_become_pil():
-    for shape in ((2, 3), (2, 5, 5), (1, 3, 4, 4)):
-        with input_error(r"expected \(C, Y, X\), C = 1, 3 or 4"):
-            to_pil(torch.zeros(shape))
+@parametrize("shape", [(2, 3), (2, 5, 5), (1, 3, 4, 4)])
+def test_only_images_become_pil(shape):
+    with input_error(r"expected \(C, Y, X\), C = 1, 3 or 4"):
+        to_pil(torch.zeros(shape))
 
 
 @parametrize(
