@@ -10,14 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.common import (
-    Row,
-    as_script,
-    options,
-    read_images,
-    show,
-    side_by_side,
-)
+from benchmarks.common import Row, as_script, options, read_images, show, side_by_side
 from hrvqvae.cli.console import print_json
 from hrvqvae.compression.hrv import read, write
 from hrvqvae.compression.images import decode_images, flat_codes
@@ -73,11 +66,10 @@ def _bench_speed(
 ) -> Row:
     """Return images per second of each step."""
     pictures = read(model.entropy_model, files)
+    batches = torch.split(pixels, _BATCH)
     spent = side_by_side(
         {
-            "network, to codes": lambda: [
-                model.encode(batch) for batch in torch.split(pixels, _BATCH)
-            ],
+            "network, to codes": lambda: [*map(model.encode, batches)],
             "codes to files": lambda: write(model.entropy_model, codes, size),
             "files to codes": lambda: read(model.entropy_model, files),
             "network, to images": lambda: decode_images(model.autoencoder, pictures, model.device),
@@ -90,20 +82,20 @@ def _bench_speed(
 def _bench_zip(files: Sequence[bytes], count: int, path: Path) -> Row:
     """Return size, overhead and times of a zip of `count` files, which repeats `files`."""
     contents = [files[index % len(files)] for index in range(count)]
+    size = sum(map(len, contents))
     begun = time.perf_counter()
     with create_zip(path) as write_entry:
         for index, content in enumerate(contents):
             write_entry(f"{index:06d}.hrv", content)
-    written = time.perf_counter() - begun
-    begun = time.perf_counter()
-    assert sum(len(content or b"") for _, content in read_zip(path)) == sum(map(len, contents))
-    spent = time.perf_counter() - begun
+    written = time.perf_counter()
+    assert sum(len(content or b"") for _, content in read_zip(path)) == size
+    finished = time.perf_counter()
     return {
         "images": count,
         "bytes": path.stat().st_size,
-        "overhead per image": (path.stat().st_size - sum(map(len, contents))) / count,
-        "images/s written": count / written,
-        "images/s read": count / spent,
+        "overhead per image": (path.stat().st_size - size) / count,
+        "images/s written": count / (written - begun),
+        "images/s read": count / (finished - written),
     }
 
 

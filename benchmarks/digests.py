@@ -24,20 +24,17 @@ MODELS = ("mnist", "cifar10", "treevq-mnist", "treevq-cifar10", "thumb")
 _KEPT = ("weight", "bias", "codewords")
 
 
-def digest_tensors(tensors: Iterable[Tensor]) -> str:
-    """Return a digest of the values of tensors, in order."""
-    digest = hashlib.blake2b(digest_size=8)
-    for tensor in tensors:
-        digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def digest_files(files: Iterable[bytes]) -> str:
     """Return a digest of the contents of files, in order."""
     digest = hashlib.blake2b(digest_size=8)
     for content in files:
         digest.update(content)
     return digest.hexdigest()
+
+
+def digest_tensors(tensors: Iterable[Tensor]) -> str:
+    """Return a digest of the values of tensors, in order."""
+    return digest_files(tensor.detach().contiguous().cpu().numpy().tobytes() for tensor in tensors)
 
 
 def digest_training(system: str, folder: Path) -> Iterator[tuple[str, str]]:

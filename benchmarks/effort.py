@@ -1,8 +1,8 @@
 """Measure error, bits and time of encoding by effort, on test images.
 
-With --choose, try values of the search's constants on training images instead: all, or with --lmbda
-those of the search with a lambda, one after the other. With --adapt, train the decoder on codes of
-effort 2, and measure what that adds.
+--choose tries values of the search's constants on training images instead; with --lmbda, those of
+the search with a lambda, one after the other. --adapt trains the decoder on codes of effort 2, and
+measures how much less error there is.
 """
 
 import time
@@ -15,18 +15,28 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, finish, options, positive, preset_of, read_images
+from benchmarks.common import (
+    Row,
+    as_script,
+    finish,
+    options,
+    parse_columns,
+    positive,
+    preset_of,
+    read_images,
+)
 from hrvqvae.compression import decoder_search
 from hrvqvae.compression.decoder_search import EFFORTS
 from hrvqvae.compression.hrv import write
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.model import Model
 from hrvqvae.models.single_grid import SingleGridAutoencoder
+from hrvqvae.quantize import Codes
 from hrvqvae.utils.quantities import psnr
 
 _BATCH = 32
 _WORSE = 1.001  # times the error of effort 0 from which an image counts as worse
-_TAUGHT_IMAGES = 2000  # training images on whose codes a decoder is adapted
+_TAUGHT_IMAGES = 2000  # training images of an adapted decoder
 _TRIED = {
     "_FIRST_WEIGHT": (1.9, 2.2, 2.4, 2.6),
     "_CARRY": (0.6, 0.7),
@@ -49,10 +59,9 @@ def _squared_errors(decoded: Tensor, images: Tensor) -> Tensor:
 
 def _measure(model: Model, images: Tensor, effort: int) -> float:
     """Return the mean squared error of the images' codes."""
-    batches = torch.split(images, _BATCH)
     errors = [
         _squared_errors(model.decode(model.encode(batch, effort=effort)), batch)
-        for batch in batches
+        for batch in torch.split(images, _BATCH)
     ]
     return float(torch.cat(errors).mean())
 
@@ -61,8 +70,19 @@ def _run_batches(encode: Callable[[Tensor], Any], images: Tensor) -> tuple[list[
     """Return what `encode` makes of each batch, and its CPU seconds per image."""
     encode(images[:_BATCH])  # loads compiled code
     begun = time.process_time()
-    made = [encode(batch) for batch in torch.split(images, _BATCH)]
-    return made, (time.process_time() - begun) / len(images)
+    results = [encode(batch) for batch in torch.split(images, _BATCH)]
+    return results, (time.process_time() - begun) / len(images)
+
+
+def _write(model: Model, batches: list[Codes], images: Tensor) -> tuple[Codes, list[bytes]]:
+    """Return the codes of all batches together, and their files."""
+    codes = tuple(torch.cat(level) for level in zip(*batches, strict=True))
+    size = (images.shape[-2], images.shape[-1])
+    return codes, write(model.entropy_model, flat_codes(codes), size)
+
+
+def _mean_bits(files: Sequence[bytes]) -> float:
+    return 8 * sum(map(len, files)) / len(files)
 
 
 def bench_effort(
@@ -77,20 +97,19 @@ def bench_effort(
         limits: Largest numbers of bytes of a file.
     """
     model = Model(name)
-    size = (images.shape[-2], images.shape[-1])
-    codings = {f"effort {effort}": partial(model.encode, effort=effort) for effort in EFFORTS}
+    runs: dict[str, Callable[[Tensor], Any]] = {
+        f"effort {effort}": partial(model.encode, effort=effort) for effort in EFFORTS
+    }
     if lmbda is not None:
-        codings[f"lambda {lmbda:g}"] = partial(model.encode, lmbda=lmbda)
-    runs: dict[str, Callable[[Tensor], Any]] = dict(codings)
+        runs[f"lambda {lmbda:g}"] = partial(model.encode, lmbda=lmbda)
     runs |= {f"{limit} bytes": partial(model.compress, max_bytes=limit) for limit in limits}
     rows: list[Row] = []
     for coding, encode in runs.items():
-        made, spent = _run_batches(encode, images)
-        if coding in codings:
-            codes = [torch.cat(level) for level in zip(*made, strict=True)]
-            files = write(model.entropy_model, flat_codes(tuple(codes)), size)
+        results, spent = _run_batches(encode, images)
+        if coding.endswith("bytes"):
+            files = [file for batch in results for file in batch]
         else:
-            files = [file for batch in made for file in batch]
+            _, files = _write(model, results, images)
         decoded = torch.stack(model.decompress(files))
         errors = _squared_errors(decoded, images)
         if not rows:
@@ -100,7 +119,7 @@ def bench_effort(
         row: Row = {"model": name, "coding": coding, "images": len(images), "mse": mse}
         row["psnr"] = psnr(mse)
         row["mean_psnr"] = sum(map(psnr, errors.tolist())) / len(errors)
-        row["bits"] = 8 * sum(map(len, files)) / len(files)
+        row["bits"] = _mean_bits(files)
         row["worse"] = int((errors > _WORSE * usual_errors).sum())
         row["change"] = mse / float(usual_errors.mean()) - 1
         row["seconds"] = spent
@@ -139,7 +158,6 @@ def try_lambda_constants(name: str, images: Tensor, lmbda: float) -> list[Row]:
         lmbda: Weight of a bit.
     """
     model = Model(name)
-    size = (images.shape[-2], images.shape[-1])
     usual: Row = {constant: getattr(decoder_search, constant) for constant in _TRIED_WITH_LAMBDA}
     changes = [
         {constant: value}
@@ -151,18 +169,17 @@ def try_lambda_constants(name: str, images: Tensor, lmbda: float) -> list[Row]:
     for change in ({}, *changes):
         constants = usual | change
         with patch.multiple(decoder_search, **constants):
-            made, spent = _run_batches(partial(model.encode, lmbda=lmbda), images)
-        codes = tuple(torch.cat(level) for level in zip(*made, strict=True))
-        files = write(model.entropy_model, flat_codes(codes), size)
+            batches, spent = _run_batches(partial(model.encode, lmbda=lmbda), images)
+        codes, files = _write(model, batches, images)
         error = images[0].numel() * float(_squared_errors(model.decode(codes), images).mean())
-        bits = 8 * sum(map(len, files)) / len(files)
+        bits = _mean_bits(files)
         row: Row = {"model": name, "images": len(images), "lmbda": lmbda, **constants}
         rows.append({**row, "cost": error + lmbda * bits, "bits": bits, "seconds": spent})
     return rows
 
 
 def adapt_decoder(name: str, images: Tensor, training_images: Tensor, steps: int) -> list[Row]:
-    """Return a row per effort: the error with the decoder, and with one adapted to effort 2.
+    """Return a row per effort: the error before and after the decoder is adapted to effort 2.
 
     The codes of the training images are searched once. Encoder and codebooks stay.
 
@@ -199,12 +216,25 @@ def adapt_decoder(name: str, images: Tensor, training_images: Tensor, steps: int
     return rows
 
 
+COLUMNS = parse_columns("""
+model: {model}
+coding: {coding}
+MSE: {mse:.3e}
+change: {change:+.1%}
+PSNR: {psnr:.2f}
+mean PSNR: {mean_psnr:.2f}
+bits: {bits:,.0f}
+worse: {worse}
+CPU ms: {ms:.2f}
+ratio: {ratio:.2f}
+""")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure models by effort, with one thread."""
-    parser = options(__doc__)
+    parser = options(__doc__, images=(500, "images"))
     parser.add_argument("preset", metavar="DATASET", help="mnist, cifar10, photos, ...")
     parser.add_argument("--models", nargs="+", required=True, metavar="RUN")
-    parser.add_argument("--images", type=positive, default=500, metavar="N", help="default: 500")
     parser.add_argument("--lmbda", type=float, metavar="V", help="also with this lambda")
     parser.add_argument("--bytes", type=positive, nargs="+", default=(), metavar="N")
     parser.add_argument("--data", metavar="DIR", help="root folder, or a folder of images")
@@ -212,44 +242,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--adapt", type=positive, metavar="STEPS", help="train the decoder")
     arguments, config = preset_of(parser, argv, "hrvqvae/")
     torch.set_num_threads(1)
-    if arguments.choose:
-        images = read_images(config.with_root(arguments.data).data, arguments.images, "train")
-        try_values = try_constants
-        if arguments.lmbda is not None:
-            try_values = partial(try_lambda_constants, lmbda=arguments.lmbda)
-        tried = [row for name in arguments.models for row in try_values(name, images)]
-        finish(tried, {name: f"{{{name}}}" for name in tried[0]}, arguments.json)
-        return
     data = config.with_root(arguments.data).data
-    images = read_images(data, arguments.images)
-    if arguments.adapt:
+    images = read_images(data, arguments.images, "train" if arguments.choose else "test")
+    measure: Callable[[str, Tensor], list[Row]]
+    if arguments.choose and arguments.lmbda is None:
+        measure = try_constants
+    elif arguments.choose:
+        measure = partial(try_lambda_constants, lmbda=arguments.lmbda)
+    elif arguments.adapt:
         training_images = read_images(data, _TAUGHT_IMAGES, "train")
-        adapted = [
-            row
-            for name in arguments.models
-            for row in adapt_decoder(name, images, training_images, arguments.adapt)
-        ]
-        finish(adapted, {name: f"{{{name}}}" for name in adapted[0]}, arguments.json)
-        return
-    rows = [
-        row
-        for name in arguments.models
-        for row in bench_effort(name, images, arguments.lmbda, arguments.bytes)
-    ]
-    columns = {
-        "model": "{model}",
-        "coding": "{coding}",
-        "MSE * 1e4": "{scaled:.3f}",
-        "change": "{change:+.1%}",
-        "PSNR": "{psnr:.2f}",
-        "mean PSNR": "{mean_psnr:.2f}",
-        "bits": "{bits:,.0f}",
-        "worse": "{worse}",
-        "CPU ms": "{ms:.2f}",
-        "ratio": "{ratio:.2f}",
-    }
-    shown = [row | {"scaled": 1e4 * row["mse"], "ms": 1e3 * row["seconds"]} for row in rows]
-    finish(rows if arguments.json else shown, columns, arguments.json)
+        measure = partial(adapt_decoder, training_images=training_images, steps=arguments.adapt)
+    else:
+        measure = partial(bench_effort, lmbda=arguments.lmbda, limits=arguments.bytes)
+    rows = [row for name in arguments.models for row in measure(name, images)]
+    is_plain = arguments.choose or arguments.adapt
+    columns = {name: f"{{{name}}}" for name in rows[0]} if is_plain else COLUMNS
+    finish(rows, columns, arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Check and time a GPU in minutes: codes, search, training, sampling and memory; without a GPU, a
-small form on the CPU.
+"""Check and time a GPU in minutes: codes, search, training, sampling and memory.
 
-The exit code is 1 if the codes of its searches are not the CPU's.
+Without a GPU, a small form of the measurements runs on the CPU. The exit code is 1 if the codes of
+a search are not those of the CPU.
 
 Shapes: N vectors of width D, L levels, m codewords per codebook; the codebooks of level l are
     (m^(l-1), m, D).
@@ -44,13 +44,20 @@ from hrvqvae.utils.device import computes_bf16, resolve_device
 from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
+Tree = tuple[int, int, int]
+"""Levels, codewords per codebook, and width of a vector."""
+
 
 class SearchKind(NamedTuple):
-    """A kind of search."""
+    """Arguments of a search, and whether its codebook is flat."""
 
     width: int = 1  # paths that it keeps
     coarse_weight: float = 0.0
     flat: bool = False
+
+
+Search = tuple[Row, list[Tensor], SearchKind]
+"""A row with the size of a search, its codebooks, and its kind."""
 
 
 SEARCHES = {"greedy": SearchKind(), "beam of 4": SearchKind(4, 0.1), "flat": SearchKind(flat=True)}
@@ -61,51 +68,45 @@ def compare(
 ) -> Row:
     """Compare the indices (L, N) of two searches for vectors (N, D).
 
-    Return equal (a share), ties (vectors that differ where rounding decides), errors (all others
-    that differ) and worst (the largest relative difference of costs, by `exact_search`, of a vector
-    that differs).
+    Return a row: equal (share of the vectors), ties (vectors that differ where rounding decides),
+    errors (the other vectors that differ) and worst (largest relative difference of the costs, by
+    `exact_search`, of a vector that differs).
     """
     differ = (expected != actual).any(0)
-    clear = (
-        exact_search(latents[differ], books, kind.width, kind.coarse_weight)[1]
-        if differ.any()
-        else torch.zeros(0)
-    )
-    errors = int((clear > TOLERANCE).sum())
+    margins = torch.zeros(0)
+    if differ.any():
+        _, margins = exact_search(latents[differ], books, kind.width, kind.coarse_weight)
+    errors = int((margins > TOLERANCE).sum())
     return {
-        "equal": 1 - len(clear) / len(latents),
-        "ties": len(clear) - errors,
+        "equal": 1 - len(margins) / len(latents),
+        "ties": len(margins) - errors,
         "errors": errors,
-        "worst": max(clear.tolist(), default=0.0),
+        "worst": max(margins.tolist(), default=0.0),
     }
 
 
-def make_searches(
-    tree: tuple[int, int, int], vectors: int
-) -> tuple[Tensor, list[tuple[Row, list[Tensor], SearchKind]]]:
-    """Return latents (N, D) and, for each search, a row with its size, its codebooks and its kind.
+def make_searches(tree: Tree, vectors: int) -> tuple[Tensor, list[Search]]:
+    """Return latents (N, D), and the searches of each kind.
 
-    `tree` is (levels, codewords per codebook, width); the flat codebook has as many codewords as
-    the tree has leaves.
+    The flat codebook has as many codewords as the tree has leaves.
     """
     levels, codewords, width = tree
-    case = make_problem(levels, codewords, vectors, width)
+    problem = make_problem(levels, codewords, vectors, width)
     searches = []
     for name, kind in SEARCHES.items():
-        books = [case.flat.unsqueeze(0)] if kind.flat else list(case.books)
+        books = [problem.flat.unsqueeze(0)] if kind.flat else list(problem.books)
         size = {
+            "search": name,
             "levels": len(books),
             "codewords": books[0].shape[1],
             "width": width,
             "vectors": vectors,
         }
-        searches.append(({"search": name, **size}, books, kind))
-    return case.latents, searches
+        searches.append((size, books, kind))
+    return problem.latents, searches
 
 
-def bench_codes(
-    device: torch.device, vectors: int, trees: Sequence[tuple[int, int, int]]
-) -> list[Row]:
+def bench_codes(device: torch.device, vectors: int, trees: Sequence[Tree]) -> list[Row]:
     """Return rows with search, levels, codewords, width, vectors, and the values of `compare` with
     the CPU.
 
@@ -115,25 +116,24 @@ def bench_codes(
     for tree in trees:
         latents, searches = make_searches(tree, vectors)
         for row, books, kind in searches:
-            expected = search_compiled(latents, books, kind.width, kind.coarse_weight)
+            arguments = (kind.width, kind.coarse_weight)
+            expected = search_compiled(latents, books, *arguments)
             on_device = [book.to(device) for book in books]
-            actual = search_tensors(
-                latents.to(device), on_device, kind.width, kind.coarse_weight
-            ).cpu()
+            actual = search_tensors(latents.to(device), on_device, *arguments).cpu()
             rows.append({**row, **compare(latents, books, expected, actual, kind)})
     return rows
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to measure the peak memory of a GPU."""
+    """Start to measure the peak memory of a GPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def read_peak(device: torch.device) -> Row:
-    """Return peak_bytes, the most that tensors have held on a GPU since `reset_peak`; nothing on a
-    CPU.
+    """Return peak_bytes, the most memory of tensors on a GPU since `reset_peak`; for a CPU, an
+    empty row.
     """
     return {"peak_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
 
@@ -145,14 +145,14 @@ def _repeat(call: Callable[[], object], times: int) -> None:
 
 @torch.inference_mode()
 def bench_searches(
-    device: torch.device, vectors: int, tree: tuple[int, int, int], rounds: int, calls: int
+    device: torch.device, vectors: int, tree: Tree, rounds: int, calls: int
 ) -> list[Row]:
     """Return rows with search, levels, codewords, width, vectors, bytes, seconds, copy_seconds,
     ratio, peak_bytes.
 
-    bytes must move: latents (N, D) float32 in, codes (L, N) int64 out. copy_seconds is their time
-    at the rate of a copy of the latents, timed in turns with the searches. `calls` are timed
-    together, without a wait between them.
+    bytes is the least that a search must move: latents (N, D) float32 in, codes (L, N) int64 out.
+    copy_seconds is the time of so many bytes at the rate of a copy of the latents, which is timed
+    in turns with the searches. So many `calls` are timed together, without a wait between them.
     """
     latents, searches = make_searches(tree, vectors)
     latents = latents.to(device)
@@ -160,9 +160,8 @@ def bench_searches(
     runs: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(latents)}
     for row, books, kind in searches:
         on_device = [book.to(device) for book in books]
-        runs[row["search"]] = run = partial(
-            search_tensors, latents, on_device, kind.width, kind.coarse_weight
-        )
+        run = partial(search_tensors, latents, on_device, kind.width, kind.coarse_weight)
+        runs[row["search"]] = run
         reset_peak(device)
         run()
         row |= read_peak(device)
@@ -180,10 +179,10 @@ def bench_searches(
 def bench_training(
     side: AutoencoderSide | PriorSide, trained: str, batch: int, steps: int, rate: float
 ) -> Row:
-    """Return trained, batch, step_seconds, images_per_second, flop per step, matrix_share of
-    `rate`, peak_bytes.
+    """Return a row with trained, batch, step_seconds, images_per_second, flop (per step),
+    matrix_share (of `rate`) and peak_bytes.
 
-    FLOP are those of the convolutions and matrix products; a multiply-add is two.
+    FLOP are those of convolutions and matrix products; a multiply-add is two.
     """
     with FlopCounterMode(display=False) as counter:
         side.train()
@@ -201,7 +200,7 @@ def bench_training(
 
 
 def bench_trainings(device: torch.device, form: Form, rate: float) -> list[Row]:
-    """Return rows of `bench_training` of autoencoders and of priors, for random images and
+    """Return rows of `bench_training` of autoencoders and of priors, with random images and
     codes.
     """
     rows = []
@@ -209,25 +208,24 @@ def bench_trainings(device: torch.device, form: Form, rate: float) -> list[Row]:
         waiting(f"training {name}")
         config = override(presets.get(name).config, {**fields, "training.device": str(device)})
         reset_peak(device)
-        batch = config.training.batch_size
-        rows.append(
-            bench_training(AutoencoderSide(config, plain=False), name, batch, form.steps, rate)
-        )
-    config = override(
-        presets.get(_PRIOR).config, {**form.prior, "prior.training.device": str(device)}
-    )
+        side = AutoencoderSide(config, plain=False)
+        rows.append(bench_training(side, name, config.training.batch_size, form.steps, rate))
+        del side  # and its memory
+    fields = {**form.prior, "prior.training.device": str(device)}
+    config = override(presets.get(_PRIOR).config, fields)
     for level in form.prior_levels:
-        waiting(f"training the prior of level {level + 1} of {_PRIOR}")
+        name = f"{_PRIOR}, prior of level {level + 1}"
+        waiting(f"training {name}")
         reset_peak(device)
         prior = PriorSide(config, range(level, level + 1), bf16=computes_bf16(device))
-        trained = f"{_PRIOR}, prior of level {level + 1} ({counted(prior.parameters, 'parameter')})"
+        trained = f"{name} ({counted(prior.parameters, 'parameter')})"
         rows.append(bench_training(prior, trained, len(prior.batch.codes[0]), form.steps, rate))
         del prior
     return rows
 
 
 def bench_sampling(device: torch.device, form: Form) -> list[Row]:
-    """Return a row with sampled, images, seconds, images_per_second, peak_bytes, for priors with
+    """Return a row with sampled, images, seconds, images_per_second and peak_bytes, for priors with
     random weights.
     """
     waiting(f"sampling with the priors of {_PRIOR}")
@@ -241,37 +239,50 @@ def bench_sampling(device: torch.device, form: Form) -> list[Row]:
         "images": form.sampled,
         "seconds": spent,
         "images_per_second": form.sampled / spent,
+        **read_peak(device),
     }
-    return [{**row, **read_peak(device)}]
+    return [row]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How much is measured."""
+    """How much is measured.
+
+    Attributes:
+        name: of the form.
+        matrix: rows of the matrices whose product gives the rate of the device.
+        trees: whose codes are compared; the first is that of the timed search.
+        compared: vectors whose codes are compared.
+        searched: vectors of the timed search.
+        calls: searches that are timed together.
+        trained: changed fields of each preset whose autoencoder is trained.
+        prior: changed fields of the preset whose priors are trained and drawn from.
+        prior_levels: levels whose prior is trained; 0 is the coarsest.
+        steps: timed steps of each training.
+        sampled: images that are drawn together.
+        rounds: of the other measurements.
+    """
 
     name: str
-    matrix: int  # rows of the matrices whose product gives the device's rate
-    trees: Sequence[
-        tuple[int, int, int]
-    ]  # (levels, codewords per codebook, width), whose codes are compared
-    compared: int  # vectors whose codes are compared
-    searched: int  # vectors of the timed search, with the first tree
-    calls: int  # searches that are timed together
-    trained: Mapping[str, Mapping[str, str]]  # fields that differ from each preset
-    prior: Mapping[str, str]  # fields that differ from the preset whose priors are trained
-    prior_levels: Sequence[int]  # 0 is the coarsest
-    steps: int  # of each training that are timed
-    sampled: int  # images that are drawn together
-    rounds: int  # of other measurements
+    matrix: int
+    trees: Sequence[Tree]
+    compared: int
+    searched: int
+    calls: int
+    trained: Mapping[str, Mapping[str, str]]
+    prior: Mapping[str, str]
+    prior_levels: Sequence[int]
+    steps: int
+    sampled: int
+    rounds: int
 
 
 _PRIOR = "hrvqvae/cifar10"
-_TREES = ((3, 8, 32), (3, 8, 16), (6, 4, 16))  # the first two of the presets for FFHQ and CIFAR10
 
 FULL = Form(
     name="full",
     matrix=8192,
-    trees=_TREES,
+    trees=((3, 8, 32), (3, 8, 16), (6, 4, 16)),  # the first two of the presets for FFHQ and CIFAR10
     compared=2**17,
     searched=2**20,
     calls=10,
@@ -311,9 +322,9 @@ _FAULT = (
 def bench_gpu(device: torch.device, form: Form) -> Row:
     """Check and time a device.
 
-    Return device, device_name, form, torch (version), precision, matrix_rate (FLOP per second in
-    that precision); the rows codes, search, training and sampling; faults, a line for each search
-    whose codes are not the CPU's; and seconds.
+    Return device, device_name, form, torch (its version), precision, matrix_rate (FLOP per second
+    in that precision), the rows codes, search, training and sampling, faults (a line for each
+    search whose codes are not those of the CPU), and seconds.
     """
     begun = time.perf_counter()
     bf16 = computes_bf16(device)
@@ -323,8 +334,6 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
     codes = bench_codes(device, form.compared, form.trees)
     waiting("timing the search")
     search = bench_searches(device, form.searched, form.trees[0], form.rounds, form.calls)
-    training = bench_trainings(device, form, rate)
-    sampling = bench_sampling(device, form)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": device.type,
@@ -335,8 +344,8 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
         "matrix_rate": rate,
         "codes": codes,
         "search": search,
-        "training": training,
-        "sampling": sampling,
+        "training": bench_trainings(device, form, rate),
+        "sampling": bench_sampling(device, form),
         "faults": [_FAULT.format(**row) for row in codes if row["errors"]],
         "seconds": time.perf_counter() - begun,
     }
@@ -349,23 +358,20 @@ m: {codewords}
 D: {width}
 vectors: {vectors:,}
 """
-COLUMNS = {
-    "codes": _SIZE
-    + """
+_CODES = """
 equal: {equal:.4%}
 ties: {ties}
 errors: {errors}
 clearest: {worst:.1e}
-""",
-    "search": _SIZE
-    + """
+"""
+_SEARCH = """
 MB: {MB:.1f}
 ms: {ms:,.3f}
 copy ms: {copy_ms:,.3f}
 ratio: {ratio:.1f}
 peak MB: {peak_MB:,.0f}
-""",
-    "training": """
+"""
+_TRAINING = """
 trained: {trained}
 batch: {batch}
 ms per step: {step_ms:,.1f}
@@ -373,15 +379,21 @@ images/s: {images_per_second:,.1f}
 FLOP per step: {flop:.3e}
 share: {matrix_share:.1%}
 peak MB: {peak_MB:,.0f}
-""",
-    "sampling": """
+"""
+_SAMPLING = """
 sampled: {sampled}
 images: {images}
 s: {seconds:.2f}
 images/s: {images_per_second:,.1f}
 peak MB: {peak_MB:,.0f}
-""",
+"""
+TABLES = {
+    "codes": (f"codes beside the CPU's (tie: within {TOLERANCE:g} of a distance)", _SIZE + _CODES),
+    "search": ("search beside a copy of the same bytes", _SIZE + _SEARCH),
+    "training": ("training (share: of the rate of matrix products)", _TRAINING),
+    "sampling": ("sampling, with random weights", _SAMPLING),
 }
+"""Title and columns of each list of rows in the report."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -399,14 +411,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             " {seconds:.0f} s in all"
         )
         print(line.format(rate=report["matrix_rate"] / 1e12, **report))
-        for name, title in (
-            ("codes", f"codes beside the CPU's (tie: within {TOLERANCE:g} of a distance)"),
-            ("search", "search beside a copy of the same bytes"),
-            ("training", "training (share: of the rate of matrix products)"),
-            ("sampling", "sampling, with random weights"),
-        ):
+        for name, (title, columns) in TABLES.items():
             print(f"\n{title}")
-            show(report[name], parse_columns(COLUMNS[name]))
+            show(report[name], parse_columns(columns))
     if report["faults"]:
         print(*report["faults"], sep="\n", file=sys.stderr)
         sys.exit(1)

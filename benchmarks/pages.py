@@ -1,14 +1,15 @@
 """Recompute the figures of the pages from docs/data, apart from the code that wrote them.
 
-python -m benchmarks.pages reads pages.txt: below the name of a page, parts of its text with an
-expression in braces for each figure. It prints the parts that a page lacks, beside its nearest
-line; exit code 1 if there is one. It imports nothing of the package: p-values are scipy's (Welch,
+    python -m benchmarks.pages
+
+pages.txt has, below the name of a page, parts of its text, with an expression in braces for each
+figure. Parts that the page lacks are printed, each with the nearest line of the page; the exit code
+is 1 if there are any. Nothing of the package is imported: p-values are those of scipy (Welch,
 two-sided), and Holm's correction is written out here.
 """
 
 import itertools
 import json
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,18 +29,14 @@ Row = dict[str, Any]
 def read(path: str) -> Any:
     """Return the content of a JSON or JSON Lines file in docs/data."""
     text = (DATA / path).read_text()
-    return (
-        [json.loads(line) for line in text.splitlines()] if path.endswith("l") else json.loads(text)
-    )
+    if path.endswith("l"):
+        return [json.loads(line) for line in text.splitlines()]
+    return json.loads(text)
 
 
 def where(path: str, field: str, **wanted: object) -> list[float]:
     """Return a field of the rows of a file that have the wanted values."""
-    return [
-        row[field]
-        for row in read(path)
-        if all(row[name] == value for name, value in wanted.items())
-    ]
+    return [row[field] for row in read(path) if wanted.items() <= row.items()]
 
 
 def speeds(precision: str) -> list[str]:
@@ -48,19 +45,26 @@ def speeds(precision: str) -> list[str]:
     return [f"{rate:.0f}" for rate in rates]
 
 
+def read_trials(folder: str, names: str) -> list[Row]:
+    """Return the trials of a search whose file names match a pattern."""
+    paths = (DATA / folder / "tuning" / "rows").glob(f"{names}.json")
+    return [read(str(path)) for path in paths]
+
+
 def best(folder: str, system: str, **wanted: str) -> Row:
-    """Return the trial of least validation error, of those with the wanted settings."""
+    """Return the trial of least validation error among those with the wanted settings."""
     trials = [
-        read(str(path)) for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-*.json")
+        trial
+        for trial in read_trials(folder, f"{system}-*")
+        if trial.get("validation_mse") and wanted.items() <= trial.items()
     ]
-    fit = [
-        trial for trial in trials if trial.get("validation_mse") and wanted.items() <= trial.items()
-    ]
-    return min(fit, key=lambda trial: trial["validation_mse"])
+    return min(trials, key=lambda trial: trial["validation_mse"])
 
 
 def gain(folder: str, system: str, **wanted: str) -> str:
-    """Return how much less validation error Muon has than Adam, each at its best learning rate."""
+    """Return by how much Muon's validation error is below Adam's, each at its best learning
+    rate.
+    """
     muon, adam = (
         best(folder, system, optimizer=name, **wanted)["validation_mse"]
         for name in ("muon", "adam")
@@ -69,34 +73,30 @@ def gain(folder: str, system: str, **wanted: str) -> str:
 
 
 def settings(trial: Row) -> str:
-    """Return learning rate; decay; commitment."""
+    """Return "learning rate; decay; commitment weight" of a trial, without those that it lacks."""
     values = (trial.get(name) for name in ("learning_rate", "decay", "beta"))
     return "; ".join(f"{float(value):g}" for value in values if value not in (None, "null"))
 
 
 def ladder(folder: str, system: str, field: str, values: Values, optimizer: str = "") -> str:
-    """Return the validation errors of a search by these values of a field, other settings equal."""
+    """Return the validation errors of a search by these values of a field, with equal other
+    settings.
+    """
     lines = dict[tuple[object, ...], dict[float, float]]()
-    for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-{optimizer}*.json"):
-        trial = read(str(path))
-        settings_but_field = tuple(
-            trial.get(name)
-            for name in ("optimizer", "learning_rate", "decay", "beta")
-            if name != field
-        )
+    others = [name for name in ("optimizer", "learning_rate", "decay", "beta") if name != field]
+    for trial in read_trials(folder, f"{system}-{optimizer}*"):
         if trial.get(field, "null") != "null":
-            lines.setdefault(settings_but_field, {})[float(trial[field])] = trial["validation_mse"]
+            line = lines.setdefault(tuple(map(trial.get, others)), {})
+            line[float(trial[field])] = trial["validation_mse"]
     line = max(lines.values(), key=len, default={})
     assert line.keys() <= set(values)
-    return (
-        ", ".join(f"{1e4 * line[value]:.2f}" if value in line else "-" for value in values)
-        if len(line) > 1
-        else ""
-    )
+    if len(line) < 2:
+        return ""
+    return ", ".join(f"{1e4 * line[value]:.2f}" if value in line else "-" for value in values)
 
 
 def spread(sample: Values, scale: float = 1e4, digits: int = 2) -> str:
-    """Return mean ± standard deviation, the value alone if it is one."""
+    """Return mean ± standard deviation, or a single value alone."""
     deviation = f" ± {scale * stdev(sample):,.{digits}f}" if len(sample) > 1 else ""
     return f"{scale * mean(sample):,.{digits}f}{deviation}"
 
@@ -116,9 +116,14 @@ def largest(*shown: str) -> str:
     return max(shown, key=lambda text: float(text.removeprefix("< ")))
 
 
-def welch(first: Values, second: Values) -> str:
+def p_welch(first: Values, second: Values) -> float:
     """Return the two-sided p-value of Welch's t-test."""
-    return shorten(stats.ttest_ind(first, second, equal_var=False).pvalue)
+    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+
+
+def welch(first: Values, second: Values) -> str:
+    """Return `p_welch` with two digits."""
+    return shorten(p_welch(first, second))
 
 
 def paired(first: Values, second: Values) -> str:
@@ -136,14 +141,14 @@ def holm(plain: Mapping[Any, float]) -> dict[Any, float]:
 
 
 def least(first: Values, second: Values, tests: int = 1) -> float:
-    """Return the smallest difference, in percent of the second mean, whose p times the tests is
-    0.05.
+    """Return the smallest difference, in percent of the second mean, whose p times the number of
+    tests is 0.05.
     """
-    errors = [variance(sample) / len(sample) for sample in (first, second)]
-    freedom = sum(errors) ** 2 / sum(
-        e**2 / (len(s) - 1) for e, s in zip(errors, (first, second), strict=True)
-    )
-    return float(100 * stats.t.ppf(1 - 0.025 / tests, freedom) * sum(errors) ** 0.5 / mean(second))
+    samples = (first, second)
+    errors = [variance(sample) / len(sample) for sample in samples]
+    parts = [error**2 / (len(sample) - 1) for error, sample in zip(errors, samples, strict=True)]
+    quantile = stats.t.ppf(1 - 0.025 / tests, sum(errors) ** 2 / sum(parts))
+    return float(100 * quantile * sum(errors) ** 0.5 / mean(second))
 
 
 class Table:
@@ -153,15 +158,9 @@ class Table:
 
     def __init__(self, rows: Mapping[str, list[Row]]) -> None:
         self.rows = rows
-        pairs = list(
-            itertools.combinations(
-                sorted(name for name in self.rows if len(self.rows[name]) > 1), 2
-            )
-        )
-        plain = {
-            pair: stats.ttest_ind(*map(self.values, pair), equal_var=False).pvalue for pair in pairs
-        }
-        self.corrected = holm(plain)
+        repeated = sorted(name for name in rows if len(rows[name]) > 1)
+        pairs = itertools.combinations(repeated, 2)
+        self.corrected = holm({pair: p_welch(*map(self.values, pair)) for pair in pairs})
 
     def values(self, system: str, field: str = "mse") -> list[float]:
         return [row[field] for row in self.rows[system]]
@@ -176,7 +175,8 @@ class Table:
         return spread(self.values(system, "perplexity"), 1, digits)
 
     def leaves(self, system: str) -> str:
-        return f"{self.rows[system][0]['leaves_used']:,}, {self.rows[system][0]['perplexity']:,.1f}"
+        row = self.rows[system][0]
+        return f"{row['leaves_used']:,}, {row['perplexity']:,.1f}"
 
     def change(self, first: str, second: str, digits: int = 1) -> str:
         return change(self.values(first), self.values(second), digits)
@@ -185,18 +185,15 @@ class Table:
         return shorten(self.corrected[tuple(sorted((first, second)))])
 
     def against(self, system: str, values: Values) -> str:
-        """Return p of a system against other values, corrected for all systems here against
-        these.
+        """Return the p-value of a system against other values, with Holm's correction for all
+        systems of the table.
         """
-        tests = {
-            name: stats.ttest_ind(self.values(name), values, equal_var=False).pvalue
-            for name in self.rows
-        }
+        tests = {name: p_welch(self.values(name), values) for name in self.rows}
         return shorten(holm(tests)[system])
 
     def pairs(self, system: str, without: str) -> str:
-        """Return a row of the pairs, by mean error: difference and p against systems before it,
-        else `least`.
+        """Return the cells of a system against all others, by mean error: difference and p-value
+        for those before it, `least` for those after it.
         """
         order = sorted(self.rows.keys() - {without}, key=lambda name: mean(self.values(name)))
         place = order.index(system)
@@ -212,14 +209,14 @@ class Table:
         return f"{least(self.values(first), self.values(second), len(self.corrected)):.0f}%"
 
     def level(self, *among: str) -> str:
-        """Return the least p of all pairs of these systems, and the differences that would show."""
+        """Return the least p-value of all pairs of systems, and the differences that would show."""
         pairs = list(itertools.combinations(sorted(among), 2))
         percents = [int(self.least(*pair).rstrip("%")) for pair in pairs]
-        p = [self.corrected[pair] for pair in pairs]
-        return f"p at least {shorten(min(p))}, {min(percents)}% to {max(percents)}% would show"
+        p = min(self.corrected[pair] for pair in pairs)
+        return f"p at least {shorten(p)}, {min(percents)}% to {max(percents)}% would show"
 
     def extremes(self, system: str, *rivals: str) -> tuple[str, str]:
-        """Return the least and the largest p of a system against others."""
+        """Return the least and the largest p-value of a system against rivals."""
         p_values = [self.corrected[tuple(sorted((system, rival)))] for rival in rivals]
         return shorten(min(p_values)), shorten(max(p_values))
 
@@ -228,12 +225,14 @@ def read_table(folder: str) -> Table:
     """Return the rows of docs/data/FOLDER."""
     rows: dict[str, list[Row]] = {}
     for path in sorted((DATA / folder / "rows").glob("*.json")):
-        rows.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text()))
+        rows.setdefault(path.stem.rpartition("-")[0], []).append(read(str(path)))
     return Table(rows)
 
 
 def samples(folder: str, system: str, field: str, place: int | None = None) -> list[float]:
-    """Return a field per seed, or at a place of its samples: 0 without guidance, 1 with it, 2 other
+    """Return a field of the samples of each seed.
+
+    With a place, the field is one of a comparison: 0 without guidance, 1 with guidance, 2 for other
     test images.
     """
     path = f"{folder}/samples/rows.jsonl"
@@ -247,15 +246,10 @@ def measures(folder: str, system: str, place: int) -> str:
     """Return the cells of a table of samples: Frechet and kernel distance, accuracy, precision and
     recall.
     """
-    fields = {
-        "frechet": (1, 1),
-        "kernel": (1, 2),
-        "accuracy": (100, 1),
-        "precision": (1, 2),
-        "recall": (1, 2),
-    }
+    digits = {"frechet": 1, "kernel": 2, "accuracy": 1, "precision": 2, "recall": 2}
     return " | ".join(
-        spread(samples(folder, system, name, place), *form) for name, form in fields.items()
+        spread(samples(folder, system, name, place), 100 if name == "accuracy" else 1, number)
+        for name, number in digits.items()
     )
 
 
@@ -266,7 +260,7 @@ def steps(folder: str, system: str) -> str:
 
 
 def sampled(folder: str, field: str, place: int | None, *systems: str) -> Table:
-    """Return a table of a measure of the samples of systems, in the place of the error."""
+    """Return a table of systems that has a field of their samples in the place of the error."""
     return Table(
         {
             system: [{"mse": value} for value in samples(folder, system, field, place)]
@@ -283,7 +277,9 @@ def effort_changes(path: str, model: str) -> str:
 
 
 def efforts(model: str) -> str:
-    """Return the cells of a model: error, its changes, bits, CPU ms of effort 0, and ratios."""
+    """Return the cells of a model: error and its changes, bits, CPU ms of effort 0 and ratios to
+    it.
+    """
     path = "effort/rows.json"
     rows = [row for row in read(path) if row["model"] == model]
     times = [row["seconds"] for row in rows]
@@ -293,7 +289,7 @@ def efforts(model: str) -> str:
 
 
 def grid(positions: str, bits: int) -> tuple[float, float, int]:
-    """Return mean, deviation and n of an error of docs/data/grids-cifar10."""
+    """Return mean, standard deviation and number of the errors in docs/data/grids-cifar10."""
     pattern = rf"^{positions}, levels 1 to \d+, {bits} bits: (\S+) ± (\S+) \(n = (\d+)"
     match = re.search(pattern, (DATA / "grids-cifar10" / "prefixes.txt").read_text(), re.MULTILINE)
     assert match is not None
@@ -301,7 +297,7 @@ def grid(positions: str, bits: int) -> tuple[float, float, int]:
 
 
 def grids(first: str, second: str, bits: int) -> str:
-    """Return the difference of two grids at so many bits, and p."""
+    """Return the difference of two grids with equal bits, and its p-value."""
     left = grid(first, bits)
     right = grid(second, bits)
     p = shorten(stats.ttest_ind_from_stats(*left, *right, equal_var=False).pvalue)
@@ -310,11 +306,8 @@ def grids(first: str, second: str, bits: int) -> str:
 
 def main() -> None:
     """Look for every recomputed part on its page."""
-    names = (
-        globals()
-        | {"math": math}
-        | {path.name.replace("-", "_"): read_table(path.name) for path in DATA.iterdir()}
-    )
+    tables = {path.name.replace("-", "_"): read_table(path.name) for path in DATA.iterdir()}
+    names = globals() | tables
     count = lacking = 0
     for line in filter(None, Path(__file__).with_suffix(".txt").read_text().splitlines()):
         if line.endswith(".md"):

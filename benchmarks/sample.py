@@ -1,5 +1,5 @@
-"""Time the cached sampler against the plain one, with the same random weights; and whole images,
-decoded.
+"""Time the cached sampler against the plain sampler, and the drawing of decoded images, with random
+weights.
 """
 
 from collections.abc import Sequence
@@ -65,12 +65,12 @@ def bench_levels(preset: str, index: int, rounds: int, positions: int, rate: flo
     prior = random_priors(config)[index - 1]
     levels = config.prior_levels[index - 1]
     level = prior.level
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     shape = (1, *level.grid)
-    codes = [torch.randint(entry.symbols, shape, generator=generator) for entry in prior.levels]
-    coarser = [torch.randint(words, shape, generator=generator) for words in level.coarser]
-    label = torch.randint(level.classes, (1,), generator=generator) if level.classes else None
-    uniforms = [torch.rand(shape, dtype=torch.float64, generator=generator) for _ in codes]
+    codes = [torch.randint(entry.symbols, shape) for entry in prior.levels]
+    coarser = [torch.randint(words, shape) for words in level.coarser]
+    label = torch.randint(level.classes, (1,)) if level.classes else None
+    uniforms = [torch.rand(shape, dtype=torch.float64) for _ in codes]
     arguments = (
         codes,
         [torch.zeros(shape, dtype=torch.bool)] * len(codes),
@@ -108,11 +108,16 @@ def bench_sample(
 ) -> list[Row]:
     """Return rows with method, drawn, batch, parameters, seconds_per_image, floor_seconds.
 
-    The plain sampler makes a forward pass per code; `positions` passes are timed, and the median is
-    scaled to all. ratio is the plain time divided by the cached time. The floor is the
-    multiply-adds of a forward pass of an image at the rate of a large float32 matrix product in the
-    same run. `levels` are presets and their priors (1 is the coarsest) that both samplers draw;
-    `images` presets and batches of which whole images are drawn.
+    The plain sampler makes a forward pass per code: so many `positions` are timed, and the median
+    is scaled to all. ratio is the plain time divided by the cached time. floor_seconds is the time
+    of the multiply-adds of a forward pass of an image, at the rate of a large float32 matrix
+    product in the same run.
+
+    Args:
+        levels: Presets, and the prior (1 is the coarsest) that both samplers draw from.
+        images: Presets, and the batch of images that are drawn and decoded.
+        rounds: Timed calls of each row.
+        positions: Timed forward passes of the plain sampler.
     """
     rate = matrix_rate()
     rows = [

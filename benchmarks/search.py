@@ -1,8 +1,8 @@
 """Time the search for codewords: the tree of linked codebooks against flat codebooks, ours and
 those of a library.
 
-Each method is checked against a float64 oracle before it is timed. All methods run in one process,
-in turns. A method that would need too large a distance matrix is timed on a share of the vectors,
+Each method is compared with an exact search in float64 before it is timed. All methods run in one
+process, in turns. If a method would need too large a distance matrix, it is timed on fewer vectors
 and its time is scaled; its row says so.
 """
 
@@ -58,12 +58,18 @@ class SearchProblem:
 
 @dataclass(frozen=True)
 class Method:
-    """A search."""
+    """A search.
 
-    run: Callable[[Tensor], Tensor]  # returns the leaves of vectors
-    distances: int  # per vector
-    full_matrix: bool  # whether it makes a matrix of vectors by codewords
-    # None if the method has codebooks of its own, and is not checked
+    Attributes:
+        run: Returns the leaves of vectors.
+        distances: per vector.
+        full_matrix: whether it makes a matrix of vectors by codewords.
+        books: None if the method has codebooks of its own, and is not checked.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    distances: int
+    full_matrix: bool
     books: Sequence[Tensor] | None
 
 
@@ -163,9 +169,9 @@ def bench_search(grid: Sequence[tuple[int, int]] = GRID, vectors: int = VECTORS)
     """Return rows with method, vectors, levels, codewords, leaves, distances (per vector),
     seconds, ratio.
 
-    They also have agreement (with the oracle), and timed_on (vectors that were timed, fewer if the
-    time is scaled). Raises InputError if vector-quantize-pytorch is missing,
-    AssertionError if our methods disagree with the oracle.
+    They also have agreement (with the exact search) and timed_on (vectors that were timed; fewer if
+    the time is scaled). Raises InputError if vector-quantize-pytorch is missing, AssertionError if
+    our methods disagree with the exact search.
     """
     rows = []
     for levels, codewords in grid:
@@ -178,39 +184,37 @@ def bench_search(grid: Sequence[tuple[int, int]] = GRID, vectors: int = VECTORS)
         for name, method in methods.items():
             most = (_MATRIX_VALUES if method.full_matrix else _PRODUCTS) // leaves
             chunk = case.latents[: max(32, min(vectors, most))]
-            runs[name], timed_on[name] = partial(method.run, chunk), len(chunk)
+            runs[name] = partial(method.run, chunk)
+            timed_on[name] = len(chunk)
             if method.books:
                 chunk = chunk[: max(32, min(2_048, 2**26 // leaves))]
                 agreed[name] = measure_agreement(chunk, method.books, method.run(chunk))
-        assert agreed["tree"] == agreed["flat"] == 1, (
-            f"a search disagrees with the oracle: {agreed}"
-        )
-        spent = {
-            name: time * vectors / timed_on[name] for name, time in _time_in_turns(runs).items()
-        }
-        for name, method in methods.items():
-            rows.append(
-                {
-                    "method": name,
-                    "vectors": vectors,
-                    "levels": levels,
-                    "codewords": codewords,
-                    "leaves": leaves,
-                    "distances": method.distances,
-                    "seconds": spent[name],
-                    "ratio": spent[name] / spent["tree"],
-                    "timed_on": timed_on[name],
-                    "agreement": agreed.get(name),
-                }
-            )
+        assert agreed["tree"] == agreed["flat"] == 1, f"a search is not exact: {agreed}"
+        times = _time_in_turns(runs)
+        spent = {name: time * vectors / timed_on[name] for name, time in times.items()}
+        rows += [
+            {
+                "method": name,
+                "vectors": vectors,
+                "levels": levels,
+                "codewords": codewords,
+                "leaves": leaves,
+                "distances": method.distances,
+                "seconds": spent[name],
+                "ratio": spent[name] / spent["tree"],
+                "timed_on": timed_on[name],
+                "agreement": agreed.get(name),
+            }
+            for name, method in methods.items()
+        ]
     return rows
 
 
 def _time_in_turns(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the median seconds of each run, in turns; slow runs drop out when their time is spent.
+    """Return the median seconds of each run, in turns. A run takes part until its time is spent.
 
-    A turn of a fast run starts with a call that is not timed: it wakes threads and gets memory
-        back.
+    A turn of a fast run starts with a call that is not timed, which wakes threads and gets memory
+    back.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     slow = {name for name, run in runs.items() if seconds(run) > _TURN}

@@ -1,6 +1,5 @@
 """Time a training step against that of the same model in plain form, and the quantizer's share."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,31 +50,26 @@ class AutoencoderSide:
     def __init__(self, config: Config, *, plain: bool) -> None:
         torch.manual_seed(0)
         if plain:
-            form = dataclasses.replace(
-                config.training, precision="fp32", memory_format="contiguous"
-            )
-            config = dataclasses.replace(config, training=form)
+            plain_form = {
+                "training.precision": "fp32",
+                "training.memory_format": "contiguous",
+            }
+            config = config.replace(**plain_form)
         self.compute = Compute(config.training)
         self.model = self.compute.place_model(build(config))
         self.quantizers = [
-            quantizer
-            for quantizer in self.model.modules()
-            if isinstance(quantizer, ResidualQuantizer)
+            module for module in self.model.modules() if isinstance(module, ResidualQuantizer)
         ]
-        for quantizer in self.quantizers if plain else []:
-            quantizer.search = plain_search
-        shape = (
-            config.training.batch_size,
-            config.data.channels,
-            *config.data.image_size,
-        )
-        images = torch.randint(
-            256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-        )
+        if plain:
+            for quantizer in self.quantizers:
+                quantizer.search = plain_search
+        rng = torch.Generator().manual_seed(0)
+        shape = (config.training.batch_size, config.data.channels, *config.data.image_size)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=rng)
         images = images.to(self.compute.device)
         self.images = self.compute.place_images(images)
         with self.compute.autocast():
-            self.model.initialize(self.images, torch.Generator().manual_seed(0))
+            self.model.initialize(self.images, rng.manual_seed(0))
         task = AutoencoderTask(config, RunFolder(Path()))
         task.compute = self.compute
         self.state = TrainState.start(self.model, config.training, task.build_objective())
@@ -89,11 +83,8 @@ class AutoencoderSide:
 
     def quantizer_bytes(self) -> int:
         """Return the bytes of the quantizers' parameters and buffers."""
-        return sum(
-            value.nbytes
-            for part in self.quantizers
-            for value in (*part.parameters(), *part.buffers())
-        )
+        modules = torch.nn.ModuleList(self.quantizers)
+        return sum(value.nbytes for value in (*modules.parameters(), *modules.buffers()))
 
     def prepare_quantizers(self) -> Callable[[], object]:
         """Return a call of the quantizers' part of a step: search, losses, gradients, and updates

@@ -1,20 +1,21 @@
-"""How many functions a reader passes on four trips: to the first gradient, and through a call.
+"""Count the functions that a reader passes on four trips: to the first gradient, and through three
+calls.
 
-python -m benchmarks.trips
+    python -m benchmarks.trips
 
-Counts the functions of this package that run at least once, their files, and the returns into a
-file that the trip had left already. A trip visits the functions in the order of their first calls.
+A line has the functions of this package that run at least once, their files, and the returns to a
+file that the trip had left. A trip visits the functions in the order of their first calls.
 """
 
 import io
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from itertools import groupby
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -40,9 +41,8 @@ def follow(trip: Callable[[], object]) -> list[CodeType]:
 
     sys.setprofile(visit)
     try:
-        trip()
-    except FirstGradientError:
-        pass
+        with suppress(FirstGradientError):
+            trip()
     finally:
         sys.setprofile(None)
     return list(visited)
@@ -58,17 +58,11 @@ def count(functions: list[CodeType]) -> tuple[int, int, int]:
 def train(folder: Path) -> Callable[[], object]:
     """Return a trip of `hrvqvae train`, up to its first gradient."""
 
+    command = ["train", "hrvqvae/mnist", "--out", str(folder / "run"), "--max-steps", "100"]
+
     def trip() -> None:
-        backward = torch.Tensor.backward
-
-        def stop(*_: Any, **__: Any) -> None:
-            raise FirstGradientError
-
-        torch.Tensor.backward = stop  # type: ignore[assignment]
-        try:
-            main(["train", "hrvqvae/mnist", "--out", str(folder / "run"), "--max-steps", "100"])
-        finally:
-            torch.Tensor.backward = backward  # type: ignore[method-assign]
+        with patch.object(torch.Tensor, "backward", side_effect=FirstGradientError):
+            main(command)
 
     return trip
 

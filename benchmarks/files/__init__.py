@@ -1,3 +1,1 @@
-"""Image files side by side: bytes against error, of our codes, of other formats, and of a linear
-transform.
-"""
+"""Compare image files by bytes and error: our codes, other formats, and a linear transform."""

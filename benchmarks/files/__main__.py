@@ -1,5 +1,5 @@
-"""Bytes against error: trained models, WebP, AVIF, JPEG XL, JPEG and a linear transform, on test
-images.
+"""Compare bytes and error of trained models, WebP, AVIF, JPEG XL, JPEG and a linear transform on
+test images.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,16 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.common import Row, as_script, options, positive, preset_of, read_images, show
-from benchmarks.files.curves import Curve, FileCodec, Images, against, measure
+from benchmarks.common import (
+    Row,
+    as_script,
+    options,
+    parse_columns,
+    preset_of,
+    read_images,
+    show,
+)
+from benchmarks.files.curves import Curve, FileCodec, Images, compare_curve, measure
 from benchmarks.files.formats import FORMATS
 from benchmarks.files.linear import Linear
 from benchmarks.files.trained import TrainedFiles
@@ -26,22 +34,24 @@ from hrvqvae.utils.progress import note
 BUDGETS = (24, 60, 90, 120, 150, 220, 288)
 LARGE_BUDGETS = (100, 288, 500, 1000, 1500, 2500)
 _ON_SHEET = 10  # images
-_LARGE = 64  # pixels of a side from which an image is large
+_LARGE = 64  # pixels per side from which LARGE_BUDGETS are used
 
 
 @dataclass(frozen=True, eq=False)
 class FilesCompared:
-    """Codecs side by side on the same images (N, C, Y, X)."""
+    """Codecs that were measured on the same images (N, C, Y, X)."""
 
     images: Images
-    budgets: tuple[int, ...]  # bytes an image, of the tables
+    budgets: tuple[int, ...]  # bytes per image, of the tables
     codecs: tuple[FileCodec, ...]
-    curves: tuple[Curve, ...]  # one or more of each codec
+    curves: tuple[Curve, ...]  # one or more per codec
 
     def rows(self) -> list[Row]:
-        """Of each curve: file, title, whole, model_bytes, smallest (file, bytes), settings, and
-        PSNR at each budget: within (fixed settings, bytes in the mean) and fitted (each image at
-        most so many bytes).
+        """Return a row per curve: file, title, whole, model_bytes, smallest (bytes of the smallest
+        setting), settings, within and fitted.
+
+        The last two are the PSNR at each budget: within, if the budget holds for the mean over all
+        images; fitted, if it holds for each image, with a setting of its own.
         """
         return [
             {
@@ -61,9 +71,11 @@ class FilesCompared:
         ]
 
     def ahead(self) -> dict[str, list[Row]]:
-        """Title of each trained model -> `curves.against` all other curves."""
+        """Return the rows of `compare_curve` of each trained model, by title."""
         return {
-            curve.title: against(curve, [rival for rival in self.curves if rival is not curve])
+            curve.title: compare_curve(
+                curve, [rival for rival in self.curves if rival is not curve]
+            )
             for curve in self.curves
             if curve.learned
         }
@@ -81,15 +93,15 @@ def compare_files(
     """Measure trained models, formats and the linear transform on test images of a data set.
 
     Args:
-        config: the data.
-        models: run folders, weights files or names of models inside the package.
-        names: of `FORMATS`.
-        limit: so many test images, spread evenly.
-        linear: whether the linear transform is measured: it is learned from the training split.
-        lmbdas: weights of a bit, besides 0, of trained models (None: 2^-9 to 2^-2).
+        config: Data set.
+        models: Run folders, weights files or names of models in the package.
+        names: Keys of `FORMATS`.
+        limit: Largest number of test images, evenly spread.
+        linear: Whether to measure the linear transform, which learns from the training split.
+        lmbdas: Weights of a bit for trained models, besides 0 (default: 2^-9 to 2^-2).
 
     Raises:
-        InputError: the data or a model is not there.
+        InputError: The data or a model is missing.
     """
     codecs: list[FileCodec] = [
         *(TrainedFiles(model, lmbdas) for model in models),
@@ -102,8 +114,8 @@ def compare_files(
     curves: list[Curve] = []
     for codec in codecs:
         note(
-            f"measuring {codec.counts[0].title}: {len(codec.settings)} settings, {len(images):,}"
-            " images"
+            f"measuring {codec.counts[0].title}: {len(codec.settings)} settings,"
+            f" {len(images):,} images"
         )
         curves += measure(codec, images)
     budgets = LARGE_BUDGETS if max(config.image_size) >= _LARGE else BUDGETS
@@ -111,19 +123,18 @@ def compare_files(
 
 
 def write_pictures(compared: FilesCompared, folder: Path) -> None:
-    """Write curves.png and sheet.png (at the middle budgets) into a folder."""
+    """Write curves.png and sheet.png (at the two middle budgets) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    curves_of_files(compared, folder / "curves.png")
+    plot_curves(compared, folder / "curves.png")
     middle = len(compared.budgets) // 2
-    write_image(
-        draw(rows_at_equal_bytes(compared, compared.budgets[middle : middle + 2])),
-        folder / "sheet.png",
-    )
+    rows = rows_at_equal_bytes(compared, compared.budgets[middle : middle + 2])
+    write_image(draw(rows), folder / "sheet.png")
 
 
-def curves_of_files(compared: FilesCompared, path: Path) -> None:
-    """PSNR and SSIM against mean bytes, of settings that no other of the curve beats; dotted: not
-    every byte counts.
+def plot_curves(compared: FilesCompared, path: Path) -> None:
+    """Plot PSNR and SSIM against mean bytes, without settings that a smaller one beats.
+
+    A dotted line marks a curve that does not count every byte.
     """
     figure = Figure(figsize=(13, 5), layout="constrained")
     widest = 1.5 * max(compared.budgets)
@@ -136,21 +147,20 @@ def curves_of_files(compared: FilesCompared, path: Path) -> None:
                 better = value is not None and (not places or value > places[-1][1])
                 if better and point.bytes <= widest:
                     places.append((point.bytes, value))
-            marker = "o" if curve.learned else "."
-            line = "-" if curve.whole else ":"
+            style = ("o" if curve.learned else ".") + ("-" if curve.whole else ":")
             if places:
-                axes.plot(*zip(*places, strict=True), marker + line, label=curve.title)
-        axes.set(title=title, xlabel="bytes an image, mean", xscale="log", xlim=(None, widest))
+                axes.plot(*zip(*places, strict=True), style, label=curve.title)
+        axes.set(title=title, xlabel="bytes per image, mean", xscale="log", xlim=(None, widest))
         axes.grid(alpha=0.3, linewidth=0.5)
     figure.axes[0].legend(frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
 def rows_at_equal_bytes(compared: FilesCompared, budgets: Sequence[int]) -> list[SheetRow]:
-    """Test images above what each codec makes of them in at most so many bytes, the setting chosen
-    for each image.
+    """Return the rows of a sheet: test images, and below them what each codec makes of them within
+    a budget of bytes per image.
 
-    A codec that has no such small file of one of the images is left out at that budget.
+    A codec is left out at a budget if one of the images has no file so small.
     """
     count = len(compared.images)
     places = np.linspace(0, count - 1, min(_ON_SHEET, count)).round().astype(int)
@@ -167,10 +177,8 @@ def rows_at_equal_bytes(compared: FilesCompared, budgets: Sequence[int]) -> list
                 for at, setting in enumerate(chosen)
             ]
             size = curve.sizes[chosen, np.arange(len(chosen))].mean()
-            caption = (
-                f"{curve.title}: at most {budget} bytes ({size:.0f} in the mean),"
-                f" {curve.fitted(budget):.1f} dB"
-            )
+            caption = f"{curve.title}: at most {budget} bytes (mean {size:.0f})"
+            caption += f", {curve.fitted(budget):.1f} dB"
             rows.append(SheetRow(caption, _tensors(codec.decode(files, images.shape[1:]))))
     return rows
 
@@ -179,42 +187,49 @@ def _tensors(images: Images) -> list[torch.Tensor]:
     return [torch.from_numpy(np.array(image)) for image in images]
 
 
+_RESULT = """
+file: {file}
+model, MB: {model_MB:.2f}
+smallest: {smallest:.0f}
+"""
+_AHEAD = """
+setting: {setting}
+bytes: {bytes:.1f}
+PSNR: {psnr:.2f}
+SSIM: {ssim:.3f}
+"""
+_TITLES = {
+    "within": (
+        "PSNR, dB, of the mean squared error: fixed settings, so many bytes per image in the mean"
+    ),
+    "fitted": "PSNR: so many bytes at most for each image, its setting chosen for it",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the files of a data set's test images; `--section.field VALUE` changes its preset of
+    """Compare files of a data set's test images; `--section.field VALUE` changes its preset of
     hrvqvae.
     """
-    parser = options(__doc__)
-    parser.add_argument(
-        "preset", metavar="DATASET", help="mnist, cifar10, emoji32, photos, ...: as in the presets"
-    )
-    trained = (
-        "trained models, at several lambda; about a second an image (default: the shipped one, if"
-        " any)"
-    )
-    parser.add_argument("--models", nargs="*", metavar="RUN", help=trained)
+    parser = options(__doc__, images=(1000, "test images"))
+    text = "mnist, cifar10, emoji32, photos, ...: as in the presets"
+    parser.add_argument("preset", metavar="DATASET", help=text)
+    text = "trained models, with several lambdas; a second per image (default: the shipped model)"
+    parser.add_argument("--models", nargs="*", metavar="RUN", help=text)
     parser.add_argument(
         "--formats", nargs="*", choices=FORMATS, default=[*FORMATS], help="default: all"
     )
-    parser.add_argument(
-        "--lmbdas", nargs="*", type=float, metavar="V", help="besides 0 (default: 2^-9 to 2^-2)"
-    )
+    text = "besides 0 (default: 2^-9 to 2^-2)"
+    parser.add_argument("--lmbdas", nargs="*", type=float, metavar="V", help=text)
     parser.add_argument("--no-linear", action="store_true", help="leave out the linear transform")
-    parser.add_argument(
-        "--images", type=positive, default=1000, metavar="N", help="test images (default: 1000)"
-    )
-    parser.add_argument(
-        "--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays"
-    )
-    parser.add_argument(
-        "-o", "--out", type=Path, metavar="DIR", help="gets curves.png and sheet.png"
-    )
+    text = "root folder, or images: a folder, tars, Parquet, arrays"
+    parser.add_argument("--data", metavar="DIR", help=text)
+    text = "write curves.png and sheet.png to DIR"
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help=text)
     arguments, config = preset_of(parser, argv, "hrvqvae/")
     dataset = arguments.preset
-    models = (
-        [dataset]
-        if arguments.models is None and dataset in list_models()
-        else arguments.models or ()
-    )
+    models = arguments.models or ()
+    if arguments.models is None and dataset in list_models():
+        models = [dataset]
     compared = compare_files(
         config.with_root(arguments.data).data,
         models,
@@ -225,48 +240,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if arguments.out:
         write_pictures(compared, arguments.out)
-    curves, (count, *shape) = compared.rows(), compared.images.shape
+    rows = compared.rows()
+    ahead = compared.ahead()
+    count, *shape = compared.images.shape
     if arguments.json:
         about = {"images": count, "shape": shape, "budgets": compared.budgets}
-        print_json({**about, "curves": curves, "ahead": compared.ahead()})
+        print_json({**about, "curves": rows, "ahead": ahead})
         return
     print(f"{dataset}: {count:,} test images, {' x '.join(map(str, shape))}")
-    print(
-        "(in brackets): not every byte that a reader needs is counted; model: what it needs beside"
-        " the file"
-    )
-    titles = {
-        "within": (
-            "PSNR, dB, of the mean squared error: fixed settings, so many bytes per image in"
-            " the mean"
-        ),
-        "fitted": "PSNR: so many bytes at most for each image, its setting chosen for it",
-    }
-    for way, title in titles.items():
-        print(f"\n{title}")
-        reached = {
-            f"{budget} B": f"{{{way}[{place}]:.2f}}"
-            for place, budget in enumerate(compared.budgets)
-        }
-        show(
-            curves,
-            {
-                "file": "{file}",
-                "model, MB": "{model_MB:.2f}",
-                "smallest": "{smallest:.0f}",
-                **reached,
-            },
+    print("(in brackets): without some bytes that a reader needs; model: needed beside the file")
+    for way, title in _TITLES.items():
+        cells = "".join(
+            f"{budget} B: {{{way}[{place}]:.2f}}\n" for place, budget in enumerate(compared.budgets)
         )
-    for title, rows in compared.ahead().items():
+        print(f"\n{title}")
+        show(rows, parse_columns(_RESULT + cells))
+    for title, points in ahead.items():
+        rivals = "".join(
+            f"- {rival}: {{ahead_of[{rival}]:+.2f}}\n" for rival in points[0]["ahead_of"]
+        )
         print(f"\n{title}: dB above (below: -) the others at the same mean bytes")
-        columns = {
-            "setting": "{setting}",
-            "bytes": "{bytes:.1f}",
-            "PSNR": "{psnr:.2f}",
-            "SSIM": "{ssim:.3f}",
-        }
-        columns |= {f"- {rival}": f"{{ahead_of[{rival}]:+.2f}}" for rival in rows[0]["ahead_of"]}
-        show(rows, columns)
+        show(points, parse_columns(_AHEAD + rivals))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""A way to write images into files, measured: bytes against error at all its settings, and what
-fits in a budget.
+"""Measure codecs: bytes against error at all settings, and the best settings within a budget.
 
 Images are (N, C, Y, X) uint8, C = 1 (greyscale) or 3 (RGB). PSNR is that of the mean squared error
-over all images, as everywhere in this package. It is below the mean over images of each one's PSNR,
-which images of one flat colour dominate.
+over all images, as everywhere in this package. It is below the mean of the images' PSNR, which
+images of one flat colour dominate.
 """
 
 import math
@@ -29,11 +28,10 @@ class Count:
     """One way to count the bytes of a file.
 
     Attributes:
-        title: of the curve that it gives.
-        size: file -> bytes that count.
-        whole: every byte that a reader needs beside its program counts. Not so where headers are
-            left out, or where the size is an ideal code length and no file of that size was
-            written.
+        title: of its curve.
+        size: Returns the bytes of a file that count.
+        whole: whether every byte counts that a reader needs beside its program. False if headers
+            are left out, or if the size is an ideal code length and no such file was written.
     """
 
     title: str
@@ -45,9 +43,9 @@ class FileCodec(ABC):
     """Writes images into files and reads them, at each of its settings.
 
     Attributes:
-        counts: the curves that it gives, one for each way to count the bytes of its files.
-        settings: in any order; each has a readable `str`.
-        model_bytes: what a reader needs beside its program and the file, such as weights.
+        counts: ways to count the bytes of its files; each is a curve.
+        settings: in any order, each with a readable `str`.
+        model_bytes: of weights and the like, which a reader needs beside its program and the file.
         learned: whether it is a trained model of this package.
     """
 
@@ -58,11 +56,11 @@ class FileCodec(ABC):
 
     @abstractmethod
     def encode(self, images: Images, setting: Any) -> list[bytes]:
-        """A file for each image. `setting` is one of `settings`."""
+        """Return a file per image. `setting` is one of `settings`."""
 
     @abstractmethod
     def decode(self, files: Sequence[bytes], shape: Shape) -> Images:
-        """Images of that shape from files, in order."""
+        """Return the images of files (N, C, Y, X), in order."""
 
 
 Floats = NDArray[np.float64]
@@ -72,9 +70,7 @@ _SSIM_WINDOW = 11
 
 @dataclass(frozen=True)
 class Point:
-    """What is reached with so many bytes an image in the mean; ssim is None for images below 11
-    pixels.
-    """
+    """Mean bytes per image, and the quality at a setting; ssim is None below 11 pixels."""
 
     bytes: float
     psnr: float
@@ -83,13 +79,15 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A codec on some images, N of them, at S settings.
+    """A codec that was measured on N images with S settings.
 
     Attributes:
-        title, whole: as in `Count`; learned, model_bytes: as in `FileCodec`.
-        settings: readable, S of them.
-        sizes: (S, N) bytes; errors: (S, N) mean squared errors in [0, 1]; ssim: (S, N), or None for
-            tiny images.
+        title, whole: as in `Count`.
+        learned, model_bytes: as in `FileCodec`.
+        settings: S names.
+        sizes: bytes of each file (S, N).
+        errors: mean squared errors (S, N), on the scale [0, 1].
+        ssim: (S, N), or None for tiny images.
     """
 
     title: str
@@ -103,15 +101,15 @@ class Curve:
 
     @property
     def points(self) -> list[Point]:
-        """One for each setting, over all images."""
+        """Return the point of each setting, over all images."""
         ssim = [None] * len(self.settings) if self.ssim is None else self.ssim.mean(1).tolist()
         means = zip(self.sizes.mean(1).tolist(), self.errors.mean(1).tolist(), ssim, strict=True)
         return [Point(size, psnr(error), similarity) for size, error, similarity in means]
 
     @property
     def hull(self) -> list[int]:
-        """Indices of the settings that no setting and no mixture of two beats, the smallest files
-        first: the lower convex hull.
+        """Return the indices of the settings on the lower convex hull, the smallest files first: no
+        setting and no mixture of two settings is better.
         """
         points = list(zip(self.sizes.mean(1).tolist(), self.errors.mean(1).tolist(), strict=True))
         hull: list[int] = []
@@ -119,19 +117,20 @@ class Curve:
             point = points[index]
             if hull and point[1] >= points[hull[-1]][1]:
                 continue
-            while len(hull) > 1 and _slope(points[hull[-2]], points[hull[-1]]) >= _slope(
-                points[hull[-2]], point
-            ):
+            while len(hull) > 1:
+                before = points[hull[-2]]
+                if _slope(before, points[hull[-1]]) < _slope(before, point):
+                    break
                 hull.pop()
             hull.append(index)
         return hull
 
     def within(self, budget: float) -> float | None:
-        """The best PSNR of at most so many bytes an image in the mean, each share of the images at
-        a fixed setting.
+        """Return the best PSNR within a budget of mean bytes per image, with a setting or a mixture
+        of two; None if the smallest setting needs more.
 
-        Between two settings: some images at the one, the others at the other, so errors lie on the
-        straight line. None where even the smallest setting takes more.
+        In a mixture, a share of the images has the first setting and the rest the second. Its error
+        and its bytes lie on the straight line between those of the settings.
         """
         hull = self.hull
         sizes = self.sizes.mean(1)[hull]
@@ -139,16 +138,14 @@ class Curve:
         return None if budget < sizes[0] else psnr(float(np.interp(budget, sizes, errors)))
 
     def chosen(self, budget: float) -> NDArray[np.intp] | None:
-        """(N,) the setting of least error for each image among those of at most so many bytes; None
-        if one has none.
+        """Return the setting of least error within a budget of bytes, for each image (N,); None if
+        an image has no file so small.
         """
         errors = np.where(self.sizes <= budget, self.errors, np.inf)
         return errors.argmin(0) if np.isfinite(errors.min(0)).all() else None
 
     def fitted(self, budget: float) -> float | None:
-        """The best PSNR of at most so many bytes for each single image, the setting chosen image by
-        image.
-        """
+        """Return the PSNR of the settings that `chosen` returns; None if it returns None."""
         chosen = self.chosen(budget)
         if chosen is None:
             return None
@@ -160,65 +157,52 @@ def _slope(left: tuple[float, float], right: tuple[float, float]) -> float:
 
 
 def measure(codec: FileCodec, images: Images) -> list[Curve]:
-    """A curve for each way to count the codec's files, of all its settings on images (N, C, Y,
-    X).
-    """
-    sizes: list[list[list[float]]] = [[] for _ in codec.counts]
+    """Measure a codec on images (N, C, Y, X), with all its settings. Return a curve per count."""
+    batches = [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]
+    files = []
     errors = []
-    similar = []
+    similarities = []
     for setting in codec.settings:
-        files = [file for batch in _batches(images) for file in codec.encode(batch, setting)]
-        for all_sizes, count in zip(sizes, codec.counts, strict=True):
-            all_sizes.append([float(count.size(file)) for file in files])
-        decoded = [
-            codec.decode(files[at : at + _BATCH], images.shape[1:])
-            for at in range(0, len(files), _BATCH)
-        ]
-        pairs = list(zip(_batches(images), decoded, strict=True))
-        errors.append(np.concatenate([squared_errors(*pair) for pair in pairs]))
+        encoded = [codec.encode(batch, setting) for batch in batches]
+        decoded = [codec.decode(batch, images.shape[1:]) for batch in encoded]
+        files.append([file for batch in encoded for file in batch])
+        errors.append(np.concatenate([*map(squared_errors, batches, decoded)]))
         if min(images.shape[2:]) >= _SSIM_WINDOW:
-            similar.append(np.concatenate([_similarities(*pair) for pair in pairs]))
-    names = tuple(str(setting) for setting in codec.settings)
-    ssim = np.stack(similar) if similar else None
+            similarities.append(np.concatenate([*map(_similarities, batches, decoded)]))
     return [
         Curve(
             count.title,
             count.whole,
             codec.learned,
             codec.model_bytes,
-            names,
-            np.array(counted),
+            tuple(map(str, codec.settings)),
+            np.array([[*map(count.size, written)] for written in files], np.float64),
             np.stack(errors),
-            ssim,
+            np.stack(similarities) if similarities else None,
         )
-        for count, counted in zip(codec.counts, sizes, strict=True)
+        for count in codec.counts
     ]
 
 
-def _batches(images: Images) -> list[Images]:
-    return [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]
-
-
 def squared_errors(images: Images, decoded: Images) -> Floats:
-    """(N,) mean squared errors in [0, 1]."""
+    """Return the mean squared error of each image (N,), on the scale [0, 1]."""
     errors: Floats = ((images.astype(np.float64) - decoded) ** 2).mean((1, 2, 3)) / 255**2
     return errors
 
 
 def _similarities(*pair: Images) -> Floats:
-    """(N,) SSIM of images and decoded images."""
+    """Return the SSIM of each image with its decoded image (N,)."""
     target, preds = (torch.from_numpy(np.ascontiguousarray(part)).float() / 255 for part in pair)
     ssim = structural_similarity_index_measure(preds, target, data_range=1.0, reduction="none")
     assert isinstance(ssim, torch.Tensor)
     return ssim.double().reshape(-1).numpy()
 
 
-def against(curve: Curve, rivals: Sequence[Curve]) -> list[dict[str, Any]]:
-    """The best settings of a curve (`Curve.hull`) beside what rivals reach with as many bytes.
+def compare_curve(curve: Curve, rivals: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Compare the best settings of a curve (`Curve.hull`) with rivals at the same mean bytes.
 
-    Returns:
-        Rows with setting, bytes, psnr, ssim and ahead_of (dB above each rival by title, or None
-        where it has no file so small).
+    Return rows with setting, bytes, psnr, ssim and ahead_of: dB above each rival by title, or None
+    if the rival has no file so small.
     """
     rows = []
     points = curve.points

@@ -1,7 +1,7 @@
 """Image formats that other programs read: WebP, AVIF, JPEG XL, JPEG.
 
-The encoders are those of libwebp (by the package webp, which sets every field of its
-configuration), libaom (by Pillow), libjxl (by pillow-jxl-plugin) and libjpeg-turbo (by Pillow).
+The encoders are libwebp (in the package webp, which sets every field of its configuration), libaom
+and libjpeg-turbo (in Pillow), and libjxl (in pillow-jxl-plugin).
 """
 
 from abc import abstractmethod
@@ -17,10 +17,11 @@ import webp
 from PIL import Image
 
 from benchmarks.files.curves import Count, FileCodec, Images, Shape
+from hrvqvae.data.images import to_pil
 
 
 def as_pixels(image: Image.Image, shape: Shape) -> Images:
-    """An image as (C, Y, X); one of another size is resized to it with Lanczos' filter."""
+    """Return an image as (C, Y, X), resized by Lanczos' filter if it has another size."""
     channels, height, width = shape
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
@@ -31,8 +32,8 @@ def as_pixels(image: Image.Image, shape: Shape) -> Images:
 
 @dataclass(frozen=True)
 class Setting:
-    """Quality as the format counts it, and by which factor an image is reduced before (its reader
-    enlarges it).
+    """Quality as the format counts it, and the factor by which an image is reduced before it is
+    written. The reader enlarges it.
     """
 
     quality: int
@@ -45,9 +46,7 @@ class Setting:
 
 
 class Format(FileCodec):
-    """An image format, written one image after the other, at all of its qualities and reductions or
-    at those given.
-    """
+    """An image format, with some qualities and reductions (default: all of the class)."""
 
     qualities: Sequence[int]
     reductions: Sequence[int] = (1, 2)
@@ -58,20 +57,15 @@ class Format(FileCodec):
 
     @abstractmethod
     def save(self, image: Image.Image, quality: int) -> bytes:
-        """The file of an image in mode L or RGB."""
+        """Return the file of an image in mode L or RGB."""
 
     def encode(self, images: Images, setting: Setting) -> list[bytes]:
         files = []
         for pixels in images:
-            image = Image.fromarray(
-                pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
-            )
+            image = to_pil(pixels)
             if setting.reduced > 1:
-                size = (
-                    max(1, image.width // setting.reduced),
-                    max(1, image.height // setting.reduced),
-                )
-                image = image.resize(size, Image.Resampling.LANCZOS)
+                width, height = (max(1, side // setting.reduced) for side in image.size)
+                image = image.resize((width, height), Image.Resampling.LANCZOS)
             files.append(self.save(image, setting.quality))
         return files
 
@@ -86,8 +80,8 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 class WebP(Format):
-    """Lossy WebP as `cwebp -m 6 -sns 0 -segments 1` writes it: tuned for squared error, filter as
-    by default.
+    """Lossy WebP as `cwebp -m 6 -sns 0 -segments 1` writes it: tuned for squared error, with the
+    default filter.
     """
 
     counts = (Count("WebP"),)
@@ -101,8 +95,8 @@ class WebP(Format):
 
 
 class JpegXL(Format):
-    """Lossy JPEG XL at effort 9, without a container: quality 0 is the largest distance that libjxl
-    takes.
+    """Lossy JPEG XL with effort 9, without a container. Quality 0 is the largest distance of
+    libjxl.
     """
 
     counts = (Count("JPEG XL"),)
@@ -113,8 +107,8 @@ class JpegXL(Format):
 
 
 def scan_bytes(file: bytes) -> int:
-    """Entropy-coded bytes of a JPEG with one scan: between the header of the scan and the end
-    marker.
+    """Return the entropy-coded bytes of a JPEG with one scan, between the header of the scan and
+    the end marker.
     """
     place = 2
     while file[place + 1] != 0xDA:
@@ -123,7 +117,7 @@ def scan_bytes(file: bytes) -> int:
 
 
 class Jpeg(Format):
-    """Baseline JPEG with Huffman tables of its own."""
+    """Baseline JPEG with optimized Huffman tables."""
 
     counts: tuple[Count, ...] = (Count("JPEG"),)
     qualities = range(1, 92, 10)
@@ -133,8 +127,8 @@ class Jpeg(Format):
 
 
 class JpegScan(Jpeg):
-    """JPEG with the standard's Huffman tables: the entropy-coded data count alone, all else could
-    be shared.
+    """JPEG with the Huffman tables of the standard. Only the entropy-coded bytes count; files could
+    share the rest.
     """
 
     counts = (Count("JPEG, no header", scan_bytes, whole=False),)
@@ -144,8 +138,8 @@ class JpegScan(Jpeg):
 
 
 def frame_bytes(file: bytes) -> int:
-    """Payload of the frame in an AVIF file: no container, no sequence header, which an archive
-    would keep once.
+    """Return the bytes of the frame in an AVIF file, without container and sequence header, which
+    an archive would keep once.
     """
     media = next(body for kind, body in _boxes(file) if kind == b"mdat")
     return sum(len(body) for kind, body in _obus(media) if kind in _FRAMES)
@@ -156,7 +150,7 @@ _FRAMES = (3, 4, 6)
 
 
 def _boxes(file: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, content) of the outer boxes of an ISO base media file with 32-bit sizes."""
+    """Yield type and content of the outer boxes of an ISO base media file with 32-bit sizes."""
     place = 0
     while place < len(file):
         size = int.from_bytes(file[place : place + 4], "big")
@@ -165,7 +159,7 @@ def _boxes(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _obus(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, payload) of AV1's open bitstream units (specification, 5.3)."""
+    """Yield type and payload of AV1's open bitstream units (specification, 5.3)."""
     place = 0
     while place < len(data):
         head = data[place]
@@ -186,9 +180,7 @@ def _obus(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 class Avif(Format):
-    """AVIF of libaom, all colours at full resolution, tuned for squared error; whole files, and
-    their frames alone.
-    """
+    """AVIF of libaom, with colours at full resolution, tuned for squared error."""
 
     counts = (Count("AVIF"), Count("AVIF, frame only", frame_bytes, whole=False))
     qualities = range(0, 81, 10)

@@ -1,9 +1,7 @@
-"""The best that a linear transform does: principal components of blocks, uniform steps, ideal
-static code lengths.
+"""A linear transform as a codec: principal components of blocks, uniform steps, ideal code lengths.
 
-The components are learned on four fifths of the training images. How often each number comes, what
-it costs and what it is decoded as is counted on the other fifth, which the components have not
-seen.
+The components are learned from four fifths of the training images. Frequencies, code lengths and
+decoded values of the quantized coefficients are counted on the other fifth.
 """
 
 from __future__ import annotations
@@ -15,52 +13,51 @@ from functools import cached_property
 from itertools import product, starmap
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.files.curves import Count, FileCodec, Images, Shape
 from hrvqvae.utils.errors import InputError
 
 Floats = NDArray[np.float32]
-_SIDES = (2, 4, 7, 8, 14, 16, 28, 32)  # of blocks that are tried, in pixels
+_SIDES = (2, 4, 7, 8, 14, 16, 28, 32)  # of blocks, in pixels
 _STEPS = tuple(float(step) for step in np.geomspace(0.08, 1.6, 13))
-# added to a magnitude before it is cut to a whole number: 0.5 is the nearest, less spends fewer
-# bits
+# added to a magnitude before it is cut to a whole number: 0.5 rounds to the nearest, and less needs
+# fewer bits
 _ROUNDING = 0.4
-_PRIOR_COUNT = 0.05  # of a number that was not seen
-# most blocks to learn from, to count; least for each pixel value
-_VECTORS = 200_000
-_COUNTED = 40_000
-_PER_VALUE = 5
+_PRIOR_COUNT = 0.05  # added to the count of each number
+_VECTORS = 200_000  # largest number of blocks to learn from
+_COUNTED = 40_000  # largest number of blocks to count
+_PER_VALUE = 5  # smallest number of blocks per value of the components
 
 
 def to_blocks(images: Images, side: int) -> Images:
-    """(N, C, Y, X) -> (N, blocks, C * side * side), row by row."""
-    count, channels, height, width = images.shape
-    cut = images.reshape(count, channels, height // side, side, width // side, side)
-    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * side * side)
+    """Return the blocks of images (N, C, Y, X) row by row: (N, blocks, C * side * side)."""
+    return torch.pixel_unshuffle(torch.from_numpy(images), side).flatten(2).mT.numpy()
 
 
 def from_blocks(blocks: NDArray[np.generic], shape: Shape) -> NDArray[np.generic]:
-    """(N, blocks, C * side * side) -> (N, C, Y, X)."""
+    """Return the images (N, C, Y, X) of blocks (N, blocks, C * side * side)."""
     channels, height, width = shape
     side = round((blocks.shape[2] / channels) ** 0.5)
-    cut = blocks.reshape(-1, height // side, width // side, channels, side, side)
-    return cut.transpose(0, 3, 1, 4, 2, 5).reshape(-1, *shape)
+    grid = torch.from_numpy(blocks).mT.reshape(len(blocks), -1, height // side, width // side)
+    return torch.pixel_shuffle(grid, side).numpy()
 
 
 def _unit(pixels: Images) -> Floats:
-    """0 to 255 -> [0, 1]."""
+    """Return pixels of 0 to 255 on the scale [0, 1]."""
     return np.divide(pixels, 255, dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """Principal components of blocks, and coefficients of blocks that they were not learned from.
+    """Principal components of blocks, and the coefficients of other blocks.
 
     Attributes:
         side: of a block, in pixels.
-        mean: (D,); basis: (D, D), the strongest component first.
-        held_out: (N, D) coefficients.
+        mean: of the blocks (D,).
+        basis: (D, D), the strongest component first.
+        held_out: coefficients (N, D) of blocks that the components were not learned from.
     """
 
     side: int
@@ -70,26 +67,25 @@ class Components:
 
     @classmethod
     def learn(cls, images: Images, side: int) -> Components:
-        """From training images (N, C, Y, X)."""
-        order = np.random.default_rng(0)
-        apart = np.arange(len(images)) % 5 == 4
+        """Learn components from training images (N, C, Y, X)."""
+        rng = np.random.default_rng(0)
+        is_held_out = np.arange(len(images)) % 5 == 4
 
-        def draw(which: NDArray[np.bool_], most: int) -> Floats:
-            blocks = to_blocks(images[which], side).reshape(-1, images.shape[1] * side * side)
-            return _unit(blocks[order.permutation(len(blocks))[:most]])
+        def draw(images: Images, limit: int) -> Floats:
+            blocks = np.concatenate(to_blocks(images, side))
+            return _unit(blocks[rng.permutation(len(blocks))[:limit]])
 
-        vectors = draw(~apart, _VECTORS)
+        vectors = draw(images[~is_held_out], _VECTORS)
         mean = vectors.mean(0)
         vectors -= mean
         basis = np.linalg.eigh(vectors.T @ vectors / len(vectors))[1][:, ::-1].astype(np.float32)
-        return cls(
-            side, mean, basis, np.matmul(draw(apart, _COUNTED) - mean, basis, dtype=np.float32)
-        )
+        held_out = np.matmul(draw(images[is_held_out], _COUNTED) - mean, basis, dtype=np.float32)
+        return cls(side, mean, basis, held_out)
 
 
 @dataclass(frozen=True, eq=False)
 class LinearSetting:
-    """Components, and the step that their coefficients are divided by."""
+    """Components, and the step by which their coefficients are divided."""
 
     components: Components
     step: float
@@ -98,14 +94,14 @@ class LinearSetting:
         return f"blocks of {self.components.side}, step {self.step:.3f}"
 
     def quantize(self, coefficients: NDArray[np.floating]) -> NDArray[np.int64]:
-        """Whole numbers of steps."""
+        """Return coefficients as whole numbers of steps."""
         sizes = np.floor(np.abs(coefficients) / self.step + _ROUNDING)
         return np.asarray(np.sign(coefficients) * sizes, np.int64)
 
     @cached_property
     def tables(self) -> tuple[NDArray[np.int64], NDArray[np.float64], Floats]:
-        """Largest number of each coefficient (D,); bits and decoded value of each number, (D, 2 *
-        largest + 1).
+        """Return the largest number of each coefficient (D,), and the bits and the decoded value of
+        each number (D, 2 * largest + 1).
         """
         held_out = self.components.held_out
         quantized = self.quantize(held_out)
@@ -125,19 +121,17 @@ class LinearSetting:
 
 
 class Linear(FileCodec):
-    """Principal components of square blocks of the training images: the two largest sizes that
-    there is data for.
+    """Principal components of square blocks, in the two largest sizes that the training images
+    suffice for.
 
-    A "file" holds the number of its setting and its whole numbers, 16 bits each. It counts as long
-    as an ideal coder would make it: with the static frequencies of held-out images for each
-    coefficient, without any header.
+    A "file" holds the index of its setting and the quantized coefficients, 16 bits each. Its size
+    is that of an ideal coder, which has the frequencies of held-out images for each coefficient and
+    writes no header.
     """
 
     def __init__(self, train: Images, steps: Sequence[float] = _STEPS) -> None:
-        """From training images (N, C, Y, X).
-
-        Raises:
-            InputError: they are too few, or can't be cut into blocks.
+        """Learn from training images (N, C, Y, X). Raises InputError if they are too few, or can't
+        be cut into blocks.
         """
         count, channels, height, width = train.shape
         sides = [
@@ -158,7 +152,7 @@ class Linear(FileCodec):
 
     @property
     def model_bytes(self) -> int:  # type: ignore[override]
-        """Of the largest setting: components that are in use and tables of two values a number, 16
+        """Bytes of the largest setting: components in use, and tables of two values per number, 16
         bits each.
         """
         sizes = []
@@ -178,14 +172,14 @@ class Linear(FileCodec):
         return [head + image.tobytes() for image in quantized]
 
     def _read(self, file: bytes) -> tuple[LinearSetting, NDArray[np.int64]]:
-        """Setting of a file, and the places of its numbers in the tables (blocks, D)."""
+        """Return the setting of a file, and the columns of its numbers in the tables."""
         values = np.frombuffer(file, np.int16).astype(np.int64)
         setting: LinearSetting = self.settings[values[0]]
         largest = setting.tables[0]
         return setting, values[1:].reshape(-1, len(largest)) + largest.max()
 
     def ideal_bytes(self, file: bytes) -> float:
-        """Length of the file in an ideal coder, in bytes, which need not be whole."""
+        """Return the bytes of a file in an ideal coder, not rounded."""
         setting, places = self._read(file)
         return float(setting.tables[1][np.arange(places.shape[1]), places].sum()) / 8
 

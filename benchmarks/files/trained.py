@@ -1,4 +1,4 @@
-"""Files of a trained model of this package, at every number of levels and at lambda."""
+"""Files of a trained model of this package, by number of levels and lambda."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _LAMBDAS = tuple(2.0**power for power in range(-9, -1))
 
 @dataclass(frozen=True)
 class TrainedSetting:
-    """A file of levels 1 to `levels`, of the usual codes (None) or of those of a lambda."""
+    """The number of levels in a file, and the lambda of its codes (None: the usual codes)."""
 
     levels: int
     lmbda: float | None = None
@@ -29,16 +29,16 @@ class TrainedSetting:
 class TrainedFiles(FileCodec):
     """Files of codes (docs/format.md), for each prefix of the levels that the model decodes.
 
-    Each has the usual codes, the lambda 0 (the least error) and, where it has an entropy model,
-    powers of two (or others): files shrink by some 5 to 10% from one to the next. That is 10
-    settings a prefix, of which 8 take some 50 times the work of the usual codes. A model that takes
-    no lambda has the usual codes alone.
+    Each prefix has the usual codes, those of lambda 0 (the least error) and, if the model has an
+    entropy model, those of powers of two (or of other lambdas). Files shrink by some 5 to 10% from
+    a lambda to the next. These are 10 settings per prefix; 8 of them take some 50 times the work of
+    the usual codes. A model without a search for lambda has the usual codes alone.
     """
 
     learned = True
 
     def __init__(self, run: str | Path, lmbdas: Sequence[float] | None = None) -> None:
-        """From a run folder, a weights file, or the name of a model inside the package. Raises
+        """Load a run folder, a weights file, or a model of the package by name. Raises
         InputError.
         """
         self._lmbdas = _LAMBDAS if lmbdas is None else lmbdas

@@ -1,1 +1,3 @@
-"""Damaged files for every reader; kills, full disks and company for every command that writes."""
+"""Damaged files for every reader; kills and full disks for every command that writes; odd uses from
+Python.
+"""

@@ -1,20 +1,22 @@
-"""Damaged files for every reader; kills, full disks and company for every command that writes: what
-comes of it.
+"""Damaged files for every reader; kills and full disks for every command that writes.
 
-python -m benchmarks.torture --minutes 30 --seed 0, or make torture MINUTES=30. A case is named by
-the seed, by what is tried and by a number; --case "zip 17" runs it again and tells what
-happens. Exit code 1 where something is wrong.
+    python -m benchmarks.torture --minutes 30 --seed 0
+    make torture MINUTES=30
 
-A reader may refuse a file in words (InputError, OSError), or read what is whole in it and say so.
-Wrong are other errors and signals, more than 5 s of computing, more memory than 64 MB and 50 times
-the input, and content that differs from the file's without a word: where the format has check
-bytes, more often than these let pass. Beside random damage there are constructed cases: files that
-ask for much (bombs.py), and names, links and files that exist for every command that writes
-(escapes.py, --only escapes). What could not be run, as without a disk to mount, counts as not run.
+A case is named by the seed, the reader or command, and a number: --case "zip 17" runs it again and
+prints what happens. The exit code is 1 if there is a fault.
 
-A command that was disturbed must end well, or with exit code 2 and a line. Then the same command,
-with --force where the line names it, must leave the files that one leaves which was never
-disturbed, as far as two of these leave the same.
+A reader may refuse a file in words (InputError, OSError), or return the undamaged parts and report
+a fault. Faults of a reader are other errors and signals, more than 5 s of computing, more memory
+than 64 MB plus 50 times the input, and content that differs from the file's without a report. If
+the format has check bytes, such content is a fault only where it is more frequent than these let
+pass. Besides random damage there are constructed cases: files that ask for much (bombs.py), and
+names, links and files that exist for every command that writes (escapes.py, --only escapes). A case
+that needs a disk, where none can be mounted, counts as not run.
+
+A disturbed command must end well, or with exit code 2 and a line. The same command must then leave
+the files that it leaves without disturbance, with --force if the line names it. Files in which two
+undisturbed calls differ must only be there.
 """
 
 import contextlib
@@ -24,9 +26,10 @@ import shutil
 import sys
 import tarfile
 import time
-from collections import Counter
-from collections.abc import Sequence
-from functools import partial
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,8 +43,8 @@ from PIL import Image
 from benchmarks.common import TINY, Row, as_script, fields, finish, options, parse_columns
 from benchmarks.torture.bombs import BOMBS
 from benchmarks.torture.commands import COMMANDS, Disturbances
-from benchmarks.torture.escapes import WRITERS, wrong
-from benchmarks.torture.readers import MODEL, READERS, SECONDS, Measured, Parts
+from benchmarks.torture.escapes import WRITERS, run_case
+from benchmarks.torture.readers import MODEL, READERS, SECONDS, Measured
 from hrvqvae.checkpoints import codemaps
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.cli import main as hrvqvae
@@ -51,226 +54,234 @@ from hrvqvae.data.sets.mnist import write_idx
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
-_CHUNK = 100  # cases of a reader that one process takes
-
+_BATCH = 100  # cases of a reader that one process runs
 
 COLUMNS = parse_columns(f"""
 reader or command: {{what}}
 cases: {{cases:,}}
-not run: {{missing}}
+not run: {{not run}}
 crashes: {{crash}}
 over {SECONDS} s: {{hang}}
 over 64 MB + 50 x input: {{memory}}
-most memory, MB: {{megabytes}}
-x its input: {{times}}
-longest, s: {{seconds}}
+most memory, MB: {{peak_MB:.0f}}
+x its input: {{times:,.0f}}
+longest, s: {{seconds:.1f}}
 other content accepted: {{accepted}}
 share: {{share:.1e}}
 what a check lets pass: {{check}}
 """)
+_COUNTED = ("not run", "crash", "hang", "memory", "accepted")
+Cases = Sequence[tuple[int | str, Measured]]
+"""The number of each case, or the name of a constructed case, and what it took."""
 
 
 class Torture:
-    """Cases that are run on a ground, and what was wrong in them."""
+    """Runs cases in a work folder, and counts their faults."""
 
-    def __init__(self, ground: Path, seed: int) -> None:
-        self.ground = ground
+    def __init__(self, work: Path, seed: int) -> None:
+        self.work = work
         self.seed = seed
-        self._disturb = Disturbances(ground, seed)
-        self.counts: dict[str, Counter[str]] = {}
-        # the case of a reader that took the most memory for its input
-        self.most: dict[str, Measured] = {}
-        self.slowest: dict[str, float] = {}
-        self.faults: dict[tuple[str, str], list[int | str]] = {}  # cases, by name and what is wrong
-        self._expected: dict[str, dict[str, Parts]] = {}
+        self._disturbances = Disturbances(work, seed)
+        self._expected = cache(lambda name: READERS[name].read_undamaged(work))
+        self.cases = defaultdict[str, list[tuple[int | str, Measured]]](list)
 
     def run(self, name: str, numbers: Sequence[int]) -> str:
-        """Run some cases of a reader or a command. Return what commands told."""
-        told = ""
+        """Run cases of a reader or a command. Return what the last command printed."""
+        output = ""
         if name in READERS:
-            if name not in self._expected:
-                self._expected[name] = READERS[name].expected(self.ground)
-            cases = READERS[name].run(self.ground, self.seed, numbers, self._expected[name])
-            for number, measured in zip(numbers, cases, strict=True):
-                self._count(name, number, measured)
+            cases = READERS[name].run(self.work, self.seed, numbers, self._expected(name))
+            self.cases[name] += zip(numbers, cases, strict=True)
         else:
             for number in numbers:
-                fault, told = self._disturb.case(name, number)
-                self._count(name, number, Measured(fault, 0, 0.0, 0))
-        return told
+                fault, output = self._disturbances.run_case(name, number)
+                self.cases[name].append((number, Measured(fault)))
+        return output
 
-    def _count(self, name: str, case: int | str, measured: Measured) -> None:
-        fault = measured.fault
-        self.counts.setdefault(name, Counter()).update(["cases", fault.partition(":")[0]])
-        if measured.excess >= (self.most[name].excess if name in self.most else 0.0):
-            self.most[name] = measured
-        self.slowest[name] = max(measured.seconds, self.slowest.get(name, 0.0))
-        let_pass = fault == "accepted" and name in READERS and READERS[name].check <= 8
-        if fault not in ("", "not run") and not let_pass:
-            self.faults.setdefault((name, fault), []).append(case)
-
-    def construct(self, only: Sequence[str]) -> None:
-        """Run the constructed cases: bombs for readers, and names and links for writers."""
+    def run_constructed(self, names: Sequence[str]) -> None:
+        """Run the constructed files of these readers; with the name escapes, those of `escapes`."""
         for (name, case), make in BOMBS.items():
-            if name in only:
-                with TemporaryDirectory(dir=self.ground) as folder:
-                    self._count(
-                        name, case, READERS[name].bomb(partial(make, self.ground), Path(folder))
-                    )
-        for name in WRITERS:
-            if "escapes" in only:
-                with TemporaryDirectory(dir=self.ground) as folder:
-                    (Path(folder) / "box").mkdir()
-                    fault, told = wrong(name, self.ground, Path(folder) / "box")
-                    self.counts.setdefault("escapes", Counter()).update(
-                        ["cases", fault.partition(":")[0]]
-                    )
-                    if fault:
-                        self.faults.setdefault(("escapes", f"{fault}\n{told}"), []).append(name)
+            if name in names:
+                with TemporaryDirectory(dir=self.work) as folder:
+                    measured = READERS[name].bomb(partial(make, self.work), Path(folder))
+                self.cases[name].append((case, measured))
+        if "escapes" in names:
+            for case in WRITERS:
+                fault, output = run_case(case, self.work)
+                measured = Measured(fault and f"{fault}\n{output}")
+                self.cases["escapes"].append((case, measured))
 
-    def go_on(self, names: Sequence[str], until: float) -> None:
-        """Run cases in turn, half of the time those of readers."""
-        kinds = [[name for name in names if name in table] for table in (READERS, COMMANDS)]
-        spent = [0.0, 0.0]
-        turn = [0, 0]
-        while time.monotonic() < until and any(kinds):
-            kind = 1 if not kinds[0] or (kinds[1] and spent[1] < spent[0]) else 0
-            name = kinds[kind][turn[kind] % len(kinds[kind])]
-            began = time.monotonic()
-            first = turn[kind] // len(kinds[kind]) * (1 if kind else _CHUNK)
-            self.run(name, range(first, first + (1 if kind else _CHUNK)))
-            turn[kind] += 1
-            spent[kind] += time.monotonic() - began
+    def run_until(self, end: float, names: Sequence[str]) -> None:
+        """Run cases of readers and of commands in turn, each for half of the time."""
+        readers = [name for name in names if name in READERS]
+        commands = [name for name in names if name in COMMANDS]
+        turns = [_batches(readers, _BATCH)] if readers else []
+        turns += [_batches(commands, 1)] if commands else []
+        spent = [0.0] * len(turns)
+        while turns and time.monotonic() < end:
+            turn = spent.index(min(spent))
+            begun = time.monotonic()
+            self.run(*next(turns[turn]))
+            spent[turn] += time.monotonic() - begun
 
-    def tell(self, as_json: bool) -> bool:
-        """Print the table and the faults. Return whether nothing was wrong."""
-        rows: list[Row] = []
-        for name, counts in self.counts.items():
-            row: Row = dict.fromkeys(("accepted", "crash", "hang", "memory", "not run"), 0)
-            row |= dict.fromkeys(("check", "megabytes", "times", "seconds"), "-")
-            row |= {"what": name, **counts}
-            if name in READERS:
-                bits = READERS[name].check
-                sealed = READERS[name].sealed is not None
-                row["check"] = "made right" if sealed else f"{2.0**-bits:.0e}" if bits else "none"
-                if bits and row["accepted"] > 2 + 3 * row["cases"] * 2.0**-bits:
-                    self.faults[name, f"more is accepted than {bits} check bits let pass"] = []
-                most = self.most[name]
-                row["megabytes"] = f"{most.bytes / 1e6:.0f}"
-                row["times"] = f"{most.bytes / max(most.size, 1):,.0f}"
-                row["seconds"] = f"{self.slowest[name]:.1f}"
-            rows.append({**row, "share": row["accepted"] / row["cases"], "missing": row["not run"]})
-        finish(rows, COLUMNS, as_json)
+    def report(self, as_json: bool) -> bool:
+        """Print the table and the faults. Return whether there is none."""
+        finish([_count(*item) for item in self.cases.items()], COLUMNS, as_json)
         print(
             f"{len(READERS)} readers, {len(COMMANDS)} commands that write; constructed:"
             f" {len(BOMBS)} files, {len(WRITERS)} commands with names that lead out, links and"
             " files that exist"
         )
-        for (name, fault), cases in self.faults.items():
-            print(
-                f"{name}: {fault}: {counted(len(cases), 'case')}, {', '.join(map(str, cases[:5]))}"
-            )
-        return not self.faults
+        lines = [line for item in self.cases.items() for line in _list_faults(*item)]
+        print(*lines, sep="\n", end="\n" if lines else "")
+        return not lines
 
 
-def prepare(ground: Path) -> None:
-    """Write what readers read and commands take: drawn images, a small trained run, files of a
-    model of the package.
+def _count(name: str, cases: Cases) -> Row:
+    """Return the row of a reader or command in the table."""
+    counts = Counter(measured.kind for _, measured in cases)
+    row: Row = {"what": name, "cases": len(cases), **{kind: counts[kind] for kind in _COUNTED}}
+    row["share"] = row["accepted"] / len(cases)
+    if name in READERS:
+        bits = READERS[name].check
+        row["check"] = f"{2.0**-bits:.0e}" if bits else "none"
+        if READERS[name].seal:
+            row["check"] = "made right"
+        _, largest = max(cases, key=lambda case: case[1].excess)
+        row["peak_bytes"] = largest.bytes
+        row["times"] = largest.bytes / max(largest.size, 1)
+        row["seconds"] = max(measured.seconds for _, measured in cases)
+    return row
+
+
+def _list_faults(name: str, cases: Cases) -> list[str]:
+    """Return a line for each fault of a reader or command."""
+    bits = READERS[name].check if name in READERS else 0
+    faults = defaultdict[str, list[int | str]](list)
+    for case, measured in cases:
+        faults[measured.fault].append(case)
+    accepted = len(faults["accepted"])
+    if name in READERS and bits <= 8:
+        faults.pop("accepted")
+    lines = [
+        f"{name}: {fault}: {counted(len(cases), 'case')}, {', '.join(map(str, cases[:5]))}"
+        for fault, cases in faults.items()
+        if cases and fault not in ("", "not run")
+    ]
+    if bits and accepted > 2 + 3 * len(cases) * 2.0**-bits:
+        lines.append(f"{name}: more is accepted than {bits} check bits let pass")
+    return lines
+
+
+def _batches(names: Sequence[str], size: int) -> Iterator[tuple[str, range]]:
+    """Yield names in turn, without end, each with its next cases."""
+    for first in count(0, size):
+        for name in names:
+            yield name, range(first, first + size)
+
+
+def prepare(work: Path) -> None:
+    """Write what readers and commands read: drawn images, a small trained run, and files of a model
+    of the package.
     """
-    draw = np.random.default_rng(0)
-    places = ("pictures/a", "pictures/b", "image", "data/mnist", "arrays", "maps")
-    for name in places:
-        (ground / name).mkdir(parents=True)
+    folders = (
+        "pictures/a pictures/b image data/mnist arrays maps tars parquets run zips tables metrics"
+        " configs"
+    )
+    for name in folders.split():
+        (work / name).mkdir(parents=True)
+    _write_images(work)
+    _write_config(work)
+    _train(work)
+    shutil.copy(run_folder(MODEL) / "tables.hrvt", work / "tables")
+    shutil.copy(work / "trained" / "metrics.jsonl", work / "metrics")
+
+
+def _write_images(work: Path) -> None:
+    """Write images in files of every kind, and code maps."""
+    rng = np.random.default_rng(0)
     for number in range(12):
-        pixels = draw.integers(0, 256, (7, 7), np.uint8).repeat(4, 0).repeat(4, 1)
-        Image.fromarray(pixels).save(ground / "pictures" / "ab"[number % 2] / f"{number}.png")
-    for name in ("grey.png", "x.png", "x.jpg", "x.webp"):
-        Image.fromarray(
-            pixels if name == "grey.png" else np.stack([pixels, pixels.T, pixels], 2)[:20]
-        ).save(ground / "image" / name)
-    for part, count in (("train", 96), ("t10k", 40)):
-        images = 255 * draw.integers(0, 2, (count, 3, 3), np.uint8).repeat(4, 1).repeat(4, 2)
-        labels = np.arange(count, dtype=np.uint8) % 10
-        write_idx(ground / "data" / "mnist" / f"{part}-images-idx3-ubyte.gz", images)
-        write_idx(ground / "data" / "mnist" / f"{part}-labels-idx1-ubyte.gz", labels)
-    np.save(ground / "arrays" / "a.npy", images)
-    np.save(ground / "arrays" / "a-labels.npy", labels)
-    np.savez(ground / "arrays" / "b.npz", x=images, y=labels)
-    np.savez_compressed(ground / "arrays" / "c.npz", x=images, y=labels)
+        grey = rng.integers(0, 256, (7, 7), np.uint8).repeat(4, 0).repeat(4, 1)
+        Image.fromarray(grey).save(work / "pictures" / "ab"[number % 2] / f"{number}.png")
+    Image.fromarray(grey).save(work / "image" / "grey.png")
+    colours = Image.fromarray(np.stack([grey, grey.T, grey], 2)[:20])
+    for ending in ("png", "jpg", "webp"):
+        colours.save(work / "image" / f"x.{ending}")
+    pictures = sorted((work / "pictures").rglob("*.png"))
+    with tarfile.open(work / "tars" / "x.tar", "w") as archive:
+        for path in pictures:
+            archive.add(path, path.relative_to(work))
+    files = [{"bytes": path.read_bytes(), "path": str(path.relative_to(work))} for path in pictures]
+    table = pa.table({"image": files, "label": [0, 1] * (len(files) // 2)})
+    pq.write_table(table, work / "parquets" / "x.parquet")
+
+    for part, number in (("train", 96), ("t10k", 40)):
+        images = 255 * rng.integers(0, 2, (number, 3, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+        labels = np.arange(number, dtype=np.uint8) % 10
+        write_idx(work / "data" / "mnist" / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(work / "data" / "mnist" / f"{part}-labels-idx1-ubyte.gz", labels)
+    np.save(work / "arrays" / "a.npy", images)
+    np.save(work / "arrays" / "a-labels.npy", labels)
+    np.savez(work / "arrays" / "b.npz", x=images, y=labels)
+    np.savez_compressed(work / "arrays" / "c.npz", x=images, y=labels)
     maps = [images[:, :5, :5] % 4, images.astype(np.uint16)[:, :6, :6], labels.astype(np.int64)]
-    for path, array in zip(codemaps.array_paths(ground / "maps", "train", 2), maps, strict=True):
+    for path, array in zip(codemaps.array_paths(work / "maps", "train", 2), maps, strict=True):
         codemaps.write_array(path, array)
-    codemaps.write_maps(ground / "maps", "train", {"of": 1}, 2, lambda _: ["a", "b"])
-    given = (
+    codemaps.write_maps(work / "maps", "train", {"of": 1}, 2, lambda _: ["a", "b"])
+
+
+def _write_config(work: Path) -> None:
+    """Write the configuration of a small run, as YAML and as JSON."""
+    changed = (
         TINY
-        | {"data.root": str(ground / "data")}
+        | {"data.root": str(work / "data")}
         | fields("training", "epochs=0 max_steps=5 evaluate_every=100 checkpoint_every=2")
         | fields("training", "log_every=2 warmup_steps=2")
         | fields("prior.training", "epochs=0 max_steps=6")
         | fields("progressive.network", "hidden_units=8")
     )
-    config = to_dict(override(presets.get("hrvqvae/mnist").config, given))
-    (ground / "tiny.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    pictures = sorted((ground / "pictures").rglob("*.png"))
-    with tarfile.open(ground / "x.tar", "w") as archive:
-        for path in pictures:
-            archive.add(path, path.relative_to(ground))
-    files = [
-        {"bytes": path.read_bytes(), "path": str(path.relative_to(ground))} for path in pictures
-    ]
-    pq.write_table(
-        pa.table({"image": files, "label": [0, 1] * (len(files) // 2)}), ground / "x.parquet"
-    )
-    (ground / "run").mkdir()
-    for name in ("train", "train-prior", "train-progressive", "fit-entropy-model"):
-        _run(name, ground)
-        if name == "train":
-            shutil.copytree(ground / "run", ground / "start" / "run")
-    (ground / "run").rename(ground / "trained")
-    (ground / "zips").mkdir()
-    for name in ("compress", "compress to a zip", "tokenize"):
-        _run(name, ground)
-    shutil.copy(ground / "x.zip", ground / "zips")
-    _run("decompress", ground)  # what is compiled now is not compiled in a case
-    shutil.rmtree(ground / "images")
-    parts = {
-        "tars": ground.glob("*.tar"),
-        "parquets": ground.glob("*.parquet"),
-        "tables": [run_folder(MODEL) / "tables.hrvt"],
-        "metrics": [ground / "trained" / "metrics.jsonl"],
-        "configs": [ground / "tiny.yaml"],
-    }
-    for name, paths in parts.items():
-        (ground / name).mkdir(parents=True)
-        for path in list(paths):
-            shutil.copy(path, ground / name)
-    (ground / "configs" / "x.json").write_text(json.dumps(config))
+    config = to_dict(override(presets.get("hrvqvae/mnist").config, changed))
+    path = work / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    shutil.copy(path, work / "configs")
+    (work / "configs" / "x.json").write_text(json.dumps(config))
 
 
-def _run(name: str, ground: Path) -> None:
-    """Run a command in this process, so that those of the cases inherit what it has loaded."""
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        code = hrvqvae(COMMANDS[name].split(ground, ground))
-    if code:
-        raise InputError(f"{name}: {told.getvalue()}")
+def _train(work: Path) -> None:
+    """Train the run, and write files of codes, zips and shards."""
+    _run(work, "train")
+    shutil.copytree(work / "run", work / "start" / "run")
+    _run(work, "train-prior", "train-progressive", "fit-entropy-model")
+    (work / "run").rename(work / "trained")
+    _run(work, "compress", "compress to a zip", "tokenize")
+    shutil.copy(work / "x.zip", work / "zips")
+    _run(work, "decompress")  # what is compiled now is not compiled in a case
+    shutil.rmtree(work / "images")
+
+
+def _run(work: Path, *names: str) -> None:
+    """Run commands in this process, so that the processes of the cases inherit what it loads."""
+    for name in names:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            code = hrvqvae(COMMANDS[name].split(work, work))
+        if code:
+            raise InputError(f"{name}: {output.getvalue()}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Run cases, and print the table and the faults."""
     parser = options(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, metavar="M")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument(
         "--only", default="", metavar="A,B", help="these readers and commands (default: all)"
     )
-    parser.add_argument("--case", metavar="'NAME N'", help="run one again, and tell what happens")
+    parser.add_argument("--case", metavar="'NAME N'", help="run one case and print what happens")
     arguments = parser.parse_args(argv)
-    known = {**READERS, **COMMANDS}
-    named, _, number = (arguments.case or "").rpartition(" ")
-    only = [name for name in (named or arguments.only).split(",") if name]
-    chosen = only or [*known, "escapes"]
-    if unknown := {*chosen} - {*known, "escapes"}:
+    known = [*READERS, *COMMANDS, "escapes"]
+    case_name, _, number = (arguments.case or "").rpartition(" ")
+    named = [name for name in (case_name or arguments.only).split(",") if name] or known
+    if unknown := {*named} - {*known}:
         raise InputError(
             f"no reader or command is named {', '.join(unknown)}; there are: {', '.join(known)}"
         )
@@ -279,12 +290,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         prepare(Path(folder))
         torture = Torture(Path(folder), arguments.seed)
         if arguments.case:
-            print(torture.run(named, [int(number)]))
+            print(torture.run(case_name, [int(number)]))
         else:
-            until = time.monotonic() + 60 * arguments.minutes
-            torture.construct(chosen)
-            torture.go_on(chosen, until)
-        sys.exit(0 if torture.tell(arguments.json) else 1)
+            end = time.monotonic() + 60 * arguments.minutes
+            torture.run_constructed(named)
+            torture.run_until(end, named)
+        sys.exit(0 if torture.report(arguments.json) else 1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Commands that write, and what disturbs them: kills, full and read-only disks, a second process
-that does the same.
+"""Commands that write, and what disturbs them: a kill, a full disk, a read-only disk, or a second
+process with the same command.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,77 +22,87 @@ from hrvqvae.cli import main as hrvqvae
 from hrvqvae.utils.errors import InputError
 
 KINDS = ("killed", "full disk", "read-only", "two at once")
-_BYTES = 1 << 30  # that a command may take
-_PATIENCE = 60  # seconds of a command beyond ten times what it takes undisturbed
+_BYTES = 1 << 30  # of memory that a command may take
+_PATIENCE = 60  # seconds that a command may take beyond ten times those without disturbance
 
 
 @dataclass
 class Command:
-    """Words of a command, where {box} is the folder that it writes to; what lies there before; what
-    a run leaves.
+    """A command that writes.
+
+    Attributes:
+        words: of the command line; {work} is the work folder, {box} the folder that it writes to.
+        resumes: whether the box has a run whose autoencoder is trained.
+        usual: digest of each file that the undisturbed command leaves, "" where two calls differ.
+        seconds: of an undisturbed call.
+        growth: bytes that an undisturbed call adds to the box.
     """
 
     words: str
-    start: tuple[str, ...] = ()
-    usual: Mapping[Path, str] = field(
-        default_factory=dict
-    )  # digest of each file, "" where two runs differ
+    resumes: bool = False
+    usual: Mapping[Path, str] = field(default_factory=dict)
     seconds: float = 0.0
-    grown: int = 0  # bytes
+    growth: int = 0
 
-    def split(self, ground: Path, box: Path) -> list[str]:
-        """The words with the places in them."""
-        return [word.format(ground=ground, box=box, model=MODEL) for word in self.words.split()]
+    def split(self, work: Path, box: Path) -> list[str]:
+        """Return the words with the folders in them."""
+        return [word.format(work=work, box=box, model=MODEL) for word in self.words.split()]
 
 
 _TRAINING = "--{0}.max_steps 5 --{0}.evaluate_every 100 --{0}.checkpoint_every 2 --{0}.log_every 2"
 COMMANDS = {
-    "train": Command("train {ground}/tiny.yaml --out {box}/run --resume"),
+    "train": Command("train {work}/tiny.yaml --out {box}/run --resume"),
     "train-prior": Command(
-        f"train-prior {{box}}/run --resume {_TRAINING.format('prior.training')}", ("run",)
+        f"train-prior {{box}}/run --resume {_TRAINING.format('prior.training')}", True
     ),
     "train-progressive": Command(
         f"train-progressive {{box}}/run --resume {_TRAINING.format('progressive.training')}",
-        ("run",),
+        True,
     ),
-    "fit-entropy-model": Command("fit-entropy-model {box}/run --effort 0.02", ("run",)),
-    "export": Command("export {ground}/trained {box}/exported"),
-    "compress": Command("compress {model} {ground}/pictures -o {box}/codes"),
-    "compress to a zip": Command("compress {model} {ground}/pictures -o {box}/x.zip"),
-    "decompress": Command("decompress {ground}/zips/x.zip -o {box}/images"),
-    "tokenize": Command(
-        "tokenize {model} {ground}/pictures {box}/shards --shard-size 5 --workers 0"
-    ),
-    "detokenize": Command("detokenize {ground}/shards {box}/images"),
-    "reconstruct": Command("reconstruct {model} {ground}/pictures/a/0.png -o {box}/y.png"),
+    "fit-entropy-model": Command("fit-entropy-model {box}/run --effort 0.02", True),
+    "export": Command("export {work}/trained {box}/exported"),
+    "compress": Command("compress {model} {work}/pictures -o {box}/codes"),
+    "compress to a zip": Command("compress {model} {work}/pictures -o {box}/x.zip"),
+    "decompress": Command("decompress {work}/zips/x.zip -o {box}/images"),
+    "tokenize": Command("tokenize {model} {work}/pictures {box}/shards --shard-size 5 --workers 0"),
+    "detokenize": Command("detokenize {work}/shards {box}/images"),
+    "reconstruct": Command("reconstruct {model} {work}/pictures/a/0.png -o {box}/y.png"),
     "sample": Command("sample {model} -n 1 -o {box}/y.png --save-dir {box}/each"),
 }
 
 
 @dataclass
-class Ended:
-    """How a command ended: exit code, or minus a signal; what it told; seconds; peak of bytes above
-    the start.
+class Result:
+    """How a command ended.
+
+    Attributes:
+        code: exit code, or minus the number of a signal.
+        output: what it printed.
+        seconds: by the clock.
+        bytes: peak of the memory, above that at the start.
     """
 
     code: int
-    told: str
+    output: str
     seconds: float
     bytes: int
 
-    def fault(self, refused: bool) -> str:
-        """What is wrong in that: it may be refused in a line, where that is allowed."""
+    def find_fault(self, may_refuse: bool) -> str:
+        """Return the fault, or "" for none. A refusal (exit code 2 and a line) is a fault unless
+        the command may refuse.
+        """
         if self.bytes > _BYTES:
             return "memory"
-        line = self.told.strip().rpartition("\n")[2]
-        well = self.code == 0 or (refused and self.code == 2 and line.startswith("hrvqvae: "))
-        if well and "Traceback" not in self.told:
+        last_line = self.output.strip().rpartition("\n")[2]
+        refused = self.code == 2 and last_line.startswith("hrvqvae: ")
+        ended_well = self.code == 0 or (may_refuse and refused)
+        if ended_well and "Traceback" not in self.output:
             return ""
         return "hang" if self.code == -signal.SIGALRM else "crash"
 
 
 class Running:
-    """A command in a process of its own, which has all imports already."""
+    """A command in a forked process, which has all imports already."""
 
     def __init__(self, words: Sequence[str], folder: Path, patience: float) -> None:
         self.begun = time.monotonic()
@@ -111,147 +122,142 @@ class Running:
             finally:
                 os._exit(code)
 
-    def wait(self) -> Ended:
-        """Until it has ended."""
+    def wait(self) -> Result:
+        """Wait for the end of the command."""
         _, status, used = os.wait4(self.process, 0)
         seconds = time.monotonic() - self.begun
-        told = self._log.read_text(errors="replace") if self._log.exists() else ""
+        output = self._log.read_text(errors="replace") if self._log.exists() else ""
         self._log.unlink(missing_ok=True)
-        return Ended(
-            os.waitstatus_to_exitcode(status),
-            told,
-            seconds,
-            used.ru_maxrss * 1024 - resident("VmRSS"),
-        )
+        grown = used.ru_maxrss * 1024 - resident("VmRSS")
+        return Result(os.waitstatus_to_exitcode(status), output, seconds, grown)
 
 
 class Box:
-    """A folder for a command, a disk of its own where this process may mount one."""
+    """A folder for a command to write to. It is a disk of its own if this process may mount one."""
 
     def __init__(self, path: Path, room: int) -> None:
         self.path = path
         path.mkdir()
         self.mounted = self._mount(f"size={max(room, 1 << 14)}", "-t", "tmpfs", "none")
 
-    def _mount(self, how: str, *words: str) -> bool:
-        command = ["mount", *words, "-o", how, str(self.path)]
-        return (
-            os.geteuid() == 0
-            and subprocess.run(command, capture_output=True, check=False).returncode == 0
-        )
+    def _mount(self, options: str, *words: str) -> bool:
+        command = ["mount", *words, "-o", options, str(self.path)]
+        if os.geteuid():
+            return False
+        return not subprocess.run(command, capture_output=True, check=False).returncode
 
     def lock(self) -> bool:
-        """Make the disk read-only; -> whether that could be done."""
+        """Make the disk read-only. Return whether that was possible."""
         return self.mounted and self._mount("remount,ro")
 
     def unlock(self) -> None:
-        """Make the disk writable, and roomy."""
+        """Make the disk writable and large."""
         if self.mounted:
             self._mount("remount,size=1g,rw")
 
     def remove(self) -> None:
-        """With what is in it."""
+        """Remove the folder and its files."""
         if self.mounted:
             subprocess.run(["umount", str(self.path)], check=True)
         shutil.rmtree(self.path)
 
 
-def _files(folder: Path) -> dict[Path, str]:
+def _digest_files(folder: Path) -> dict[Path, str]:
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {path.relative_to(folder): digest(path.read_bytes()) for path in paths}
 
 
-def _size(folder: Path) -> int:
-    """Bytes on a disk of pages of 4 kB."""
+def _disk_bytes(folder: Path) -> int:
+    """Return the bytes that a folder takes on a disk of pages of 4 kB."""
     return sum(4096 * (1 + (path.stat().st_size + 4095) // 4096) for path in folder.rglob("*"))
 
 
 class Disturbances:
-    """Disturbs commands on a ground that has what they read."""
+    """Cases that disturb the commands. The work folder has what the commands read."""
 
-    def __init__(self, ground: Path, seed: int) -> None:
-        self.ground = ground
+    def __init__(self, work: Path, seed: int) -> None:
+        self.work = work
         self.seed = seed
+        self._trained = work / "start" / "run"
 
     def _fill(self, command: Command, box: Path) -> None:
-        for name in command.start:
-            shutil.copytree(self.ground / "start" / name, box / name)
-        (box / "run").mkdir(exist_ok=True)  # --resume asks for a folder
+        run = box / "run"
+        if command.resumes:
+            shutil.copytree(self._trained, run)
+        run.mkdir(exist_ok=True)  # --resume asks for a folder
 
     def _learn(self, command: Command) -> None:
-        """Run a command twice, to know what it leaves. Raises InputError where it fails."""
-        found = []
+        """Run a command twice to know what it leaves. Raises InputError if it fails."""
+        calls = []
         for _ in range(2):
-            with TemporaryDirectory(dir=self.ground) as folder:
+            with TemporaryDirectory(dir=self.work) as folder:
                 box = Path(folder) / "box"
                 box.mkdir()
                 self._fill(command, box)
-                before = _size(box)
-                ended = Running(command.split(self.ground, box), self.ground, 600).wait()
-                if ended.code:
-                    raise InputError(f"{command.words}: {ended.told}")
-                found.append(_files(box))
-                command.seconds = ended.seconds
-                command.grown = _size(box) - before
+                before = _disk_bytes(box)
+                result = Running(command.split(self.work, box), self.work, 600).wait()
+                if result.code:
+                    raise InputError(f"{command.words}: {result.output}")
+                calls.append(_digest_files(box))
+                command.seconds = result.seconds
+                command.growth = _disk_bytes(box) - before
+        first, second = calls
         command.usual = {
-            path: one if found[1].get(path) == one else "" for path, one in found[0].items()
+            path: part if second.get(path) == part else "" for path, part in first.items()
         }
 
-    def case(self, name: str, number: int) -> tuple[str, str]:
-        """(what is wrong or "", and what was told) of one case."""
+    def run_case(self, name: str, number: int) -> tuple[str, str]:
+        """Run a case of a command. Return its fault, "" for none, and what was printed."""
         command = COMMANDS[name]
         kind = KINDS[number % len(KINDS)]
         if not command.usual:
             self._learn(command)
         share = random.Random(f"{self.seed} {name} {number}").random()
-        there = sum(_size(self.ground / "start" / one) for one in command.start)
-        room = there + int(share * command.grown) if kind == "full disk" else 1 << 30
-        with TemporaryDirectory(dir=self.ground) as folder:
+        room = 1 << 30
+        if kind == "full disk":
+            room = int(share * command.growth)
+            room += _disk_bytes(self._trained) if command.resumes else 0
+        with TemporaryDirectory(dir=self.work) as folder:
             box = Box(Path(folder) / "box", room)
             try:
-                if kind == "full disk" and not box.mounted:
-                    return "not run", "no disk could be mounted"
                 with contextlib.suppress(OSError, shutil.Error):
                     self._fill(command, box.path)
-                if kind == "read-only" and not box.lock():
+                has_disk = box.lock() if kind == "read-only" else box.mounted
+                if kind in ("full disk", "read-only") and not has_disk:
                     return "not run", "no disk could be mounted"
-                return self._disturbed(command, kind, share, box)
+                return self._disturb(command, kind, share, box)
             finally:
                 box.remove()
 
-    def _disturbed(self, command: Command, kind: str, share: float, box: Box) -> tuple[str, str]:
-        words = command.split(self.ground, box.path)
-        patience = _PATIENCE + 10 * command.seconds
-        begun = [Running(words, self.ground, patience)]
+    def _disturb(self, command: Command, kind: str, share: float, box: Box) -> tuple[str, str]:
+        words = command.split(self.work, box.path)
+        run = partial(Running, folder=self.work, patience=_PATIENCE + 10 * command.seconds)
+        running = [run(words)]
         if kind in ("killed", "two at once"):
             time.sleep(share * command.seconds)
-            if kind == "killed":
-                os.kill(begun[0].process, signal.SIGKILL)
-            else:
-                begun.append(Running(words, self.ground, patience))
-        ended = [one.wait() for one in begun]
-        told = [
-            f"$ hrvqvae {' '.join(words)}   ({kind}, {share:.2f})",
-            *(one.told for one in ended),
-        ]
-        if kind != "killed" and (
-            faults := [fault for one in ended if (fault := one.fault(refused=True))]
-        ):
-            return faults[0], "\n".join(told)
+        if kind == "killed":
+            os.kill(running[0].process, signal.SIGKILL)
+        elif kind == "two at once":
+            running.append(run(words))
+        results = [process.wait() for process in running]
+        output = [f"$ hrvqvae {' '.join(words)}   ({kind}, {share:.2f})"]
+        output += [result.output for result in results]
+        faults = [result.find_fault(may_refuse=True) for result in results]
+        if kind != "killed" and any(faults):
+            return max(faults), "\n".join(output)
+
+        # without disturbance, the command must leave its usual files
         box.unlock()
-        again = Running(words, self.ground, patience).wait()
-        if again.code == 2 and "--force" in again.told:
-            again = Running([*words, "--force"], self.ground, patience).wait()
-        found = _files(box.path)
-        usual = command.usual
-        other = {
-            path
-            for path in {*found, *usual}
-            if path not in found or usual.get(path) not in ("", found[path])
-        }
-        told += [
-            f"again, exit code {again.code}:\n{again.told}",
-            *(f"differs: {path}" for path in sorted(other)),
-        ]
-        fault = again.fault(refused=not other)  # what is whole may be refused
-        return fault or ("accepted" if other else ""), "\n".join(told)
+        again = run(words).wait()
+        if again.code == 2 and "--force" in again.output:
+            again = run([*words, "--force"]).wait()
+        files = _digest_files(box.path)
+        # where two undisturbed calls differ, any file will do
+        usual = {path: part or files.get(path) for path, part in command.usual.items()}
+        changed = sorted(
+            path for path in {*files, *usual} if path not in files or files[path] != usual.get(path)
+        )
+        output.append(f"again, exit code {again.code}:\n{again.output}")
+        output += [f"differs: {path}" for path in changed]
+        fault = again.find_fault(may_refuse=not changed)  # finished files may be refused
+        return fault or ("accepted" if changed else ""), "\n".join(output)

@@ -1,9 +1,8 @@
-"""Names that lead out of a folder, links, and files that exist, for every command that writes: what
-must stay as it is.
+"""Names that lead out of a folder, links, and files that exist, for every command that writes.
 
-A case is refused in a line with exit code 2, or ends well; then every file outside the output,
-every file that was there before and every input is as it was, and nothing that the command printed
-can control a terminal.
+A command may refuse a case in a line with exit code 2, or end well. In both cases it must leave as
+they were: every file outside its output, every file that existed before, and every input. It must
+print nothing that controls a terminal.
 """
 
 import io
@@ -13,9 +12,14 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from benchmarks.torture.commands import Running
 from benchmarks.torture.readers import MODEL, digest
+from hrvqvae.checkpoints import storage
 
 NAMES = (
     "../../out",
@@ -48,11 +52,11 @@ NAMES = (
     "same.png/x",
     'a|b?*<>"',
 )
-"""Of images in zips, shards and tars, and of classes."""
+"""Names of classes, and of images in zips, shards and tars."""
 
 
-def _zip(ground: Path, folder: Path) -> Path:
-    content = next((ground / "codes").rglob("*.hrv")).read_bytes()
+def _make_zip(work: Path, folder: Path) -> Path:
+    content = next((work / "codes").rglob("*.hrv")).read_bytes()
     path = folder / "names.zip"
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as file:
         warnings.simplefilter("ignore")  # a name twice
@@ -64,8 +68,8 @@ def _zip(ground: Path, folder: Path) -> Path:
     return path
 
 
-def _tar(ground: Path, folder: Path) -> Path:
-    content = (ground / "image" / "grey.png").read_bytes()
+def _make_tar(work: Path, folder: Path) -> Path:
+    content = (work / "image" / "grey.png").read_bytes()
     path = folder / "names.tar"
     with tarfile.open(path, "w") as tar:
         for name in NAMES:
@@ -75,25 +79,20 @@ def _tar(ground: Path, folder: Path) -> Path:
     return path
 
 
-def _shards(ground: Path, folder: Path) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    shutil.copytree(ground / "shards", folder / "shards")
+def _make_shards(work: Path, folder: Path) -> Path:
+    shutil.copytree(work / "shards", folder / "shards")
     for path in sorted((folder / "shards").glob("[!.]*.parquet")):
         table = pq.read_table(path)
         keys = [NAMES[row % len(NAMES)] for row in range(len(table))]
         keys[len(NAMES) :] = [name + path.stem for name in keys[len(NAMES) :]]
-        place = table.schema.get_field_index("key")
-        pq.write_table(table.set_column(place, table.schema.field("key"), pa.array(keys)), path)
+        column = table.schema.get_field_index("key")
+        pq.write_table(table.set_column(column, table.schema.field(column), pa.array(keys)), path)
     return folder / "shards"
 
 
-def _classes(ground: Path, folder: Path) -> Path:
-    """A run whose priors have such classes."""
-    from hrvqvae.checkpoints import storage
-
-    shutil.copytree(ground / "trained", folder / "run")
+def _make_run(work: Path, folder: Path) -> Path:
+    """Copy the trained run, with other names of the classes of its priors."""
+    shutil.copytree(work / "trained", folder / "run")
     for path in (folder / "run" / "priors").rglob("model.safetensors"):
         tensors, meta = storage.read(path)
         if "classes" in meta:
@@ -102,13 +101,13 @@ def _classes(ground: Path, folder: Path) -> Path:
     return folder / "run"
 
 
-SOURCES: dict[str, Callable[[Path, Path], Path]] = {
-    "named_zip": _zip,
-    "named_tar": _tar,
-    "named_shards": _shards,
-    "named_run": _classes,
+_SOURCES: dict[str, Callable[[Path, Path], Path]] = {
+    "named_zip": _make_zip,
+    "named_tar": _make_tar,
+    "named_shards": _make_shards,
+    "named_run": _make_run,
 }
-"""What a command reads, made in a folder."""
+"""By the name in a command: what makes its input, from the work folder, in another folder."""
 _WRITERS = """
 decompress names: decompress {named_zip} -o {out}
 decompress over a link: decompress {named_zip} -o {linked} --force
@@ -128,15 +127,15 @@ compress to a typo: compress {model} {mine} -o {out}/x.hvr
 decompress over a picture: decompress {file} -o {mine}
 decompress over its input: decompress {file} -o {file} --force
 compress over a zip: compress {model} {mine} -o {zip}
-export over a folder: export {ground}/trained {out}
-tokenize into a file: tokenize {model} {ground}/pictures {mine} --workers 0
+export over a folder: export {work}/trained {out}
+tokenize into a file: tokenize {model} {work}/pictures {mine} --workers 0
 """
 WRITERS = dict(line.split(": ") for line in _WRITERS.strip().splitlines())
-"""The words of a command."""
+"""Words of a command by the name of its case."""
 
 
-def _tree(folder: Path) -> dict[str, str]:
-    """Every file, folder and link below a folder, with what it holds."""
+def _list_contents(folder: Path) -> dict[str, str]:
+    """Return the content of every file, folder and link below a folder."""
     contents = {}
     for path in sorted(folder.rglob("*")):
         content = ""
@@ -148,41 +147,57 @@ def _tree(folder: Path) -> dict[str, str]:
     return contents
 
 
-def wrong(name: str, ground: Path, folder: Path) -> tuple[str, str]:
-    """Return what is wrong in a case, "" for nothing, and what the command told."""
-    words = WRITERS[name]
-    place = {key: folder / "inside" / "deep" / key for key in ("out", "linked")}
-    place["outside"] = folder / "outside"
-    for path in place.values():
+def _make_places(words: str, work: Path, folder: Path) -> dict[str, Path]:
+    """Make the files and folders that a command names, in a folder. Return them by name."""
+    out = folder / "inside" / "deep" / "out"
+    linked = out.with_name("linked")
+    outside = folder / "outside"
+    for path in (out, linked, outside):
         path.mkdir(parents=True)
-    place |= {
-        "mine": place["out"] / "mine.png",
-        "file": place["out"] / "mine.hrv",
-        "zip": place["out"] / "mine.zip",
+    places = {
+        "out": out,
+        "linked": linked,
+        "mine": out / "mine.png",
+        "file": out / "mine.hrv",
+        "zip": out / "mine.zip",
+        "link": out / "link.png",
     }
-    place["link"] = place["out"] / "link.png"
-    shutil.copy(ground / "image" / "grey.png", place["mine"])
-    shutil.copy(next((ground / "codes").rglob("*.hrv")), place["file"])
-    shutil.copy(ground / "zips" / "x.zip", place["zip"])
-    place["link"].symlink_to(place["mine"])
-    for link in ("same.png", "d", "two_lines.png"):
-        (place["linked"] / link).symlink_to(
-            place["outside"] / ("none.png" if link.endswith("g") else "")
-        )
-    place |= {key: make(ground, folder) for key, make in SOURCES.items() if key in words}
-    before = _tree(folder)
+    shutil.copy(work / "image" / "grey.png", places["mine"])
+    shutil.copy(next((work / "codes").rglob("*.hrv")), places["file"])
+    shutil.copy(work / "zips" / "x.zip", places["zip"])
+    places["link"].symlink_to(places["mine"])
+    (linked / "same.png").symlink_to(outside / "none.png")
+    (linked / "two_lines.png").symlink_to(outside / "none.png")
+    (linked / "d").symlink_to(outside)
+    sources = {name: make(work, folder) for name, make in _SOURCES.items() if name in words}
+    return places | sources
+
+
+def run_case(name: str, work: Path) -> tuple[str, str]:
+    """Run a case. Return its fault, "" for none, and what the command printed."""
     elsewhere = Path("/tmp/hrvqvae-torture-out.png")
-    split = [word.format(ground=ground, model=MODEL, **place) for word in words.split()]
-    ended = Running(split, folder.parent, 300).wait()
-    after = _tree(folder)
-    changed = [path for path, content in before.items() if after.get(path) != content]
-    new = [path for path in after if path not in before and not path.startswith("inside/deep/out")]
-    new = [path for path in new if not path.endswith((".lock", ".lock-holder"))]
-    fault = ended.fault(refused=True)
-    if not fault and (
-        changed or new or elsewhere.exists() or (ended.code == 0 and "over" in name.split())
-    ):
-        fault = f"written: {', '.join([*changed, *new]) or 'outside'}"
-    if not fault and any(ord(letter) < 32 and letter != "\n" for letter in ended.told):
-        fault = "control characters"
-    return fault, ended.told
+    with TemporaryDirectory(dir=work) as place:
+        folder = Path(place)
+        places = _make_places(WRITERS[name], work, folder)
+        before = _list_contents(folder)
+        words = [word.format(work=work, model=MODEL, **places) for word in WRITERS[name].split()]
+        result = Running(words, work, 300).wait()
+        after = _list_contents(folder)
+    if fault := result.find_fault(may_refuse=True):
+        return fault, result.output
+    written = [path for path, content in before.items() if after.get(path) != content]
+    written += [
+        path
+        for path in after
+        if path not in before
+        and not path.startswith("inside/deep/out")
+        and not path.endswith((".lock", ".lock-holder"))
+    ]
+    if elsewhere.exists():
+        written.append(str(elsewhere))
+    if result.code == 0 and "over" in name.split():
+        written.append("an output that existed")
+    if written:
+        return f"written: {', '.join(written)}", result.output
+    controls = any(ord(letter) < 32 and letter != "\n" for letter in result.output)
+    return "control characters" if controls else "", result.output

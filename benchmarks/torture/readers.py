@@ -1,14 +1,12 @@
-"""Readers and the damage that is done to their files: what each gives of a file, in processes that
-may end.
+"""Readers of files, and cases that damage a file and read it.
+
+Cases run in a process of their own, which has limits of memory and time, and which may crash.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import faulthandler
 import hashlib
-import json
-import os
 import random
 import re
 import resource
@@ -17,9 +15,12 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import numpy as np
@@ -40,16 +41,18 @@ from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.utils.errors import InputError
 
 Parts = dict[str, str]
-"""Digest of each thing that a file holds, by name; "told" is there where the reader says that
-something is wrong.
+"""Digest of each part of a file's content, by name. There is a part "fault" if the reader reports a
+fault of the file.
 """
+Say = Callable[[Any], None]
+"""Sends a value to the parent process."""
 
-# a case takes at most 5 s, and 64 MB and 50 times its input
+# A case may take 5 s, and 64 MB plus 50 times its input.
 SECONDS = 5
 BASE = 64 << 20
 PER_BYTE = 50
 MODEL = "treevq-mnist"
-_PATIENCE = 300  # seconds of a case by the clock, on a machine that does other work
+_PATIENCE = 300  # seconds of a case by the clock, for a busy machine
 _NASTY = (
     "",
     "null",
@@ -77,243 +80,224 @@ _NASTY = (
     "level",
     "'",
 )
-_KINDS = (
-    "cut",
-    "bit",
-    "bytes",
-    "number",
-    "zero",
-    "remove",
-    "repeat",
-    "move",
-    "word",
-    "word",
-    "word",
-)
+_KINDS = ("cut", "bit", "bytes", "number", "zero", "remove", "repeat", "move", *["word"] * 3)
 
 
-def damaged(content: bytes, draw: random.Random) -> bytes:
-    """A file with damage: cut, bits and bytes changed, numbers at their ends, parts moved, words
-    replaced.
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """Return a damaged copy of a file: cut off, with changed bits, bytes and numbers, with removed,
+    repeated and moved parts, or with replaced words.
     """
-    made = bytearray(content)
-    for _ in range(draw.choice((1, 1, 1, 2, 5))):
-        place = draw.randrange(len(made) or 1)
-        length = draw.choice((1, 2, 4, 8, 64, 1024))
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        place = rng.randrange(len(changed) or 1)
+        length = rng.choice((1, 2, 4, 8, 64, 1024))
         part = slice(place, place + length)
-        bits = 8 * min(length, 8)
-        match draw.choice(_KINDS):
+        match rng.choice(_KINDS):
             case "cut":
-                del made[place:]
-            case "bit" if made:
-                made[place] ^= 1 << draw.randrange(8)
+                del changed[place:]
+            case "bit" if changed:
+                changed[place] ^= 1 << rng.randrange(8)
             case "bytes":
-                made[part] = draw.randbytes(length)
+                changed[part] = rng.randbytes(length)
             case "number":
-                number = draw.choice(
-                    (0, 1, 2 ** (bits - 1) - 1, 2**bits - 1, 1 << draw.randrange(bits))
-                )
-                made[place : place + bits // 8] = number.to_bytes(bits // 8, "little")
+                size = min(length, 8)
+                bits = 8 * size
+                extremes = (0, 1, 2 ** (bits - 1) - 1, 2**bits - 1, 1 << rng.randrange(bits))
+                changed[place : place + size] = rng.choice(extremes).to_bytes(size, "little")
             case "zero":
-                made[place:] = bytes(len(made) - place)
+                changed[place:] = bytes(len(changed) - place)
             case "remove":
-                del made[part]
+                del changed[part]
             case "repeat":
-                made[place:place] = made[part]
+                changed[place:place] = changed[part]
             case "move":
-                other = draw.randrange(len(content))
-                made[place:place] = content[other : other + length]
+                source = rng.randrange(len(content))
+                changed[place:place] = content[source : source + length]
             case "word":
-                if found := re.search(rb"[\w.+-]+|\S", bytes(made[place : place + 200])):
-                    word = draw.choice(_NASTY).encode(errors="surrogatepass")
-                    made[place + found.start() : place + found.end()] = word
-    return bytes(made)
+                if word := re.search(rb"[\w.+-]+|\S", bytes(changed[place : place + 200])):
+                    replacement = rng.choice(_NASTY).encode(errors="surrogatepass")
+                    changed[place + word.start() : place + word.end()] = replacement
+    return bytes(changed)
 
 
 @dataclass
 class Measured:
-    """What a case took: what is wrong, "" for nothing; bytes above those at its start; seconds;
-    bytes of the input.
+    """What a case took.
+
+    Attributes:
+        fault: "" if there is none.
+        bytes: peak of the memory, above that at the start of the case.
+        seconds: of computing.
+        size: bytes of the input.
     """
 
     fault: str
-    bytes: int
-    seconds: float
-    size: int
+    bytes: int = 0
+    seconds: float = 0.0
+    size: int = 0
 
     @classmethod
-    def ended(cls, code: int, size: int = 0) -> Measured:
-        """A case in which the process ended."""
-        return cls(
-            "hang" if code in (-signal.SIGXCPU, -signal.SIGALRM) else f"crash: exit code {code}",
-            0,
-            0.0,
-            size,
-        )
+    def of_exit(cls, code: int, size: int = 0) -> Measured:
+        """Return a case whose process ended, with an exit code or minus the number of a signal."""
+        too_long = code in (-signal.SIGXCPU, -signal.SIGALRM)
+        return cls("hang" if too_long else f"crash: exit code {code}", size=size)
+
+    @property
+    def kind(self) -> str:
+        """The first words of its fault."""
+        return self.fault.partition("\n")[0].partition(":")[0]
 
     @property
     def excess(self) -> float:
-        """Its memory as a multiple of what it may take."""
+        """Its memory as a multiple of the limit."""
         return self.bytes / (BASE + PER_BYTE * self.size)
 
 
 @dataclass
 class Reader:
-    """What reads a kind of file.
+    """A function that reads a kind of file.
 
     Attributes:
-        folder: of the files, below the ground.
-        read: the parts that the damaged file, or its folder, holds; None is a refusal.
-        files: patterns of the files that are damaged, one in each case.
-        check: bits of the check of a part; 0 where the format has none.
-        opened: the content that is damaged, where `sealed` makes all checks right again: nothing is
-            then told by them.
+        folder: of the files, below the work folder.
+        read: Returns the parts of a file, or of its folder; None if it refuses the file.
+        files: patterns of the files that are damaged, one file per case.
+        check: bits of the check of a part; 0 if the format has none.
+        open: Returns the content of a file that is damaged instead of the file itself.
+        seal: Returns a file with damaged content whose checks are right, from the undamaged file
+            and the content.
     """
 
     folder: str
     read: Callable[[Path], Parts | None]
     files: tuple[str, ...] = ("*",)
     check: int = 0
-    opened: Callable[[bytes], bytes] | None = None
-    sealed: Callable[[bytes, bytes], bytes] | None = None
+    open: Callable[[bytes], bytes] | None = None
+    seal: Callable[[bytes, bytes], bytes] | None = None
 
-    def paths(self, ground: Path) -> list[Path]:
-        """The files that are damaged."""
-        return sorted(
-            {path for pattern in self.files for path in (ground / self.folder).glob(pattern)}
-        )
+    def paths(self, work: Path) -> list[Path]:
+        """Return the files that are damaged."""
+        folder = work / self.folder
+        return sorted({path for pattern in self.files for path in folder.glob(pattern)})
 
-    def case(self, ground: Path, seed: int, number: int) -> tuple[Path, bytes]:
-        """The file that a case damages, and what it becomes."""
-        draw = random.Random(f"{seed} {self.folder} {self.files} {number}")
-        path = draw.choice(self.paths(ground))
+    def make_case(self, work: Path, seed: int, number: int) -> tuple[Path, bytes]:
+        """Return the file that a case damages, and its damaged content."""
+        rng = random.Random(f"{seed} {self.folder} {self.files} {number}")
+        path = rng.choice(self.paths(work))
         content = path.read_bytes()
-        if self.opened and self.sealed:
-            return path, self.sealed(content, damaged(self.opened(content), draw))
-        return path, damaged(content, draw)
+        if self.open and self.seal:
+            return path, self.seal(content, damage(self.open(content), rng))
+        return path, damage(content, rng)
 
-    def expected(self, ground: Path) -> dict[str, Parts]:
-        """What the undamaged files hold, by path, read by a process of its own: none inherits its
-        threads.
+    def read_undamaged(self, work: Path) -> dict[str, Parts]:
+        """Return the parts of the undamaged files, by path. Raises InputError if one has a fault.
+
+        A process of its own reads them, so that its threads are not inherited.
         """
-        told = "".join(
-            _in_child(
-                lambda say: say(
-                    json.dumps({str(one): self.read(one) for one in self.paths(ground)})
-                )
-            )
-        )
-        found: dict[str, Parts] = json.loads(told or "{}")
-        if not found or any(not parts or "told" in parts for parts in found.values()):
-            raise InputError(f"the files in {ground / self.folder} can't be read undamaged: {told}")
-        return found
+        files: dict[str, Parts] = {}
+        with suppress(CalledProcessError):
+            paths = self.paths(work)
+            (files,) = _in_child(lambda say: say({str(path): self.read(path) for path in paths}))
+        if not files or any(not parts or "fault" in parts for parts in files.values()):
+            raise InputError(f"the files in {work / self.folder} can't be read undamaged")
+        return files
 
     def run(
-        self, ground: Path, seed: int, numbers: Sequence[int], expected: Mapping[str, Parts]
+        self, work: Path, seed: int, numbers: Sequence[int], expected: Mapping[str, Parts]
     ) -> Iterator[Measured]:
-        """Yield what each case took, in order. If a process ends in one, another goes on."""
+        """Yield what each case took, in order. If a case ends the process, another goes on."""
         left = list(numbers)
         while left:
-            before = {path: path.read_bytes() for path in self.paths(ground)}
+            contents = {path: path.read_bytes() for path in self.paths(work)}
             code = 0
-            for line in _in_child(lambda say: self._run(ground, seed, left, expected, say)):
-                if line.startswith("exit code"):
-                    code = int(line.split()[-1])
-                else:
+            try:
+                for measured in _in_child(partial(self._run, work, seed, left, expected)):
                     left.pop(0)
-                    yield Measured(**json.loads(line))
+                    yield measured
+            except CalledProcessError as error:
+                code = error.returncode
             if left:
-                for path, content in before.items():
+                for path, content in contents.items():
                     path.write_bytes(content)
                 left.pop(0)
-                yield Measured.ended(code)
+                yield Measured.of_exit(code)
 
     def _run(
         self,
-        ground: Path,
+        work: Path,
         seed: int,
         numbers: Sequence[int],
         expected: Mapping[str, Parts],
-        say: Callable[[str], None],
+        say: Say,
     ) -> None:
         for number in numbers:
-            path, content = self.case(ground, seed, number)
-            before = path.read_bytes()
+            path, content = self.make_case(work, seed, number)
+            undamaged = path.read_bytes()
             path.write_bytes(content)
             measured = self.measure(path, expected[str(path)], len(content))
-            path.write_bytes(before)
-            say(json.dumps(vars(measured)))
+            path.write_bytes(undamaged)
+            say(measured)
 
-    def measure(self, path: Path, expected: Parts, size: int) -> Measured:
-        """Read a file of a case in this process, whose memory and time are limited from now on."""
+    def measure(self, path: Path, expected: Parts | None, size: int) -> Measured:
+        """Read a file in this process, whose memory and time are limited from now on.
+
+        Without expected parts, the reader may return any.
+        """
         faulthandler.enable()
-        resource.setrlimit(
-            resource.RLIMIT_AS, (resident("VmSize") + (4 << 30), resource.RLIM_INFINITY)
-        )
         signal.alarm(_PATIENCE)
-        resource.setrlimit(
-            resource.RLIMIT_CPU, (int(time.process_time()) + 4 * SECONDS, resource.RLIM_INFINITY)
-        )
+        _limit(resource.RLIMIT_AS, resident("VmSize") + (4 << 30))
+        _limit(resource.RLIMIT_CPU, int(time.process_time()) + 4 * SECONDS)
         Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
         begun = time.process_time()
-        rest = resident("VmRSS")
-        mapped = resident("RssFile")
-        fault = _fault(self.read, path, expected)
-        peak = (
-            resident("VmHWM") - rest - (resident("RssFile") - mapped)
-        )  # without the libraries' own pages
+        # pages of files, such as those of libraries, do not count
+        before = resident("VmRSS") - resident("RssFile")
+        fault = _find_fault(self.read, path, expected)
+        peak = resident("VmHWM") - resident("RssFile") - before
         measured = Measured(fault, peak, time.process_time() - begun, size)
-        if not fault or fault == "accepted":
-            measured.fault = (
-                "hang" if measured.seconds > SECONDS else "memory" if measured.excess > 1 else fault
-            )
+        if fault in ("", "accepted"):
+            if measured.seconds > SECONDS:
+                measured.fault = "hang"
+            elif measured.excess > 1:
+                measured.fault = "memory"
         return measured
 
     def bomb(self, make: Callable[[Path], Path], folder: Path) -> Measured:
-        """Yield what a constructed case took, of which nothing has to be read."""
+        """Make a constructed file in a folder, and return what reading it took."""
         path = make(folder)
-        size = sum(
-            file.stat().st_size
-            for file in ([path] if path.parent == folder else folder.rglob("*"))
-            if file.is_file()
-        )
-
-        def work(say: Callable[[str], None]) -> None:
-            say(json.dumps(vars(self.measure(path, {}, size))))
-
-        *_, last = [*_in_child(work)] or ["exit code -6"]
-        if last.startswith("exit code"):
-            return Measured.ended(int(last.split()[-1]), size)
-        measured = Measured(**json.loads(last))
-        return dataclasses.replace(measured, fault=measured.fault.replace("accepted", ""))
-
-
-def _in_child(work: Callable[[Callable[[str], None]], None]) -> Iterator[str]:
-    """The lines that a process of its own says, and "exit code N" where it is not 0."""
-    listen, say = os.pipe()
-    child = os.fork()
-    if not child:
-        code = 1
+        files = [path] if path.parent == folder else folder.rglob("*")
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        measured: Measured
         try:
-            with os.fdopen(say, "w", buffering=1) as lines:
-                work(lambda line: print(line, file=lines))
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    os.close(say)
-    with os.fdopen(listen) as lines:
-        for line in lines:
-            yield line.rstrip("\n")
-    if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-        yield f"exit code {code}"
+            (measured,) = _in_child(lambda say: say(self.measure(path, None, size)))
+        except CalledProcessError as error:
+            return Measured.of_exit(error.returncode, size)
+        return measured
 
 
-def _fault(read: Callable[[Path], Parts | None], path: Path, expected: Parts) -> str:
-    """What a reader does wrong with a file."""
+def _limit(resource_kind: int, limit: int) -> None:
+    resource.setrlimit(resource_kind, (limit, resource.RLIM_INFINITY))
+
+
+def _in_child(call: Callable[[Say], None]) -> Iterator[Any]:
+    """Yield the values that a call says in a process of its own. Raises CalledProcessError at the
+    end if the exit code is not 0.
+    """
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=call, args=(sender.send,))
+    process.start()
+    sender.close()
+    with suppress(EOFError):
+        while True:
+            yield receiver.recv()
+    process.join()
+    if process.exitcode:
+        raise CalledProcessError(process.exitcode, "a reader")
+
+
+def _find_fault(read: Callable[[Path], Parts | None], path: Path, expected: Parts | None) -> str:
+    """Return what a reader does wrong with a file, or "" for nothing."""
     try:
-        found = read(path)
+        parts = read(path)
     except (InputError, OSError):
         return ""
     except MemoryError:
@@ -322,79 +306,86 @@ def _fault(read: Callable[[Path], Parts | None], path: Path, expected: Parts) ->
         traceback.print_exc()
         last = traceback.extract_tb(error.__traceback__)[-1]
         return f"crash: {type(error).__name__}, {Path(last.filename).name}:{last.lineno}"
-    if found is None:
+    if parts is None or expected is None:
         return ""
-    told = found.pop("told", "")
-    wrong = any(expected.get(name) != digest for name, digest in found.items())
-    return "accepted" if wrong or (not told and len(found) < len(expected)) else ""
+    reported = parts.pop("fault", "")
+    changed = any(expected.get(name) != part for name, part in parts.items())
+    is_short = len(parts) < len(expected) and not reported
+    return "accepted" if changed or is_short else ""
 
 
-def resident(what: str) -> int:
-    """VmRSS, VmHWM (its peak) or VmSize of this process in bytes."""
-    found = re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
+def resident(field: str) -> int:
+    """Return a field of /proc/self/status in bytes: VmRSS, RssFile, VmHWM (the peak of VmRSS) or
+    VmSize.
+    """
+    kilobytes = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(kilobytes[1]) * 1024 if kilobytes else 0
 
 
 def digest(value: Any) -> str:
-    """Of plain values, bytes, arrays and tensors, or lists and mappings of these."""
+    """Return the digest of a plain value, bytes, an array or a tensor, or of lists and mappings of
+    these.
+    """
     if isinstance(value, (list, tuple)):
-        value = [digest(one) for one in value]
+        value = [digest(item) for item in value]
     elif isinstance(value, Mapping):
-        value = [(str(name), digest(one)) for name, one in value.items()]
+        value = [(str(name), digest(item)) for name, item in value.items()]
     elif isinstance(value, (np.ndarray, torch.Tensor)):
         array = np.asarray(value)
         value = (array.shape, array.dtype.str, array.tobytes())
     return hashlib.blake2b(repr(value).encode(), digest_size=16).hexdigest()
 
 
-def _of_run(path: Path) -> Parts:
-    run = next(one for one in path.parents if (one / "priors").is_dir())
+def _read_run(path: Path) -> Parts:
+    run = next(parent for parent in path.parents if (parent / "priors").is_dir())
     model = Model(run)
     priors = model.priors
-    found = {
+    weights = [network.state_dict() for network in priors.networks]
+    content = {
         "config": to_dict(model.config),
         "weights": model.autoencoder.state_dict(),
         "tables": model.entropy_model.content,
+        "priors": [weights, priors.classes, priors.class_counts],
     }
-    found["priors"] = [
-        [one.state_dict() for one in priors.networks],
-        priors.classes,
-        priors.class_counts,
-    ]
-    return {name: digest(value) for name, value in found.items()} | {
-        "card": export._read_evaluation(RunFolder(run))
-    }
+    parts = {name: digest(value) for name, value in content.items()}
+    return parts | {"card": export._read_evaluation(RunFolder(run))}
 
 
-def _with_meta(content: bytes, meta: bytes) -> bytes:
+def _open_weights(content: bytes) -> bytes:
+    return storage._header(content)[0].encode()
+
+
+def seal_weights(content: bytes, meta: bytes) -> bytes:
+    """Return a weights file with another description, and the right digest."""
     tensors = load(content)
     text = meta.decode("latin-1")
     return save(tensors, {"format": "pt", "meta": text, "digest": storage._digest(tensors, text)})
 
 
-def _tables_opened(content: bytes) -> bytes:
+def _read_tables(path: Path) -> Parts:
+    return {"": digest(read_entropy_model(path.read_bytes()).content)}
+
+
+def _open_tables(content: bytes) -> bytes:
     end = 12 + int.from_bytes(content[8:12], "little")
     return content[8:end] + zlib.decompress(content[end:])[:-4]
 
 
-def _tables_sealed(content: bytes, plain: bytes) -> bytes:
+def _seal_tables(content: bytes, plain: bytes) -> bytes:
     end = 4 + int.from_bytes(plain[:4], "little")
-    return (
-        content[:8]
-        + plain[:end]
-        + zlib.compress(plain[end:] + zlib.crc32(plain[4:end]).to_bytes(4, "little"), 1)
-    )
+    check = zlib.crc32(plain[4:end]).to_bytes(4, "little")
+    return content[:8] + plain[:end] + zlib.compress(plain[end:] + check, 1)
 
 
-def _of_maps(path: Path) -> Parts | None:
-    found = codemaps.read_maps(path.parent, "train", {"of": 1}, (4, 300))
-    return None if found is None else {"": digest([found.levels, found.labels, found.classes])}
+def _read_code_maps(path: Path) -> Parts | None:
+    maps = codemaps.read_maps(path.parent, "train", {"of": 1}, (4, 300))
+    return None if maps is None else {"": digest([maps.levels, maps.labels, maps.classes])}
 
 
-def _of_zip(path: Path) -> Parts:
+def _read_zip(path: Path) -> Parts:
     contents = [content for _, content in zips.read_zip(path)]  # no check covers the names
-    found = {digest(content): "whole" for content in contents if content is not None}
-    return found | ({"told": "yes"} if None in contents else {})
+    parts = {digest(content): "whole" for content in contents if content is not None}
+    return parts | ({"fault": "damaged entries"} if None in contents else {})
 
 
 @cache
@@ -402,76 +393,65 @@ def _entropy_model() -> EntropyModel:
     return Model(MODEL).entropy_model
 
 
-def _of_file(path: Path) -> Parts:
-    found = hrv.read(_entropy_model(), [path.read_bytes()])[0]
+def _read_file_of_codes(path: Path) -> Parts:
     entropy_model = _entropy_model()
-    levels = {f"{number}": digest(level) for number, level in enumerate(found.codes)}
-    cut = found.fault or len(levels) < len(entropy_model.symbols)  # fewer levels are a whole file
-    size = {"size": digest(found.size)} if levels else {}  # the first check is of size and level 1
-    return size | levels | ({"told": "yes"} if cut else {})
+    file = hrv.read(entropy_model, [path.read_bytes()])[0]
+    parts = {f"{number}": digest(level) for number, level in enumerate(file.codes)}
+    if parts:  # the first check is that of the size and of level 1
+        parts["size"] = digest(file.size)
+    # a file of fewer levels may be whole
+    if file.fault or len(file.codes) < len(entropy_model.symbols):
+        parts["fault"] = "levels are missing"
+    return parts
 
 
-def _of_shards(path: Path) -> Parts:
+def _read_shards(path: Path) -> Parts:
     shards = find_shards(path.parent)
-    found = Parts()
+    parts = Parts()
     for rows in read_rows(shards.paths, 2):
-        for place, key in enumerate(rows.keys):
-            found[key] = digest(
-                [rows.labels[place], rows.sizes[place], [one[place] for one in rows.codes]]
-            )
-    return found | {"about": digest([shards.broken, shards.classes, str(Plan.read(path.parent))])}
+        for row, key in enumerate(rows.keys):
+            codes = [level[row] for level in rows.codes]
+            parts[key] = digest([rows.labels[row], rows.sizes[row], codes])
+    about = [shards.broken, shards.classes, str(Plan.read(path.parent))]
+    return parts | {"about": digest(about)}
 
 
-def _of_images(path: Path) -> Parts:
+def _read_images(path: Path) -> Parts:
     source = open_whole(path.with_name(path.name.replace("-labels", "")))
-    rows = range(min(len(source), 2000))
-    images = {source.name(row): decode_image(partial(source.open, row), 3) for row in rows}
-    return {"labels": digest(source.labels)} | {
-        name: digest(image.pixels) for name, image in images.items()
-    }
+    parts = {"labels": digest(source.labels)}
+    for row in range(min(len(source), 2000)):
+        image = decode_image(partial(source.open, row), 3)
+        parts[source.name(row)] = digest(image.pixels)
+    return parts
 
 
-def _of_set(path: Path) -> Parts:
-    images = load_images(
-        DataConfig(dataset="mnist", root=str(path.parent), size=12, channels=1), "train"
-    )
+def _read_mnist(path: Path) -> Parts:
+    config = DataConfig(dataset="mnist", root=str(path.parent), size=12, channels=1)
+    images = load_images(config, "train")
     return {"": digest([images.pixels, images.labels])}
 
 
 _WEIGHTS = ("model.safetensors", "p*/**/model.safetensors")
 READERS = {
-    "run": Reader("trained", _of_run, (*_WEIGHTS, "tables.hrvt"), 128),
-    "sealed run": Reader(
-        "trained",
-        _of_run,
-        _WEIGHTS,
-        opened=lambda content: storage._header(content)[0].encode(),
-        sealed=_with_meta,
-    ),
+    "run": Reader("trained", _read_run, (*_WEIGHTS, "tables.hrvt"), 128),
+    "sealed run": Reader("trained", _read_run, _WEIGHTS, open=_open_weights, seal=seal_weights),
     "texts of a run": Reader(
-        "trained", _of_run, ("config.yaml", "metrics.jsonl", "p*/**/config.yaml")
+        "trained", _read_run, ("config.yaml", "metrics.jsonl", "p*/**/config.yaml")
     ),
-    "tables": Reader(
-        "tables", lambda path: {"": digest(read_entropy_model(path.read_bytes()).content)}, check=32
-    ),
-    "sealed tables": Reader(
-        "tables",
-        lambda path: {"": digest(read_entropy_model(path.read_bytes()).content)},
-        opened=_tables_opened,
-        sealed=_tables_sealed,
-    ),
-    "code maps": Reader("maps", _of_maps, check=128),
-    "zip": Reader("zips", _of_zip, check=32),
-    "file of codes": Reader("codes", _of_file, ("**/*.hrv",), 8),
-    "shards of codes": Reader("shards", _of_shards, ("[!.]*",)),
-    "tar": Reader("tars", _of_images, ("*.tar",)),
-    "Parquet of images": Reader("parquets", _of_images),
-    "npy and npz": Reader("arrays", _of_images),
+    "tables": Reader("tables", _read_tables, check=32),
+    "sealed tables": Reader("tables", _read_tables, open=_open_tables, seal=_seal_tables),
+    "code maps": Reader("maps", _read_code_maps, check=128),
+    "zip": Reader("zips", _read_zip, check=32),
+    "file of codes": Reader("codes", _read_file_of_codes, ("**/*.hrv",), 8),
+    "shards of codes": Reader("shards", _read_shards, ("[!.]*",)),
+    "tar": Reader("tars", _read_images, ("*.tar",)),
+    "Parquet of images": Reader("parquets", _read_images),
+    "npy and npz": Reader("arrays", _read_images),
     "image": Reader("image", lambda path: {"": digest(decode_image(path, 3).pixels)}),
-    "MNIST": Reader("data/mnist", _of_set, ("train*",), 32),
+    "MNIST": Reader("data/mnist", _read_mnist, ("train*",), 32),
     "configuration": Reader("configs", lambda path: {"": digest(to_dict(from_file(path)))}),
     "metrics": Reader("metrics", lambda path: {"": digest(MetricsLog(path, 10**9).records)}),
 }
-"""By name. Texts, arrays and images of others have no check of their own, or one that their readers
-do not compare.
+"""By name. Texts, arrays and images of other programs have no check, or their readers do not
+compare it.
 """

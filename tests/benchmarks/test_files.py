@@ -19,7 +19,7 @@ from benchmarks.files.curves import (
     Count,
     Curve,
     FileCodec,
-    against,
+    compare_curve,
     measure,
     squared_errors,
 )
@@ -188,7 +188,7 @@ def test_a_curve_beside_others():
     good = curve("good", [80, 120], [0.02, 0.02])
     poor = curve("poor", [10, 120], [0.08, 0.08])
     ideal = curve("ideal", [1], [0.001], whole=False)
-    small, large = against(ours, [good, poor, ideal])
+    small, large = compare_curve(ours, [good, poor, ideal])
     # what others beat is left out
     assert small["setting"] == "setting 1"
     assert large["setting"] == "setting 2"

@@ -133,7 +133,7 @@ def read(path):
         case 3:
             raise KeyError(0)
         case 4:
-            return {"": "as it was", "told": "yes"}
+            return {"": "as it was", "fault": "yes"}
     return {"": "as it was" if content == INTACT else "other"}
 
 
@@ -142,11 +142,11 @@ def test_each_case_is_told(tmp_path, capfd):
     file.parent.mkdir()
     file.write_bytes(INTACT)
     reader = Reader("x", read)
-    expected = reader.expected(tmp_path)
+    expected = reader.read_undamaged(tmp_path)
     assert expected == {str(file): {"": "as it was"}}
     cases = list(reader.run(tmp_path, 0, range(60), expected))
     for index, case in enumerate(cases):
-        path, content = reader.case(tmp_path, 0, index)
+        path, content = reader.make_case(tmp_path, 0, index)
         assert path.read_bytes() == INTACT  # the file is put back
         fault = "" if content == INTACT else FAULTS[len(content) % 6]
         assert case.fault.startswith(fault)

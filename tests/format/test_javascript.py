@@ -67,7 +67,7 @@ def agree(result, picture):
 
 
 def damaged(content, random):
-    return readers.damaged(content, Random(int(random.integers(2**32)))) or content[:1]
+    return readers.damage(content, Random(int(random.integers(2**32)))) or content[:1]
 
 
 def test_golden_files_have_the_codes_that_they_were_made_of():
