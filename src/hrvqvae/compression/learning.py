@@ -42,7 +42,7 @@ _SMALL_HIDDEN = 16  # of a network for web pages
 _FIRST_RATE = 0.02
 _LAST_RATE = 0.0002
 # the table and the weights become integers of at most these magnitudes; with 127 in the table,
-# files of codes are 0.05% smaller, and that of the networks is 60% larger
+# files of codes are 0.05% smaller, and the file of the networks is 60% larger
 _LARGEST_ENTRY = 31
 _LARGEST_WEIGHT = 127
 _LARGEST_SCORE = 1 << 29  # half of what `EntropyNetwork` admits, since rounding adds to it
@@ -94,7 +94,7 @@ def _train(
     nats = 0.0
     for index in range(len(order)):
         image = order[index]
-        # also with the codes of the level itself: features lie at earlier positions only
+        # The maps include the codes of the level itself. Its features see earlier positions only.
         fill_maps(codes, image, begins, grids, symbols, groups, level + 1, maps)
         step_size = np.float32(rate * decay ** (index / len(order)))
         for position in positions[index]:
@@ -152,8 +152,8 @@ def _round_parameters(parameters: Parameters, contexts: Contexts) -> EntropyNetw
     scaled_weights = weights / scale * steps_per_nat
     scaled_offsets = offsets.astype(np.float64) * steps_per_nat
 
-    # the most fractional bits with which the scores fit 32 bits, and weights their limit
-    num_rows = len(contexts.features) + 1  # with the zone
+    # the largest shift with which scores fit 32 bits and weights stay within their limit
+    num_rows = len(contexts.features) + 1  # that a code adds: a row per feature, and its zone's
     largest_hidden = np.abs(rounded_bias) + float(_LARGEST_ENTRY) * num_rows
     largest_score = (np.abs(scaled_weights) @ largest_hidden + np.abs(scaled_offsets)).max() + 1.0
     weight_shift = max(0, math.floor(math.log2(_LARGEST_WEIGHT / np.abs(scaled_weights).max())))
@@ -216,8 +216,11 @@ def learn_level(
     )
     sides = layout.grids.max(0) + 2 * FRAME
     maps = np.zeros((len(contexts.groups), *sides), np.int32)
-    decay = (_LAST_RATE / _FIRST_RATE) ** (1 / _EVALUATIONS)
-    shared = level, layout.arrays, contexts.arrays, maps, parameters
+    decay = (_LAST_RATE / _FIRST_RATE) ** (1 / _EVALUATIONS)  # from an evaluation to the next
+
+    def train(order: Integers, positions: Integers, rate: float) -> float:
+        arrays = layout.arrays, contexts.arrays, maps, parameters
+        return float(_train(codes, order, positions, level, *arrays, rate, decay))
 
     # held-out images, and the variants of the others
     num_held_out = max(1, min(num_images // 20, _MOST_HELD_OUT))
@@ -237,6 +240,7 @@ def learn_level(
         max(_MULTIPLY_ADDS / cost_per_update, _LEAST_UPDATES),
         _MOST_PASSES * num_positions * len(others),
     )
+    # images visited before each evaluation
     num_visits = max(1, int(num_updates / visited_positions / _EVALUATIONS))
 
     # the first network is kept if no state has fewer bits than equally likely symbols
@@ -245,8 +249,8 @@ def learn_level(
     for evaluation in range(_EVALUATIONS):
         order = others[rng.integers(0, len(others), num_visits)]
         positions = rng.integers(0, num_positions, (num_visits, visited_positions))
-        _train(codes, order, positions, *shared, _FIRST_RATE * decay**evaluation, decay)
-        bits = float(_train(codes, held_out, all_positions, *shared, 0.0, decay))
+        train(order, positions, _FIRST_RATE * decay**evaluation)
+        bits = train(held_out, all_positions, 0.0)
         if bits < best_bits:
             best = copy.deepcopy(parameters)
             best_bits = bits

@@ -5,6 +5,9 @@ A group is one or several consecutive levels, whose codes at a position form one
 is a group at an offset. For coarser levels the offset points anywhere nearby; for the level itself
 it points to an earlier position in raster order. docs/format.md defines how frequencies follow from
 the features.
+
+To keep tables small, levels are divided into families, and no group has levels of two families. A
+family is a run of levels with at most 4,096 values together, 512 for web pages.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 import numpy as np
@@ -33,17 +36,17 @@ POWERS: Integers = np.array(
     np.int64,
 )
 
-# at most, per family, group and distant group
+# most values of a family, of a group, and of a group of another family than the level's
 _FAMILY_VALUES = 4096
 _GROUP_VALUES = 512
 _DISTANT_VALUES = 64
 _EARLIER_OFFSETS = sorted(
-    ((dy, dx) for dy in range(-3, 1) for dx in range(-3, 4) if (dy, dx) < (0, 0)),
+    (offset for offset in product(range(-3, 1), range(-3, 4)) if offset < (0, 0)),
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
 )  # nearest first
-_SMALL_FAMILY_VALUES = 512  # at most, per family of small contexts
+_SMALL_FAMILY_VALUES = 512  # most values of a family for web pages
 _CROSS_OFFSETS = ((0, 0), (-1, 0), (0, -1), (0, 1), (1, 0))
-_AROUND_OFFSETS = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3))
+_AROUND_OFFSETS = tuple(product(range(-2, 3), range(-2, 3)))
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,11 @@ class Contexts:
         """Check that each feature exists, is near and is decoded before the code. Raises
         DamagedFileError.
         """
-        sound = len(self.symbols) == self.level + 1 and -1 <= self.selecting < len(self.groups) > 0
+        num_groups = len(self.groups)
+        sound = len(self.symbols) == self.level + 1
+        sound = sound and num_groups > 0 and -1 <= self.selecting < num_groups
         sound = sound and all(0 <= first <= last <= self.level for first, last in self.groups)
-        sound = sound and all(0 <= group < len(self.groups) for group, _, _ in self.features)
+        sound = sound and all(0 <= group < num_groups for group, _, _ in self.features)
         if not sound or (self.selecting >= 0 and self.groups[self.selecting][1] == self.level):
             raise DamagedFileError(
                 f"contexts of level {self.level + 1} name levels or groups that are not there"
@@ -156,13 +161,16 @@ def _make_contexts(
 
 
 def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
-    """Return the usual contexts of a level. A family is a run of levels that have at most 4,096
-    values together.
+    """Return the usual contexts of a level.
 
-    The features of earlier positions are the family at the two nearest, a group of up to 512 values
-    at the next four, and the code of the level alone at the next six (eighteen at the coarsest
-    level). Coarser levels are seen at the position and its neighbours, in groups of up to 512
-    values within the family and of up to 64 values beyond.
+    Earlier positions are seen in the group that ends at the level. At the two nearest positions it
+    has up to 4,096 values, and at the next four up to 512. At the next six it is the level alone,
+    at the coarsest level also at twelve more.
+
+    Coarser levels are divided into groups, of up to 512 values in the level's own family and of up
+    to 64 in others. Each group is seen at the position and its eight neighbours. If the group next
+    to the level has at most 64 values, it is seen up to two positions away. It selects the output
+    weights if it is of the level's family and its values times the symbols are at most 4,096.
     """
     starts = _find_families(symbols[: level + 1], _FAMILY_VALUES)
     limits = [_FAMILY_VALUES] * 2 + [_GROUP_VALUES] * 4 + [1] * (6 if level else 18)
@@ -175,13 +183,14 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
     last = level - 1
     selecting = None
     while last >= 0:
-        most = _GROUP_VALUES if last >= starts[-1] else _DISTANT_VALUES
+        is_same_family = last >= starts[-1]
+        most = _GROUP_VALUES if is_same_family else _DISTANT_VALUES
         group = _find_group(last, symbols, starts, grids, most)
         values = math.prod(symbols[group[0] : last + 1])
         is_next = last == level - 1
         reach = 2 if is_next and values <= _DISTANT_VALUES else 1
         placed += [(group, offset) for offset in _AROUND_OFFSETS if max(map(abs, offset)) <= reach]
-        if is_next and level not in starts and values * symbols[level] <= _FAMILY_VALUES:
+        if is_next and is_same_family and values * symbols[level] <= _FAMILY_VALUES:
             selecting = group
         last = group[0] - 1
     return _make_contexts(level, symbols, placed, selecting)
@@ -191,14 +200,16 @@ def web_contexts(level: int, symbols: Sequence[int]) -> Contexts:
     """Return few contexts, for an entropy model of some 15 kilobytes per level that a web page
     downloads.
 
-    A family has at most 512 values. The features are the group that ends at the level, at the four
-    nearest earlier positions, and the groups that end at the next coarser level of the family and
-    at the last levels of the three families before. The group of coarser levels of the family
-    selects the output weights.
+    The features are the group that ends at the level, at the four nearest earlier positions, and
+    the groups that end at the next coarser level of the family and at the last levels of the three
+    families before. The first two of these are also seen at the four neighbours. The group of
+    coarser levels of the family selects the output weights.
     """
     starts = _find_families(symbols[: level + 1], _SMALL_FAMILY_VALUES)
-    one_grid = [(1, 1)] * (level + 1)
-    lasts = [start - 1 for start in starts[:0:-1][:3]]
+    one_grid = [(1, 1)] * (level + 1)  # a model for web pages has a single grid, of any size
+
+    # the last levels of the families before, nearest first
+    lasts = [start - 1 for start in starts[:0:-1]][:3]
     if level > starts[-1]:
         lasts.insert(0, level - 1)
     own, *groups = [
@@ -240,7 +251,7 @@ class EntropyNetwork:
                 " need"
             )
 
-        # an upper bound of all scores and intermediate sums
+        # An upper bound of all scores and intermediate sums: each feature adds one of its rows.
         table, bias, weights, offsets = (
             np.abs(array.astype(np.int64))
             for array in (self.table, self.bias, self.weights, self.offsets)
@@ -256,8 +267,8 @@ class EntropyNetwork:
         """Table, bias, weights, offsets, groups, features, selecting group and shift, for
         kernels.
         """
-        parameters = self.table, self.bias, self.weights, self.offsets
-        return *parameters, *self.contexts.arrays, self.shift
+        contexts = self.contexts.arrays
+        return self.table, self.bias, self.weights, self.offsets, *contexts, self.shift
 
 
 ABSENT: tuple[Any, ...] = (

@@ -70,8 +70,8 @@ def read_zip(path: Path) -> Iterator[tuple[str, bytes | None]]:
 
     Raises OSError, and DamagedFileError if nothing can be read.
     """
-    names = set[str]()  # read whole
-    suspects = list[str]()  # an entry of any name, since its name may be what is damaged
+    names = set[str]()  # of files that were read
+    suspects = list[str]()  # names of lost entries, of any suffix: a damaged name may have another
     entries = list[ZipInfo]()
     is_directory_whole = False
     with path.open("rb") as stream:
@@ -81,9 +81,11 @@ def read_zip(path: Path) -> Iterator[tuple[str, bytes | None]]:
 
             # `ZipFile` accepts a directory that has lost entries at its end
             stream.seek(opened.start_dir)
-            is_directory_whole = stream.read().count(_DIRECTORY_SIGNATURE) == len(entries) > 0
+            num_listed = stream.read().count(_DIRECTORY_SIGNATURE)
+            is_directory_whole = num_listed == len(entries) and num_listed > 0
 
-        # the bytes from an entry to the next are those of the first entry that names them
+        # An entry has the bytes up to the next one. A second entry at its offset shares them, and
+        # has no room.
         offsets = sorted({entry.header_offset for entry in entries})
         rooms = {begin: end - begin for begin, end in pairwise([*offsets, path.stat().st_size])}
         for entry in entries:
@@ -118,9 +120,7 @@ def _holds_codes(name: str) -> bool:
 def _read_entry(opened: ZipFile, entry: ZipInfo, room: int) -> bytes | None:
     """Return the content of an entry; None if it is lost, b"" if it is sound but no file of codes.
 
-    Such an entry is opened alone, which compares its name in the directory with that in its header:
-    the directory may be damaged, and the entry a file of codes. `room` is the number of bytes up to
-    the next entry.
+    `room` is the number of bytes up to the next entry.
     """
     most = _MOST_BYTES + _MOST_BYTES_PER_BYTE * entry.compress_size
     if _holds_codes(entry.filename):
@@ -128,9 +128,9 @@ def _read_entry(opened: ZipFile, entry: ZipInfo, room: int) -> bytes | None:
         if not known or entry.compress_size > room or entry.file_size > most:
             return None
     try:
-        with opened.open(entry) as stream:
+        with opened.open(entry) as stream:  # compares the name with that in the entry's header
             if not _holds_codes(entry.filename):
-                return b""
+                return b""  # so its name is not a damaged name of a file of codes
             # no more than the limit is unpacked; the byte more checks the CRC-32 at the end
             content = stream.read(entry.file_size + 1)
             return content or None  # no file of codes is empty
@@ -148,12 +148,15 @@ def _find_entries(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
         for begin, end in pairwise([*begins, len(content)]):
             if end - begin < _HEADER.size:
                 continue
-            signature, method, check, size, *lengths = _HEADER.unpack_from(content, begin)
+            signature, method, check, size, name_length, extra_length = _HEADER.unpack_from(
+                content, begin
+            )
             name_begin = begin + _HEADER.size
-            name = content[name_begin : name_begin + lengths[0]].decode(errors="replace")
+            name_end = name_begin + name_length
+            name = content[name_begin:name_end].decode(errors="replace")
             if signature != _HEADER_SIGNATURE or not _holds_codes(name):
                 continue
-            first = name_begin + sum(lengths)
+            first = name_end + extra_length
             stored = content[first : min(first + size, end)]
             is_whole = method == ZIP_STORED and size and zlib.crc32(stored) == check
             yield name, stored if is_whole else None

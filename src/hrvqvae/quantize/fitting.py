@@ -18,11 +18,11 @@ from hrvqvae.utils.progress import task, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
 MOST_VALUES = 2**24  # of the vectors that are held at once: 64 MiB
-# vectors per codeword from which each codebook of a level has a k-means of its own, and codewords
-# of two vectors are split
+# A level with at least so many vectors per codeword is dense: each of its codebooks has its own
+# k-means, and codewords of two vectors are split.
 _ENOUGH_PER_CODEWORD = 8
-# added to the vectors of each codeword of a linked level: so many at the mean of all residuals of
-# the level with the same code
+# A codeword of a linked level is fitted as if so many more vectors had chosen it, at the mean of
+# all residuals with the same code in any codebook of the level.
 _PSEUDO_VECTORS = 2.0
 
 
@@ -66,11 +66,11 @@ def fit(
     sample, num_vectors, largest_batch = _draw_sample(batches(), start, rng)
     if num_vectors == 0:
         raise InputError("no vectors to fit to")
-    waiting("k-means start")  # says so
+    waiting("k-means start")
     even = quantizer.config.beam > 1  # a beam codes better with clusters of similar size
     sample = sample.to(quantizer.levels[0].count.device)
     quantizer.initialize(sample, rng, even=even, least=_ENOUGH_PER_CODEWORD)
-    weight = largest_batch / num_vectors
+    weight = largest_batch / num_vectors  # of a vector, for counts as of a batch
     with task("fit", num_vectors * passes, "vectors") as advance:
         for _ in range(passes):
             counts, totals = _sum_residuals(quantizer, batches(), advance)
@@ -129,16 +129,17 @@ def _refit(
     """Set codewords to the means of the residuals that chose them, by counts (num_books, m) and
     sums (num_books, m, D).
 
-    In levels of several codebooks a mean includes `_PSEUDO_VECTORS`. Each vector adds `weight` to
-    the count of its codeword. Codewords without vectors become 0, if they are not split.
+    In levels of several codebooks a mean includes `_PSEUDO_VECTORS`. A codeword without vectors
+    becomes the mean of these alone, or 0 in a single codebook. Each vector adds `weight` to the
+    count of its codeword.
     """
-    # How far this pass has moved the sum of the codewords down to each codeword of the coarser
-    # level, (K, D). It begins anew in each group of linked levels; moves of earlier groups are
-    # neglected.
-    shift = totals[0]  # not read for the first level, which has no coarser one
+    # `parent_shift` (K, 1, D): how far this pass has moved the sum of the codewords down to each
+    # codeword of the coarser level. It is 0 at the first level of a group of linked levels: moves
+    # of earlier groups are neglected.
     for level, count, total in zip(levels, counts, totals, strict=True):
         is_linked = level.num_books > 1
-        parent_shift = shift.unsqueeze(1) if is_linked else total.new_zeros(())
+        if not is_linked:
+            parent_shift = total.new_zeros(())
 
         # the residuals were taken before the coarser codewords moved
         total = total - count.unsqueeze(-1) * parent_shift
@@ -148,7 +149,8 @@ def _refit(
         if is_linked:
             denominator = (count + _PSEUDO_VECTORS).unsqueeze(-1)
             codewords = (total + _PSEUDO_VECTORS * mean_of_code) / denominator
-        shift = (codewords - level.codewords.detach() + parent_shift).flatten(0, 1)
+        shift = codewords - level.codewords.detach() + parent_shift
+        parent_shift = shift.flatten(0, 1).unsqueeze(1)
         level.set_codewords(slice(None), codewords.flatten(0, 1), count.flatten() * weight)
 
 
@@ -158,21 +160,22 @@ def _split_fullest(
     """Split the fullest codewords of each codebook in two, as long as the codebook has unused
     codewords.
 
-    A codeword is split if it has more vectors than leaves below it, or at least two where the level
-    has many vectors per codeword.
+    A codeword is split if it has more vectors than leaves below it. In a dense level
+    (`_ENOUGH_PER_CODEWORD`) two vectors are enough.
     """
     leaves = math.prod(quantizer.config.sizes)  # below the root
     for level, codebooks in enumerate(quantizer.levels):
         leaves //= codebooks.size  # below a codeword of this level
         is_dense = num_vectors >= _ENOUGH_PER_CODEWORD * codebooks.num_codewords
-        most_kept = 1 if is_dense else leaves  # vectors of a codeword that is not split
+        most_vectors = 1 if is_dense else leaves  # of a codeword that is not split
 
         # The k-th unused codeword of a codebook takes half of its k-th fullest one.
         unused = codebooks.count == 0
         rank = (unused.cumsum(1) - 1).clamp(min=0)  # means nothing at codewords that are used
         by_fullness = codebooks.count.argsort(dim=1, descending=True, stable=True)
         partner = by_fullness.gather(1, rank)
-        is_full = codebooks.count.gather(1, partner) > weight * (most_kept + 0.5)
+        # 0.5 more, since counts are rounded products of `weight`
+        is_full = codebooks.count.gather(1, partner) > weight * (most_vectors + 0.5)
         book, child = (unused & is_full).nonzero(as_tuple=True)
         if not len(book):
             continue
@@ -184,9 +187,9 @@ def _split_fullest(
         spread = codebooks.codewords.detach().std(correction=0)
         offset = noise.to(codewords.device) * spread / 20
 
-        # Copies of subtrees have counts in proportion: here half, as the source is still whole.
+        # The copy of the subtree gets half its counts, as `target` has half the count of `source`.
         codebooks.set_codewords(target, codewords + offset, half)
         quantizer.copy_subtrees(level, source, target)
-        # And here the same: the source's subtree gets the halved counts of its copy.
+        # Now both have the same count, and the subtree of `source` gets the halved counts back.
         codebooks.set_codewords(source, codewords - offset, half)
         quantizer.copy_subtrees(level, target, source)

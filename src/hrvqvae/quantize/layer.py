@@ -140,7 +140,7 @@ class TreeVQ(nn.Module):
                 levels=levels,
                 linked=linked,
                 beam=beam,
-                joint_beam=linked not in (0, levels),
+                joint_beam=linked not in (0, levels),  # of several groups
                 beta=beta,
                 level_betas=() if levels == 1 else betas,
                 coarse_weight=coarse_weight,
@@ -155,8 +155,9 @@ class TreeVQ(nn.Module):
         self.channel_last = channel_last
         processes = distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, processes)
-        start = min(_VECTORS_PER_CODEWORD * max(config.num_codewords), MOST_VALUES // dim)
-        start = start_vectors or max(_MIN_VECTORS, min(start, _MAX_VECTORS))
+        usual = _VECTORS_PER_CODEWORD * max(config.num_codewords)
+        usual = min(usual, _MAX_VECTORS, MOST_VALUES // dim)
+        start = start_vectors or max(_MIN_VECTORS, usual)
         self.schedule = CodebookSchedule(restart_every, total_steps, start, dim, processes)
 
     def forward(
@@ -188,11 +189,11 @@ class TreeVQ(nn.Module):
         dim = self.quantizer.config.dim
         channel = -1 if self.channel_last else 1
         if features.ndim < 2 or features.shape[channel] != dim or not features.is_floating_point():
-            shape = f"(B, ..., {dim})" if self.channel_last else f"(B, {dim}, ...)"
+            shapes = f"(B, {dim}, ...)", f"(B, ..., {dim})"
             raise InputError(
                 f"features are {features.dtype} {tuple(features.shape)}; they must be"
-                f" floating-point {shape} (channel_last={not self.channel_last} is for channels"
-                " elsewhere)"
+                f" floating-point {shapes[self.channel_last]}"
+                f" (channel_last={not self.channel_last}: {shapes[not self.channel_last]})"
             )
         inputs = features.movedim(channel, -1)  # (B, ..., D)
         positions = inputs.shape[:-1]
@@ -255,7 +256,7 @@ class TreeVQ(nn.Module):
                 with torch.device("cpu"), schedule.track_moves(quantizer):
                     quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
                 if len(sample) == schedule.start_vectors:
-                    # only now, as a fit that Ctrl-C ends is made again; sets the steps to 1
+                    # sets the steps to 1, last: a fit that Ctrl-C has ended is made again
                     schedule.finish_start()
         result: Quantized = quantizer(vectors)
 
@@ -388,7 +389,7 @@ class TreeVQ(nn.Module):
                 f" fewer than {len(sizes)} levels, and indices of all {len(sizes)}"
             )
 
-        # values that no index has would take the number of another prefix
+        # a value outside [0, m) would give the number of another prefix
         below = prefixes < prefixes.new_tensor(sizes[:length])
         is_prefix = ((prefixes >= 0) & below).all(-1, keepdim=True)
 
@@ -399,8 +400,9 @@ class TreeVQ(nn.Module):
         existing = existing.to(children.device)
         if (existing[1:] < existing[:-1]).any():
             existing = existing.sort().values
-        after = torch.searchsorted(existing, children, right=True)
-        return (after > torch.searchsorted(existing, children)) & is_prefix
+        begin = torch.searchsorted(existing, children)
+        end = torch.searchsorted(existing, children, right=True)
+        return (end > begin) & is_prefix
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Return the sum of the codewords for indices (..., l) of the first l levels, float32; zero

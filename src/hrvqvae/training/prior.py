@@ -66,8 +66,8 @@ class CodeBatch(NamedTuple):
 def read_codes(
     maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]
 ) -> CodeBatch:
-    """Read the codes of images for the prior of `levels`. Index i is row i % len(maps[0]) of map i
-    // len(maps[0]); all maps have the same labels.
+    """Read the codes of images for the prior of `levels`. Indices count through the images of all
+    maps, map after map; all maps have the same labels.
     """
     map_indices, rows = np.divmod(indices, len(maps[0]))
     arrays = [np.empty((len(rows), *level.shape[1:]), np.int64) for level in maps[0].levels]
@@ -108,9 +108,9 @@ def drop_classes(
     if label is None or not share:
         return label
     # drawn for the whole batch, of which all processes have equal shares
-    rank = distributed.rank_slice()
-    uniform = make_rng("class dropout", seed, step).random((rank.count, len(label)))[rank.rank]
-    is_dropped = torch.from_numpy(uniform < share).to(label.device, non_blocking=True)
+    process = distributed.rank_slice()
+    draws = make_rng("class dropout", seed, step).random((process.count, len(label)))
+    is_dropped = torch.from_numpy(draws[process.rank] < share).to(label.device, non_blocking=True)
     return torch.where(is_dropped, level.classes, label)
 
 
@@ -157,12 +157,14 @@ class PriorTask(Task):
         codes_folder = RunFolder(self.parent_run).codes
         config = dataclasses.replace(self.model_config, data=self.config.data)
         if prior.codes is None:
-            source = (self.model, self.autoencoder_digest, config, "train")
             copies = list(list_copies(prior.flip, prior.shifts, prior.variants))
             self.maps = [
                 load_or_extract(
                     codes_folder.with_name(copy.folder),
-                    *source,
+                    self.model,
+                    self.autoencoder_digest,
+                    config,
+                    "train",
                     self.compute.device,
                     say,
                     copy.augment,
@@ -170,7 +172,8 @@ class PriorTask(Task):
                 for copy in copies
             ]
             self.copy_labels = torch.tensor([copy.index for copy in copies])
-            with suppress(InputError):  # the codes do without images
+            # Images only tell whether the data has changed; codes may be there without them.
+            with suppress(InputError):
                 self.images = open_images(self.config.data, "train")
         elif prior.flip or prior.shifts or prior.variants:
             raise InputError(
@@ -210,8 +213,8 @@ class PriorTask(Task):
 
         If the classes differ, the weights that depend on classes keep their new values. If only the
         copied prior has a row for "no class", this row is left out. If only the new prior has such
-        a row, it is the mean of the classes. Layers and labels of copies that only the new prior
-        has change no logit yet.
+        a row, it is the mean of the classes. Layers, and labels of copies, that only the new
+        prior has begin without an effect on the logits.
         """
         assert isinstance(model, Prior)
         name = self.training.init_from
@@ -233,15 +236,16 @@ class PriorTask(Task):
             if self.classes != tuple(meta["classes"]):
                 not_copied.append(tensor_name)
             elif rows is not None and rows.shape != initial[tensor_name].shape:
+                # one row more, or one less
                 num_labels = model.level.labels
                 mean_rows = rows.mean(0).expand(max(0, num_labels - len(rows)), *rows.shape[1:])
                 weights[tensor_name] = torch.cat([rows, mean_rows])[:num_labels]
-        parts = model.fill_missing(weights)
+        remarks = [f"beginning with the prior of {level_names(self.levels)} of {name}"]
+        remarks += model.fill_missing(weights)
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", not_copied)
         if not_copied:
-            parts.append(f"{', '.join(sorted(not_copied))} anew: other classes")
-        message = f"beginning with the prior of {level_names(self.levels)} of {name}"
-        return ", ".join([message, *parts])
+            remarks.append(f"{', '.join(sorted(not_copied))} anew: other classes")
+        return ", ".join(remarks)
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         training = self.training
@@ -287,10 +291,12 @@ class PriorTask(Task):
             with self.compute.autocast():
                 bits += torch.tensor(measure_bits(prior, *batch[:3]))
         gathered = distributed.all_gather_numbers(*bits.tolist())
-        bits_per_image = [sum(column) / len(held_out) for column in zip(*gathered, strict=True)]
-        level_bits = [image_bits / math.prod(prior.level.grid) for image_bits in bits_per_image]
-        bits_per_code = sum(level_bits) / len(level_bits)
-        per_level = {"level_bits_per_code": level_bits} if len(level_bits) > 1 else {}
+
+        # of each level, per image and per code
+        image_bits = [sum(column) / len(held_out) for column in zip(*gathered, strict=True)]
+        code_bits = [level_bits / math.prod(prior.level.grid) for level_bits in image_bits]
+        bits_per_code = sum(code_bits) / len(code_bits)
+        per_level = {"level_bits_per_code": code_bits} if len(code_bits) > 1 else {}
 
         # the least of the earlier evaluations; an edited log may hold anything
         best = math.inf
@@ -301,9 +307,9 @@ class PriorTask(Task):
         # saved before it is logged: a run that is killed in between evaluates this step again
         if bits_per_code <= best and distributed.is_rank_zero():
             with explain_save_errors(self.run, state.step):
-                self._write(state, level_bits)
+                self._write(state, code_bits)
         comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
-        total = sum(bits_per_image)
+        total = sum(image_bits)
         line = (
             f"held out: {bits_per_code:.4f} bits per code, {total:.1f} bits per image"
             f"  ({comparison})"
@@ -318,11 +324,11 @@ class PriorTask(Task):
         if not self.run.model.is_file():
             self._write(state, [math.nan] * len(self.levels))
 
-    def _write(self, state: TrainState, level_bits: list[float]) -> None:
+    def _write(self, state: TrainState, code_bits: list[float]) -> None:
         """Write the averaged prior, with the bits per held-out code of each level (NaN: not
         measured).
         """
-        several = {"levels": len(level_bits), "level_bits_per_code": level_bits}
+        several = {"levels": len(code_bits), "level_bits_per_code": code_bits}
         save_model(
             self.run.model,
             self.config,
@@ -333,8 +339,8 @@ class PriorTask(Task):
             autoencoder=self.autoencoder_digest,
             classes=list(self.classes),
             class_counts=np.bincount(self.labels, minlength=max(1, len(self.classes))).tolist(),
-            bits_per_code=sum(level_bits) / len(level_bits),
-            **(several if len(level_bits) > 1 else {}),
+            bits_per_code=sum(code_bits) / len(code_bits),
+            **(several if len(code_bits) > 1 else {}),
         )
 
 
@@ -394,10 +400,10 @@ def resolve_priors(
         for levels, folder in prior_folders(path).items()
         if resume and requested & {*levels} and folder.config.is_file()
     }
-    covered = {index for levels in configs for index in levels}
-    if not requested <= covered:
+    missing = requested - {index for levels in configs for index in levels}
+    if missing:
         new = stage_config("prior", stored, fields)
-        configs |= {levels: new for levels in new.prior_levels if requested & {*levels} - covered}
+        configs |= {levels: new for levels in new.prior_levels if missing & {*levels}}
     if len({config.prior.codes for config in configs.values()}) > 1:
         raise InputError(
             "the priors were begun with different --prior.codes: resume each alone, with --level L"

@@ -146,12 +146,12 @@ class TrainState:
         steps, seconds = self.budget
         return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
 
-    def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
+    def take_gradient(self, losses: Mapping[str, Tensor], name: str = MODEL) -> Metrics:
         """Compute the gradient of a network, the mean over all processes.
 
         Args:
             losses: Their sum is differentiated.
-            of: The name of the network.
+            name: The network.
 
         Returns:
             The mean of each loss by name, their sum "loss", and "gradient_norm". On a GPU they stay
@@ -160,10 +160,10 @@ class TrainState:
         Raises:
             NonFiniteError: on a CPU, if the sum or the gradient is NaN or infinite.
         """
-        network = self.networks[of]
+        network = self.networks[name]
         network.optimizer.zero_grad(set_to_none=True)
         terms = torch.stack(list(losses.values()))
-        network.pass_loss(terms.sum()).backward()
+        network.pass_loss(terms.sum()).backward()  # averages the gradients over all processes
         (terms,) = distributed.all_reduce_mean([terms.detach()])
         gradients = [
             weight.grad for weight in network.module.parameters() if weight.grad is not None
@@ -182,8 +182,8 @@ class TrainState:
         """Update each named network with the gradient of its losses; raise as `take_gradient`,
         before any update.
 
-        Returns the values of `take_gradient`; of other networks than the model the sum of the
-        losses by the network's name, and the norm of the gradient.
+        Returns the values of `take_gradient` for the model. Another network adds only the sum of
+        its losses, by the name of the network, and the norm of its gradient.
         """
         metrics: dict[str, float | Tensor] = {}
         for name, terms in losses.items():
@@ -275,19 +275,23 @@ def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 def _restore_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Restore moments from names such as "3.exp_avg": parameter index and key. KeyError: of another
-    optimizer.
+    """Restore moments from names such as "3.exp_avg": parameter index and key. Raises KeyError for
+    moments of another optimizer.
     """
-    groups = [
+    parameters = [
         (parameter, group) for group in optimizer.param_groups for parameter in group["params"]
     ]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in moments.items():
         index, key = name.split(".", 1)
-        parameter, group = groups[int(index)]
+        parameter, group = parameters[int(index)]
+
+        # Muon has only "momentum" for its matrices, Adam never has it
         if (key == "momentum") != group.get("orthogonal", False):
             raise KeyError(name)
-        if tensor.shape == parameter.shape:  # the optimizer pairs elements by their order in memory
+
+        # The optimizer pairs elements by their order in memory, which must be the parameter's.
+        if tensor.shape == parameter.shape:
             tensor = torch.empty_like(parameter).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
