@@ -8,6 +8,7 @@ eight images of each shipped model. Codes and files are those of 200 made images
 on one machine with the same torch; another processor may round otherwise.
 """
 
+import argparse
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -80,6 +81,7 @@ def digest_model(name: str) -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     """Print a line per digest."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for system in SYSTEMS:
