@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -36,7 +37,7 @@ def test_the_notebook(tmp_path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert path.stat().st_size < 300_000
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = code_cells(notebook)
     # as they were run, in order
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     shown = [kinds(cell) for cell in code]
@@ -44,18 +45,21 @@ def test_the_notebook(tmp_path):
         cell.outputs = []
     code[0].source, count = re.subn(r"^STEPS = \d+", "STEPS = 2", code[0].source)
     assert count == 1
-    nbformat.write(notebook, tmp_path / "start.ipynb")
+    copy = tmp_path / "start.ipynb"
+    nbformat.write(notebook, copy)
     # a process of its own: the client leaves sockets open, which a later test would be blamed for
-    run_python("-m", "tests.run_notebook", tmp_path / "start.ipynb")
-    executed = nbformat.read(tmp_path / "start.ipynb", as_version=4)
-    code = [cell for cell in executed.cells if cell.cell_type == "code"]
+    run_python("-m", "tests.run_notebook", copy)
+    code = code_cells(nbformat.read(copy, as_version=4))
     assert [kinds(cell) for cell in code] == shown
-    printed = "".join(
-        output.text for cell in code for output in cell.outputs if output.output_type == "stream"
-    )
+    outputs = [output for cell in code for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
     assert "3 of 3 levels: " in printed
     assert "step 2  test MSE" in printed
     assert (tmp_path / "runs" / "mine" / "model.safetensors").is_file()
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def kinds(cell):
@@ -80,8 +84,8 @@ def test_semantic_ids(tmp_path, monkeypatch, capsys):
     target = tmp_path / "ids.parquet"
     pq.write_table(table, source)
     monkeypatch.setattr(sys, "argv", ["semantic_ids.py", str(source), str(target)])
-    runpy.run_path(str(EXAMPLES / "semantic_ids.py"), run_name="__main__")
-    printed = capsys.readouterr().out
+    run = partial(runpy.run_path, str(EXAMPLES / "semantic_ids.py"), run_name="__main__")
+    run()
     written = pq.read_table(target)
     assert written["id"] == table["id"]
     ids = np.array(written["semantic_id"].to_pylist())
@@ -89,8 +93,8 @@ def test_semantic_ids(tmp_path, monkeypatch, capsys):
     assert len(np.unique(ids, axis=0)) == 400
     assert all(len(set(cluster[ids[:, 0] == first])) == 1 for first in np.unique(ids[:, 0]))
     follows = sorted(set(ids[(ids[:, :2] == ids[0, :2]).all(1), 2].tolist()))
-    assert f"after {ids[0, :2].tolist()} come {follows}" in printed
+    assert f"after {ids[0, :2].tolist()} come {follows}" in capsys.readouterr().out
     before = target.read_bytes()
     with pytest.raises(FileExistsError):
-        runpy.run_path(str(EXAMPLES / "semantic_ids.py"), run_name="__main__")
+        run()
     assert target.read_bytes() == before

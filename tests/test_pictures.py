@@ -13,29 +13,34 @@ from tests.conftest import input_error, parametrize
 
 def test_a_second_call_goes_on(tmp_path):
     folder = tmp_path / "single"
-    pictures.sample("mnist", 3, tmp_path / "a.png", save_dir=folder, seed=1)
-    before = {path: path.read_bytes() for path in folder.glob("*.png")}
+
+    def sample(count, seed=1):
+        pictures.sample("mnist", count, tmp_path / f"{count}.png", save_dir=folder, seed=seed)
+        return contents()
+
+    def contents():
+        return {path: path.read_bytes() for path in folder.glob("*.png")}
+
+    before = sample(3)
     lost, *kept = sorted(before)
     lost.unlink()
-    times = {path: path.stat().st_mtime_ns for path in kept}
+    times = [path.stat().st_mtime_ns for path in kept]
 
-    pictures.sample("mnist", 5, tmp_path / "b.png", save_dir=folder, seed=1)
-    after = {path: path.read_bytes() for path in folder.glob("*.png")}
+    after = sample(5)
     assert len(after) == 5
     assert before.items() <= after.items()
-    assert times == {path: path.stat().st_mtime_ns for path in kept}
+    assert times == [path.stat().st_mtime_ns for path in kept]
     samples = hrvqvae.load("mnist").sample(5, seed=1)
     drawn = {bytes((sample * 255).round().byte().numpy()) for sample in samples}
     assert drawn == {bytes(read_image(path).numpy()) for path in after}
 
-    for record in (None, b"[1]", b"damaged"):
-        seed = 2
-        if record is not None:
-            (folder / "samples.json").write_bytes(record)
-            seed = 1
+    with input_error("other images already"):
+        sample(2, seed=2)
+    for record in (b"[1]", b"damaged"):
+        (folder / "samples.json").write_bytes(record)
         with input_error("other images already"):
-            pictures.sample("mnist", 2, tmp_path / "c.png", save_dir=folder, seed=seed)
-    assert after == {path: path.read_bytes() for path in folder.glob("*.png")}
+            sample(2)
+    assert after == contents()
 
 
 def test_files_of_another_call_are_no_files_of_a_forced_one(tmp_path, monkeypatch, caplog):
@@ -77,10 +82,8 @@ def test_memory_is_bounded_and_the_sheet_shows_the_first(tmp_path, monkeypatch):
 @parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams(closed, tmp_path):
     command = f"{sys.executable} -m hrvqvae sample mnist -n 1 -o {tmp_path / 'a.png'} {closed}"
-    done = subprocess.run(command, check=False, shell=True, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "Traceback" not in done.stderr
-    assert read_image(tmp_path / "a.png").shape[1] >= 28
-    again = subprocess.run(command, check=False, shell=True, capture_output=True, text=True)
-    assert again.returncode == 2
-    assert "Traceback" not in again.stderr
+    for code in (0, 2):  # the second time the file is there
+        done = subprocess.run(command, check=False, shell=True, capture_output=True, text=True)
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+        assert read_image(tmp_path / "a.png").shape[1] >= 28

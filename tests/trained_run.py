@@ -1,6 +1,5 @@
 """Train small runs. Runs that tests share are trained once per process and never written to."""
 
-import dataclasses
 import shutil
 from contextlib import contextmanager
 from functools import cache
@@ -12,11 +11,10 @@ from hrvqvae.checkpoints import codemaps
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
-from hrvqvae.config import PriorConfig, QuantizerConfig, presets
+from hrvqvae.config import QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.plots import curves
-from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.trainer import Trainer
@@ -28,15 +26,9 @@ def silent(_):
     """Say nothing."""
 
 
-def train_autoencoder(
-    config,
-    run,
-    *,
-    resume=False,
-    callbacks=(),
-    say=silent,
-):
-    task = AutoencoderTask(config, run if isinstance(run, RunFolder) else RunFolder(run))
+def train_autoencoder(config, run, *, resume=False, callbacks=(), say=silent):
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    task = AutoencoderTask(config, folder)
     return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
 
 
@@ -84,6 +76,11 @@ GIVEN = _PRIOR | fields("prior.network", _PIXELSNAIL)
 GIVEN_GPT = _PRIOR | fields("prior.network", _GPT)
 
 
+def as_options(fields):
+    """Return fields as options of a command."""
+    return " ".join(f"--{name}={value}" for name, value in fields.items())
+
+
 _TRAINED = {}
 
 
@@ -91,29 +88,32 @@ def trained_copy(config, folders, path):
     """Copy a run with a trained autoencoder to `path`; the run is trained once."""
     if config not in _TRAINED:
         _TRAINED[config] = folders.mktemp("trained") / "run"
-        longer = with_training(config, max_steps=60)
-        train_autoencoder(longer, _TRAINED[config])
-    shutil.copytree(_TRAINED[config], path)
-    return path
+        train_autoencoder(with_training(config, max_steps=60), _TRAINED[config])
+    return shutil.copytree(_TRAINED[config], path)
 
 
-def train_levels(
-    path,
-    level=None,
-    resume=False,
-    of=GIVEN,
-    **changes,
-):
+def train_levels(path, level=None, changes="", *, resume=False, of=GIVEN):
     """Train the priors of a run, or of a level, with changed fields such as
-    `training__max_steps="9"`.
+    "training.max_steps=9".
     """
-    fields = of | {f"prior.{name.replace('__', '.')}": value for name, value in changes.items()}
-    train_priors(
-        path, resolve_priors(str(path), level, fields, resume=resume), resume=resume, say=silent
-    )
+    given = of | fields("prior", changes)
+    configs = resolve_priors(str(path), level, given, resume=resume)
+    train_priors(path, configs, resume=resume, say=silent)
 
 
-_FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
+_NETWORK = fields("model", "stride=2 padding=1 hidden_units=8 residual_units=8")
+_NETWORK |= fields("model.quantizer", "dim=8 init_vectors=1000")
+_TREE = fields("model.quantizer", "levels=3 codewords=3 decay=0.95")
+_FLAT = fields("model.quantizer", "codewords=27")
+_ADVERSARIAL = "perceptual=none adversarial_start=2 discriminator_units=4 discriminator_layers=1"
+_SYSTEMS = {
+    "hrvqvae": _TREE,
+    "treevq": _TREE | fields("model.quantizer", "beam=2 coarse_weight=0.1 level_betas=0"),
+    "vqvae": _FLAT,
+    "vqvae2": _FLAT | fields("model", "grids=2"),
+    "vqgan": _FLAT | fields("model", _ADVERSARIAL) | fields("prior.network", _GPT),
+    "rqvae": fields("model.quantizer", "levels=3 codewords=3 linked=1"),
+}
 
 
 def tiny_run(mnist_root):
@@ -133,30 +133,12 @@ def tiny_systems(mnist_root):
     """Return configurations by system; they differ in the model, VQGAN also in the prior's
     network.
     """
-    tree = tiny_run(mnist_root)
-    network = {
-        name: getattr(tree.model, name)
-        for name in ("stride", "padding", "hidden_units", "residual_units")
-    }
-    ours = dataclasses.replace(tree.model.quantizer, beam=2, coarse_weight=0.1, level_betas=(0.0,))
-    unlinked = QuantizerConfig(levels=3, codewords=3, linked=1, dim=8, init_vectors=1000)
-    adversarial = {"perceptual": "none", "adversarial_start": 2}
-    adversarial |= {"discriminator_units": 4, "discriminator_layers": 1}
     configs = {}
-    for name, quantizer, more in (
-        ("hrvqvae", tree.model.quantizer, {}),
-        ("treevq", ours, {}),
-        ("vqvae", _FLAT, {}),
-        ("vqvae2", _FLAT, {"grids": 2}),
-        ("vqgan", _FLAT, adversarial),
-        ("rqvae", unlinked, {}),
-    ):
-        changes = {**network, "quantizer": quantizer, **more}
-        model = dataclasses.replace(SYSTEMS.get(name).config, **changes)
-        configs[name] = dataclasses.replace(tree, name=f"{name}/mnist", model=model)
-    gpt = GPTConfig(hidden_units=16, layers=1, heads=2, path_units=8)
-    prior = PriorConfig(network=gpt, training=tree.prior.training)
-    return {**configs, "vqgan": dataclasses.replace(configs["vqgan"], prior=prior)}
+    for name, changes in _SYSTEMS.items():
+        model = SYSTEMS.get(name).config.replace(quantizer=QuantizerConfig())
+        config = tiny_run(mnist_root).replace(name=f"{name}/mnist", model=model)
+        configs[name] = override(config, _NETWORK | changes)
+    return configs
 
 
 def load_stored(folder, digest, config, split):

@@ -4,8 +4,9 @@ put into tables.
 
 import shutil
 import signal
-from contextlib import ExitStack, suppress
-from math import log2
+from contextlib import ExitStack
+from itertools import count
+from math import inf, log2
 
 import pytest
 from hypothesis import given
@@ -31,6 +32,7 @@ from tests.kills import in_another_process
 SECTIONS = ("data", "model", "training", "prior")
 # of treevq/cifar10
 DIGESTS = ["97462af6fca1ce17", "64c6c45addbd3a27", "7879b174cd59ae2c", "4f3c46e89e677c94"]
+DEEP = "treevq-deep"
 RATE, DECAY, BETA = LADDERS
 START = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))
 
@@ -44,21 +46,24 @@ def run(out, words):
     return read_json(out / "results.json")
 
 
-def refused(out, words):
-    with input_error(None) as error:
-        run(out, words)
-    return str(error.value)
+def check_refusals(out, table):
+    """Check that each comparison of a table "words | message" is refused with its message."""
+    for words, message in cells_of(table):
+        with input_error(None) as error:
+            run(out, words)
+        assert message in str(error.value)
 
 
 def stops(out, words):
     """Compare until nothing stops it; return how often it was stopped."""
-    count = 0
-    while not (out / "results.md").exists():
-        with suppress(SystemExit):
+    stopped = 0
+    while True:
+        assert not (out / "results.md").exists(), "a stopped comparison has written its results"
+        try:
             run(out, words)
-            return count
-        count += 1
-    raise AssertionError("a stopped comparison has written its results")
+            return stopped
+        except SystemExit:
+            stopped += 1
 
 
 def names(rows):
@@ -89,25 +94,26 @@ def test_every_system_is_measured_by_every_instrument(tmp_path, capsys):
 
 @with_systems
 def test_systems_and_seeds_are_added_to_a_folder(tmp_path):
-    first = run(tmp_path, "--max-steps 2 --systems vqvae --seeds 2")
-    times = [model_time(tmp_path, name) for name in ("vqvae-0", "vqvae-1")]
+    words = "--max-steps 2 --systems vqvae"
+    first = run(tmp_path, f"{words} --seeds 2")
+    trained = model_time(tmp_path, "vqvae-0")
     rows = run(tmp_path, "--max-steps 2 --systems rqvae")
     assert names(rows) == [("rqvae", 0), ("vqvae", 0), ("vqvae", 1)]
-    assert [row for row in rows if row["system"] == "vqvae"] == first
+    assert rows[1:] == first
     shutil.rmtree(tmp_path / "runs" / "vqvae-1")
     (tmp_path / "rows" / "vqvae-1.json").unlink()
-    again = run(tmp_path, "--max-steps 2 --systems vqvae --seeds 2")
+    again = run(tmp_path, f"{words} --seeds 2")
     assert [row["mse"] for row in again] == [row["mse"] for row in rows]  # the same run again
-    assert model_time(tmp_path, "vqvae-0") == times[0]
-    for words, message in (
-        ("--max-steps 7 --systems vqvae", "max_steps is 2 there, 7 here"),
-        ("--max-steps 2 --systems vqvae --training.batch_size 5", "fields is"),
-        (
-            "--max-steps 2 --systems vqvae --seeds 3 --vqvae.model.quantizer.codewords 5",
-            "vqvae-0 was trained with another configuration",
-        ),
-    ):
-        assert message in refused(tmp_path, words)
+    assert model_time(tmp_path, "vqvae-0") == trained
+    more = "--seeds 3 --vqvae.model.quantizer.codewords 5"
+    check_refusals(
+        tmp_path,
+        f"""
+        --max-steps 7 --systems vqvae | max_steps is 2 there, 7 here
+        {words} --training.batch_size 5 | fields is
+        {words} {more} | vqvae-0 was trained with another configuration
+        """,
+    )
 
 
 @with_systems
@@ -119,20 +125,24 @@ def test_rows_alone_are_enough(tmp_path, monkeypatch):
     rows = run(here, words)
     shutil.copytree(here, there, ignore=shutil.ignore_patterns("runs", "results.*"))
     row = there / "rows" / "vqvae-0.json"
-    (row.parent / f"{TEMPORARY}abc-vqvae-1.json").write_bytes(b"")  # of a killed process
+    row.with_name(f"{TEMPORARY}abc-vqvae-1.json").write_bytes(b"")  # of a killed process
     assert run(there, words) == rows
     assert not (there / "runs").exists()
     for name in ("results.md", "reconstructions.png", "curves.png"):
         assert (there / name).read_bytes() == (here / name).read_bytes(), name
     changed = f"{words} --vqvae.model.quantizer.beta 0.5"
-    assert "another configuration than the row of seed 0" in refused(there, changed)
+    check_refusals(there, f"{changed} | another configuration than the row of seed 0")
 
     trained = model_time(here, "vqvae-0")
     features = Features("", lambda images: images.flatten(1))
     monkeypatch.setattr(instruments, "choose_features", lambda *_: features)
-    line = refused(here, f"{words} --seeds 2")
-    assert "FID of 40 images" in line
-    assert f"delete {here / 'rows'}" in line
+    check_refusals(
+        here,
+        f"""
+        {words} --seeds 2 | FID of 40 images
+        {words} --seeds 2 | delete {here / "rows"}
+        """,
+    )
     shutil.rmtree(here / "rows")
     assert run(here, words)[0]["frechet"] == "FID of 40 images"
     assert model_time(here, "vqvae-0") == trained  # not trained again
@@ -140,16 +150,15 @@ def test_rows_alone_are_enough(tmp_path, monkeypatch):
     for damaged in (row, there / "comparison.json"):
         content = damaged.read_bytes()
         damaged.write_bytes(content[: len(content) // 2])
-        assert f"{damaged} is damaged" in refused(there, words)
+        check_refusals(there, f"{words} | {damaged} is damaged")
         damaged.write_bytes(content)
 
 
 @with_systems
 def test_rows_do_not_mix_precisions(tmp_path, monkeypatch):
+    config = presets.get("vqvae/mnist").config
     fields = {"training.precision": "auto", "training.device": "auto"}
-    tiny = presets.Preset(
-        config=override(presets.get("vqvae/mnist").config, fields), sources={}, about=""
-    )
+    tiny = presets.Preset(config=config.replace(**fields), sources={}, about="")
     monkeypatch.setattr(presets, "get", lambda _: tiny)
     for bf16, seed in ((True, 0), (False, 1)):
         monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda device, bf16=bf16: bf16)
@@ -173,32 +182,32 @@ def test_what_another_process_makes_is_passed_over(tmp_path, capsys):
 
 def test_what_can_not_be_compared(tmp_path):
     (tmp_path / "results.md").touch()
-    for words, message in cells_of(f"""
-            --systems vqvae | {tmp_path / "results.md"} exists, but
-            --systems vqgam | did you mean vqgan/mnist
-            --systems model=vqvae | the name 'model'
-            --systems hrvqvae --training.seed 7 | --training.seed is decided by --seeds
-            --systems hrvqvae --hrvqvae.training.epochs 7 | is decided by --max-steps
-            --systems hrvqvae --hrvqvae.data.size 64 | must be a field of the data
-            --systems hrvqvae --vqgan.model.kernel 5 | must be a field of the data
-            --systems hrvqvae --hrvqvae.model.strid 2 | did you mean stride
-        """):
-        assert message in refused(tmp_path, f"--max-steps 1 {words}")
+    once = "--max-steps 1 --systems"
+    check_refusals(
+        tmp_path,
+        f"""
+        {once} vqvae | {tmp_path / "results.md"} exists, but
+        {once} vqgam | did you mean vqgan/mnist
+        {once} model=vqvae | the name 'model'
+        {once} hrvqvae --training.seed 7 | --training.seed is decided by --seeds
+        {once} hrvqvae --hrvqvae.training.epochs 7 | is decided by --max-steps
+        {once} hrvqvae --hrvqvae.data.size 64 | must be a field of the data
+        {once} hrvqvae --vqgan.model.kernel 5 | must be a field of the data
+        {once} hrvqvae --hrvqvae.model.strid 2 | did you mean stride
+        """,
+    )
 
 
 def test_distances_of_a_search():
     quantizer = QuantizerConfig(levels=3, codewords=8, linked=1, beam=4, joint_beam=True)
     assert codewords_searched(SingleGridConfig(quantizer=quantizer)) == 8 + 4 * 8 + 4 * 8
-    for name, expected in (
-        ("vqvae2/cifar10", 512 + 512 // 4 + 512 // 16),
-        ("treevq-deep/cifar10", 312),
-    ):
-        assert codewords_searched(presets.get(name).config.model) == expected
-    assert sum(map(log2, presets.get("treevq-deep/cifar10").config.model.num_symbols)) == 36
+    vqvae2, deep = (presets.get(f"{name}/cifar10").config.model for name in ("vqvae2", DEEP))
+    assert codewords_searched(vqvae2) == 512 + 512 // 4 + 512 // 16
+    assert codewords_searched(deep) == 312
+    assert sum(map(log2, deep.num_symbols)) == 36
 
 
 def test_tables_by_hand():
-    """P-values of scipy's manual for Welch's test; Holm's correction by hand."""
     distances = {"frechet": "FID", "perceptual": None}
     rows = [
         {"system": "vqvae", "seed": seed, "mse": mse, "psnr": 20.0, "ssim": None, **distances}
@@ -209,18 +218,22 @@ def test_tables_by_hand():
     assert lines[2] == "| vqvae | 2 | 2.000e-03 ± 1.414e-03 | 20.00 |"
     rows[0]["ssim"] = 0.5
     assert table(rows).splitlines()[2].endswith("| 0.5000 (n=1) |")
+    on_the_way = [{"test_errors": [(5, 0.2), (10, 0.1)]}, {"test_errors": [(5, 0.4)]}]
+    assert mean_errors(on_the_way) == approx({5: 0.3, 10: 0.1})
 
-    assert welch([1, 2, 3, 4, 5], [2, 4, 6, 8, 10]) == approx(0.1075312, abs=1e-6)
-    assert (welch([1.0, 1.0], [1.0, 1.0]), welch([1.0, 1.0], [2.0, 2.0])) == (1, 0)
+
+def test_comparisons_of_pairs_by_hand():
+    """P-values of scipy's manual for Welch's test; Holm's correction by hand."""
     values = {"a": (1, 2, 3, 4, 5), "b": (2, 4, 6, 8, 10), "c": (1, 2, 3, 4, 5), "d": (9,)}
+    assert welch(values["a"], values["b"]) == approx(0.1075312, abs=1e-6)
+    assert welch([1.0, 1.0], [1.0, 1.0]) == 1
+    assert welch([1.0, 1.0], [2.0, 2.0]) == 0
     errors = [{"system": name, "mse": mse} for name, of_name in values.items() for mse in of_name]
     assert compare_pairs(errors).splitlines()[2:] == [
         "| a | b | 5, 5 | -50.0% | 0.108 | 0.323 |",
         "| b | c | 5, 5 | +100.0% | 0.108 | 0.323 |",
         "| a | c | 5, 5 | +0.0% | 1.000 | 1.000 |",
     ]
-    on_the_way = [{"test_errors": [(5, 0.2), (10, 0.1)]}, {"test_errors": [(5, 0.4)]}]
-    assert mean_errors(on_the_way) == approx({5: 0.3, 10: 0.1})
 
 
 def searched(start, error, most=99):
@@ -261,47 +274,46 @@ def test_a_search_goes_on_beyond_an_end():
 def test_a_stopped_search_goes_on(tmp_path, monkeypatch):
     """The rows are trained with the settings of the trial of least error; one trial diverges."""
     original = AutoencoderTask.step
-    steps = [0]
+    steps = count(1)
 
     def step(self, state, batch):
-        steps[0] += 1
-        if (self.training.optimizer, self.training.learning_rate) == ("muon", 0.003):
+        if self.training.optimizer == "muon" and self.training.learning_rate == 0.003:
             raise NonFiniteError("diverged")
-        if steps[0] % 11 == 0:
+        if next(steps) % 11 == 0:
             signal.raise_signal(signal.SIGTERM)
         return original(self, state, batch)
 
     monkeypatch.setattr(AutoencoderTask, "step", step)
     words = "--max-steps 3 --systems rqvae,adam=vqvae --adam.training.optimizer adam --tune 5"
     assert stops(tmp_path, words) > 1
-    trials = [read_json(path) for path in (tmp_path / "tuning/rows").glob("*.json")]
-    by_system = {
-        name: [row for row in trials if row["system"] == name] for name in ("rqvae", "adam")
-    }
-    assert [len(of_system) for of_system in by_system.values()] == [5, 5]
+    tuning = tmp_path / "tuning"
+    trials = [read_json(path) for path in (tuning / "rows").glob("*.json")]
     diverged = [row for row in trials if row["validation_mse"] is None]
     assert [(row["optimizer"], row["learning_rate"]) for row in diverged] == [("muon", "0.003")]
-    for name, of_system in by_system.items():
-        measured = [row for row in of_system if row["validation_mse"] is not None]
-        best = min(measured, key=lambda row: row["validation_mse"])
+    for name in ("rqvae", "adam"):
+        of_system = [row for row in trials if row["system"] == name]
+        assert len(of_system) == 5
+        best = min(of_system, key=lambda row: row["validation_mse"] or inf)
         config = RunFolder(tmp_path / "runs" / f"{name}-0").read_config()
         assert config.training.optimizer == best.get("optimizer", "adam")
         assert str(config.training.learning_rate) == best["learning_rate"]
         assert config.data.validation == 0
-        trial = next((tmp_path / "tuning" / "runs").glob(f"{name}-*"))
+        trial = next((tuning / "runs").glob(f"{name}-*"))
         assert RunFolder(trial).read_config().data.validation == 0.1
 
     # an earlier search serves a longer comparison of the same systems and fields
-    longer = f"--max-steps 6 --systems rqvae --tuned-in {tmp_path}"
+    longer = f"--max-steps 6 --tuned-in {tmp_path} --systems"
     monkeypatch.setattr(AutoencoderTask, "step", original)
-    assert names(run(tmp_path / "longer", longer)) == [("rqvae", 0)]
-    for words, message in (
-        ("--systems rqvae --training.batch_size 3", "fields is"),
-        ("--systems vqvae", "the search for vqvae has not ended well"),
-        ("--systems rqvae --rqvae.model.padding 2", "trials of rqvae are of another configuration"),
-    ):
-        assert message in refused(tmp_path / "new", f"--max-steps 6 {words} --tuned-in {tmp_path}")
-    assert "has no search" in refused(tmp_path / "new", longer.replace(str(tmp_path), "nowhere"))
+    assert names(run(tmp_path / "longer", f"{longer} rqvae")) == [("rqvae", 0)]
+    check_refusals(
+        tmp_path / "new",
+        f"""
+        {longer} rqvae --training.batch_size 3 | fields is
+        {longer} vqvae | the search for vqvae has not ended well
+        {longer} rqvae --rqvae.model.padding 2 | trials of rqvae are of another configuration
+        --max-steps 6 --tuned-in nowhere --systems rqvae | has no search
+        """,
+    )
 
 
 @with_systems

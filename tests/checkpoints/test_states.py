@@ -76,7 +76,7 @@ def test_files_are_read_after_resume_refresh_and_export(full_run, tmp_path):
     assert decompressed(exported) == before
     model = load(full_run)
     contents = [*folder_of(files).values()]
-    mixed = model.decompress([contents[0], *model.compress(torch.zeros(1, 1, 12, 12)), contents[1]])
+    mixed = model.decompress([contents[0], *model.compress(IMAGE), contents[1]])
     assert same(mixed[2], load(exported).decompress(contents)[1])
     with damage_error("^file 2 is not a file of codes"):
         model.decompress([contents[0], b"of no model"])
@@ -84,13 +84,12 @@ def test_files_are_read_after_resume_refresh_and_export(full_run, tmp_path):
 
 
 def test_a_state_is_kept_once_and_only_where_training_may_go_on(full_run, tmp_path):
-    images = torch.zeros(1, 1, 12, 12)
     exported = tmp_path / "exported"
     export(full_run, exported)
-    load(exported).compress(images)
+    load(exported).compress(IMAGE)
     assert not (exported / "states").exists()  # nothing is trained there
     for _ in range(2):
-        (file,) = load(full_run).compress(images)
+        (file,) = load(full_run).compress(IMAGE)
     (state,) = (full_run / "states").iterdir()
     assert state.name == Run(full_run).weights_digest
     change(full_run)
@@ -102,7 +101,7 @@ def test_a_state_is_kept_once_and_only_where_training_may_go_on(full_run, tmp_pa
     model = load(full_run)
     change(full_run)
     with input_error("was replaced since it was loaded: load it again"):
-        model.compress(images)
+        model.compress(IMAGE)
     (state / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError):
         load(full_run).decompress([file])
@@ -117,7 +116,7 @@ def test_an_entropy_model_is_fitted_once(run, monkeypatch):
         fit_entropy_model(run)
     fit_entropy_model(run)
     fitted = tables.read_bytes()
-    load(run).compress(torch.zeros(1, 1, 12, 12))
+    load(run).compress(IMAGE)
     tables.unlink()
     fit_entropy_model(run, 0.02)
     assert tables.read_bytes() == fitted
@@ -170,6 +169,7 @@ def test_a_small_file_makes_no_large_network(field, value, full_run):
 
 
 PRIORS = [f"priors/level-{level}" for level in (1, 2, 3)]
+IMAGE = torch.zeros(1, 1, 12, 12)
 
 
 def stale(run):

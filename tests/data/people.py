@@ -57,6 +57,10 @@ def divided(count, kinds=NONE):
     return count, f" to test, by their names; {kinds}"
 
 
+FOUR = divided(4)
+FOUR_PETS = divided(4, PETS)
+
+
 def splits():
     """Folders and files of splits, in any case."""
     arrays = np.zeros((6, 16, 16, 3), np.uint8)
@@ -80,7 +84,7 @@ def splits():
     yield People({"x.tar": pets()}, divided(4, f"{NONE}: 4 {unlabelled}"))
     one_label = {"cat/0.cls": b"1"} | pets()
     yield People({"x.tar": one_label}, divided(4, f"{NONE}: 3 {unlabelled}"))
-    yield People({"x.tar": pets()}, divided(4), labels=False)
+    yield People({"x.tar": pets()}, FOUR, labels=False)
 
 
 def nesting():
@@ -88,46 +92,46 @@ def nesting():
     for folder in ("", "a/", "a/b/", "a/b/c/"):
         files = four(encoded("JPEG"), folder, ".jpg")
         yield People(files, divided(4, "1 class" if folder else NONE))
-    yield People(pets(), divided(4, PETS))
+    yield People(pets(), FOUR_PETS)
     unread = f"{NONE}: data.labels is false"
     yield People(pets(), divided(4, unread), labels=False)
     yield People(pets("deep/pets/"), divided(4, "1 class"))
     outside = f"{NONE}: 1 image outside of class folders"
     yield People(pets() | {"x.png": drawn()}, divided(5, outside))
     for junk in ("Thumbs.db", ".DS_Store", "._0.png", ".git/x.png", "notes.txt", "labels.csv"):
-        yield People(pets() | {junk: b"junk"}, divided(4, PETS))
+        yield People(pets() | {junk: b"junk"}, FOUR_PETS)
     run = {f"runs/x/{name}": b"" for name in ("config.yaml", "metrics.jsonl", "sheet.png")}
-    yield People(pets() | run, divided(4, PETS), "is a run folder; its pictures are left out")
+    yield People(pets() | run, FOUR_PETS, "is a run folder; its pictures are left out")
 
 
 def names():
     """Names of files."""
     for name in [*["a b", "größe", "é", "猫", "x#1", "50%", "it's", 'say "x"', "a.b.c"], "n" * 200]:
-        yield People(four(drawn(), f"{name}-"), divided(4))
+        yield People(four(drawn(), f"{name}-"), FOUR)
     for suffix in (".PNG", ".Jpg", ".JPEG", ".webp"):
-        yield People(pets(suffix=suffix), divided(4, PETS))
+        yield People(pets(suffix=suffix), FOUR_PETS)
     for suffix in [".heic", ".gif", ".TIFF", ".bmp", ".avif", ".cr2", ".svg", ".psd"]:
         note = f"images left out: 1 {suffix.lower()}; convert them to PNG, JPEG or WebP"
-        yield People(pets() | {f"cat/other{suffix}": b"other"}, divided(4, PETS), note)
+        yield People(pets() | {f"cat/other{suffix}": b"other"}, FOUR_PETS, note)
 
 
 def links():
     """Links to files and folders, and to nothing."""
     pictures = four(drawn(), "../there/")
     to_files = {f"{index}.png": f"../there/{index}.png" for index in range(4)}
-    yield People(pictures | to_files, divided(4))
+    yield People(pictures | to_files, FOUR)
     yield People(pictures | {"pictures": "../there"}, divided(4, "1 class"))
-    yield People(pets() | {"cat/again": ".."}, divided(4, PETS))
+    yield People(pets() | {"cat/again": ".."}, FOUR_PETS)
     gone = "to files that are not there left out, such as "
-    yield People(pets() | {"cat/x.png": "gone.png"}, divided(4, PETS), f"1 link {gone}")
+    yield People(pets() | {"cat/x.png": "gone.png"}, FOUR_PETS, f"1 link {gone}")
     annex = {f"dog/{index}.jpg": f"../.git/annex/{index}.jpg" for index in range(10, 13)}
-    yield People(pets() | annex, divided(4, PETS), f"3 links {gone}")
+    yield People(pets() | annex, FOUR_PETS, f"3 links {gone}")
 
 
 def pixels():
     """Modes, depths and colour profiles."""
     for mode in ("L", "1", "P", "LA", "RGB", "RGBA"):
-        yield People(four(encoded("PNG", drawn(mode=mode))), divided(4))
+        yield People(four(encoded("PNG", drawn(mode=mode))), FOUR)
     deep = Image.fromarray(np.full((16, 16), 40_000, np.uint16))
     for files, told in (
         (four(encoded("PNG", icc_profile=swapped_profile())), "colour profile to sRGB"),
@@ -135,7 +139,7 @@ def pixels():
         (four(encoded("JPEG", drawn(mode="CMYK")), end=".jpg"), "CMYK to RGB"),
         (four(deep), "16 bits to 8"),
     ):
-        yield People(files, divided(4), f"images are converted ({told})")
+        yield People(files, FOUR, f"images are converted ({told})")
     for channels in (1, 3, 4):
         array = np.full((16, 16, channels), 255, np.uint8)
         yield People({f"{index}.npy": array for index in range(10)}, divided(10))

@@ -67,25 +67,26 @@ def store(form, root, files):
     if form == "folder":
         write_folder(root, files)
         return root
-    for index, names in enumerate(np.array_split(list(files), 3)):
-        if form == "tar":
-            members = {}
-            for name in names.tolist():
-                members[name] = files[name]
-                members[f"{name.rpartition('.')[0]}.cls"] = b"%d" % labels[name]
-            write_tar(f"{root}-{index}.tar", members)
-        elif form == "parquet":
-            images, values = ([table[name] for name in names] for table in (files, labels))
-            path = f"{root}-{index}.parquet"
-            write_parquet(path, images, values, paths=names.tolist(), rows=4)
     if form in ("npy", "npz"):
         pixels = np.stack([*map(decoded, files.values())])
-        classes = [*labels.values()]
-        if form == "npy":
-            np.save(f"{root}-images.npy", np.asfortranarray(pixels))
-            np.save(f"{root}-labels.npy", classes)
+        arrays = {"images": np.asfortranarray(pixels), "labels": [*labels.values()]}
+        if form == "npz":
+            np.savez(f"{root}.npz", **arrays)
         else:
-            np.savez(f"{root}.npz", images=pixels, labels=classes)
+            for name, array in arrays.items():
+                np.save(f"{root}-{name}.npy", array)
+        return str(parent)
+    for index, names in enumerate(np.array_split(list(files), 3)):
+        names = names.tolist()
+        images, values = ([table[name] for name in names] for table in (files, labels))
+        if form == "tar":
+            members = {}
+            for name in names:
+                members[name] = files[name]
+                members[f"{name[:-4]}.cls"] = b"%d" % labels[name]
+            write_tar(f"{root}-{index}.tar", members)
+        else:
+            write_parquet(f"{root}-{index}.parquet", images, values, paths=names, rows=4)
     return str(parent)
 
 

@@ -46,7 +46,14 @@ from tests.conftest import (
 )
 from tests.data.stored import folder_of, write_tar
 from tests.kills import Killed, Kills, in_another_process
-from tests.trained_run import GIVEN, load_stored, train_levels, trained_copy, undrawn
+from tests.trained_run import (
+    GIVEN,
+    as_options,
+    load_stored,
+    train_levels,
+    trained_copy,
+    undrawn,
+)
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
@@ -561,11 +568,10 @@ def _weights(run):
 def test_priors_from_shards_are_those_from_the_runs_own_codes(run, run_shards, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     # does not depend on where training ends
-    train_levels(copy, training__schedule="constant")
+    train_levels(copy, changes="training.schedule=constant")
     fields = GIVEN | {"prior.training.schedule": "constant", "prior.training.max_steps": "5"}
     with undrawn():
-        options = " ".join(f"--{name}={value}" for name, value in fields.items())
-        do(f"train-prior {run} --codes {run_shards} {options}")
+        do(f"train-prior {run} --codes {run_shards} {as_options(fields)}")
         do(f"train-prior {run} --max-steps 12 --resume")  # it knows its codes
     assert all(map(same, _weights(run), _weights(copy)))
     trained = Run(run)
@@ -646,8 +652,8 @@ def test_codes_of_another_model_or_size(run, shards, tmp_path):
 
 
 def test_levels_that_were_begun_with_other_codes(run, run_shards):
-    train_levels(run, 1, training__max_steps="1")
-    train_levels(run, 2, training__max_steps="1", codes=str(run_shards))
+    train_levels(run, 1, "training.max_steps=1")
+    train_levels(run, 2, f"training.max_steps=1 codes={run_shards}")
     with input_error("begun with different --prior.codes: resume each alone, with --level L"):
         resolve_priors(run, None, {}, resume=True)
     with input_error(r"--prior.codes is .* there, elsewhere here"):

@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 
-from hrvqvae.training.prior import PriorTask
 from tests.trained_run import trained_copy
 from tests.training.tasks import Case
 
@@ -37,17 +36,3 @@ def unstopped(case, tmp_path_factory, mnist_root):
         _UNSTOPPED[key] = case.copied(tmp_path_factory.mktemp("whole") / "run")
         _UNSTOPPED[key].train()
     return _UNSTOPPED[key]
-
-
-@pytest.fixture
-def batches(monkeypatch):
-    """The batches of the steps of priors that are trained."""
-    batches = []
-    step = PriorTask.step
-
-    def watched(self, state, batch):
-        batches.append(batch)
-        return step(self, state, batch)
-
-    monkeypatch.setattr(PriorTask, "step", watched)
-    return batches

@@ -127,12 +127,8 @@ def test_a_restarted_codeword_is_no_mean_of_two_places(update, tiny):
     """The average copies it and its subtree and averages the others; Adam's moments of it are 0."""
     config = with_training(with_quantizer(tiny, update=update, restart_every=3), polyak_decay=0.75)
     started = Started(config, (None, None))
-    started.train()
-    first = started.codewords()
-    started.train()
-    second = started.codewords()
-    for average, old, new in zip(started.codewords(averaged=True), first, second, strict=True):
-        assert_close(average, 0.75 * old + 0.25 * new, rtol=1e-5, atol=1e-6)
+    for _ in range(2):
+        started.train()
     started.let_one_die()
     before = started.codewords(averaged=True)
     assert started.train()["restarted"] == 1

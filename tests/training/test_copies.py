@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from hrvqvae.training.prior import PriorTask, resolve_priors, split_held_out
 from tests.conftest import input_error, parametrize, random_images, same
 from tests.kills import stop_at_step
 from tests.priors.networks import of_each_kind, random_codes, random_prior
-from tests.trained_run import GIVEN, GIVEN_GPT, train_levels
+from tests.trained_run import GIVEN, GIVEN_GPT, fields, train_levels
 
-COPIES = {"flip": "true", "shifts": "1", "variants": "2"}
+COPIES = "flip=true shifts=1 variants=2"
 
 
 def test_copies_are_what_they_claim():
@@ -80,7 +81,7 @@ def test_samples_are_drawn_for_copy_0(config):
 
 
 @parametrize("given", [GIVEN, GIVEN_GPT], ids=["pixelsnail", "gpt"])
-def test_an_epoch_has_each_copy_of_an_image_once_with_its_label(run, batches, given):
+def test_an_epoch_has_each_copy_of_an_image_once_with_its_label(run, given):
     model, config = Run(run).load()
     images = torch.from_numpy(load_images(config.data, "train").pixels)
     kept, _ = split_held_out(len(images), 0.05, 0)
@@ -89,11 +90,12 @@ def test_an_epoch_has_each_copy_of_an_image_once_with_its_label(run, batches, gi
         for copy in list_copies(True, 1, 2)
         for codes in model.encode(copy.augment(images) if copy.augment else images)[0][kept]
     ]
-    epoch = {"training__batch_size": str(len(kept)), "training__max_steps": "8"}
-    train_levels(run, 1, of=given, **COPIES, **epoch)
+    epoch = f"training.batch_size={len(kept)} training.max_steps=8"
+    with patch.object(PriorTask, "step", autospec=True, side_effect=PriorTask.step) as step:
+        train_levels(run, 1, f"{COPIES} {epoch}", of=given)
     seen = [
         (codes.tolist(), label)
-        for batch in batches
+        for _, _, batch in (call.args for call in step.call_args_list)
         for codes, label in zip(batch.codes[0], batch.copies.tolist(), strict=True)
     ]
     assert sorted(seen) == sorted(expected)
@@ -105,13 +107,13 @@ def test_an_epoch_has_each_copy_of_an_image_once_with_its_label(run, batches, gi
 
 
 def test_a_resumed_training_with_copies_is_one_that_never_stopped(run, monkeypatch):
-    changes = {**COPIES, "training__max_steps": "8"}
-    train_levels(run, of=GIVEN_GPT, **changes)
+    changes = f"{COPIES} training.max_steps=8"
+    train_levels(run, changes=changes, of=GIVEN_GPT)
     folder = prior_folder(run, 0, 1)
     expected = storage.read(folder.saved()[0])[0]
     shutil.rmtree(folder.path)
     stop_at_step(monkeypatch, PriorTask, 4, signal.SIGINT)
-    train_levels(run, of=GIVEN_GPT, **changes)
+    train_levels(run, changes=changes, of=GIVEN_GPT)
     monkeypatch.undo()
     train_levels(run, of={}, resume=True)
     assert same(storage.read(folder.saved()[0])[0], expected)
@@ -121,9 +123,9 @@ def test_a_prior_begins_with_more_layers_and_labels_of_copies(run, tmp_path):
     source = shutil.copytree(run, tmp_path / "source")
     train_levels(source, of=GIVEN_GPT)
     model = load(source)
-    changes = {"prior.network.layers": "3", "prior.variants": "2", "prior.shifts": "1"}
-    changes["prior.training.init_from"] = str(source)
-    (config,) = resolve_priors(run, None, GIVEN_GPT | changes, resume=False).values()
+    changes = f"network.layers=3 variants=2 shifts=1 training.init_from={source}"
+    given = GIVEN_GPT | fields("prior", changes)
+    (config,) = resolve_priors(run, None, given, resume=False).values()
     task = PriorTask(run, range(2), config, (model.autoencoder, config, ""))
     task.classes = model.classes
     task.labels = np.zeros(1, np.int64)
@@ -139,4 +141,4 @@ def test_a_prior_begins_with_more_layers_and_labels_of_copies(run, tmp_path):
 def test_variants_need_a_network_that_takes_labels(run, monkeypatch):
     monkeypatch.setattr(Prior, "make_embeddings", lambda *_: None)
     with input_error(r"prior\.variants must be 0: pixelsnail has no labels"):
-        train_levels(run, 1, variants="1", class_dropout="0.1")
+        train_levels(run, 1, "variants=1 class_dropout=0.1")

@@ -47,14 +47,18 @@ def test_a_matrix_that_layers_share_counts_once():
     module[0].weight = module[2].weight = plain.weight
     (matrix,) = select_matrices(module)
     assert matrix is plain.weight
-    assert len(Muon(module, 0.01, (0.9, 0.99)).param_groups) == 1
+    assert len(muon(module).param_groups) == 1
+
+
+def muon(module):
+    return Muon(module, 0.01, (0.9, 0.99))
 
 
 def test_moments_and_their_steps_go_to_the_device_of_the_weights():
     here = network()
-    saved = Muon(here, 0.01, (0.9, 0.99))
+    saved = muon(here)
     trained(here, saved)
-    there = Muon(network().to("meta"), 0.01, (0.9, 0.99))
+    there = muon(network().to("meta"))
     there.load_state_dict(saved.state_dict())
     moments = [tensor for state in there.state.values() for tensor in state.values()]
     assert {tensor.device.type for tensor in moments} == {"meta"}
@@ -84,17 +88,16 @@ def test_a_step_is_that_of_the_paper():
     """Momentum, Nesterov's look ahead, the orthogonal matrix and its size, by hand."""
     module = network()
     weight = module[2].weight
-    rate = 0.01
     momentum = torch.zeros_like(weight)
     expected = weight.detach().clone()
-    optimizer = Muon(module, rate, (0.9, 0.99))
+    optimizer = muon(module)
     for step in range(2):
         backward(module, optimizer, step)
         gradient = weight.grad.clone()
         momentum = 0.95 * momentum + 0.05 * gradient
         ahead = (0.05 * gradient + 0.95 * momentum).reshape(6, 72)
         (update,) = orthogonalize([ahead])
-        expected = expected - rate * 0.2 * math.sqrt(72) * update.reshape(weight.shape)
+        expected = expected - 0.01 * 0.2 * math.sqrt(72) * update.reshape(weight.shape)
         optimizer.step()
         assert_close(weight.detach(), expected)
 
@@ -106,16 +109,15 @@ def test_what_is_no_matrix_is_left_to_adam():
         module[2].weight.requires_grad_(False)
     others = [weight for weight in alone.parameters() if weight.requires_grad]
     expected = trained(alone, Adam(others, lr=0.01, betas=(0.9, 0.99)))
-    result = trained(beside, Muon(beside, 0.01, (0.9, 0.99)))
-    assert_close(result, expected)
+    assert_close(trained(beside, muon(beside)), expected)
 
 
 def test_the_memory_format_does_not_matter(tiny):
-    muon = with_training(tiny, optimizer="muon", learning_rate=0.01).training
+    training = with_training(tiny, optimizer="muon", learning_rate=0.01).training
     results = []
     for form in (torch.contiguous_format, torch.channels_last):
         module = network(form)
-        optimizer = make_optimizer(module, muon)
+        optimizer = make_optimizer(module, training)
         assert isinstance(optimizer, Muon)
         results.append(trained(module, optimizer))
     assert_close(*results, rtol=1e-3, atol=1e-5)

@@ -89,16 +89,16 @@ def test_replaced_images(tiny, picture_folder, tmp_path, caplog):
     config = with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3)
     run = tmp_path / "run"
     train_autoencoder(with_training(config, max_steps=3), run)
-    train_levels(run, 1, training__max_steps="2")
+    train_levels(run, 1, "training.max_steps=2")
     codes = RunFolder(run).codes / "train-level-1.npy"
     before = codes.read_bytes()
     for path in picture_folder.rglob("*.png"):  # under their old names
         write_picture(path, 1)
     with input_error("trained on other images"):
-        train_levels(run, 1, resume=True, training__max_steps="4")
+        train_levels(run, 1, "training.max_steps=4", resume=True)
     assert codes.read_bytes() != before
     picture_folder.rename(tmp_path / "gone")
-    train_levels(run, 2, training__max_steps="2")
+    train_levels(run, 2, "training.max_steps=2")
     assert "are used without their images" in caplog.text
 
 
@@ -111,7 +111,7 @@ def test_the_best_held_out_state_is_what_is_loaded(run, monkeypatch):
     maps = dataclasses.replace(maps, levels=(maps.levels[0], noise))
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
     longer = fields("prior.training", "max_steps=90 evaluate_every=10 learning_rate=0.02")
-    train_levels(run, 2, of=GIVEN | longer, network__dropout="0.0")
+    train_levels(run, 2, "network.dropout=0.0", of=GIVEN | longer)
     best = min(evaluations(run, 1), key=lambda record: record["bits_per_code"])
     assert best["step"] < 90  # or there is nothing to keep
     assert read_meta(run, 1).items() >= {name: best[name] for name in KEPT}.items()
@@ -126,16 +126,16 @@ def test_the_best_held_out_state_is_what_is_loaded(run, monkeypatch):
 def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(run, monkeypatch):
     measured = iter([math.nan, 49.0, 98.0])
     monkeypatch.setattr("hrvqvae.training.prior.measure_bits", lambda *_: [next(measured)])
-    train_levels(run, 1, training__max_steps="6", training__evaluate_every="2")
+    train_levels(run, 1, "training.max_steps=6 training.evaluate_every=2")
     assert read_meta(run, 0)["step"] == 4
 
 
 def test_an_edited_record_of_a_prior_is_no_best(run):
-    train_levels(run, 1, training__max_steps="2")
+    train_levels(run, 1, "training.max_steps=2")
     edited = '{"kind": "evaluation", "step": 1}\n'
     edited += '{"kind": "evaluation", "step": 1, "bits_per_code": "none"}\n'
     prior_folder(run, 0).metrics.write_text(edited)
-    train_levels(run, 1, resume=True, training__max_steps="4")
+    train_levels(run, 1, "training.max_steps=4", resume=True)
     assert read_meta(run, 0)["step"] == 4
 
 
@@ -157,9 +157,9 @@ def test_nothing_is_begun_that_can_not_be_finished(run):
         train_levels(run)
     assert not prior_folder(run, 0).begun()
     with input_error("--prior.network.hidden_units is 8 there, 16 here"):
-        train_levels(run, 2, resume=True, network__hidden_units="16")
+        train_levels(run, 2, "network.hidden_units=16", resume=True)
     # the level that was left has begun
-    train_levels(run, resume=True, training__max_steps="13")
+    train_levels(run, changes="training.max_steps=13", resume=True)
     assert last_step(run, 1) == 13
     assert [record["step"] for record in evaluations(run, 0)] == [4, 8, 12, 13]
 
@@ -192,7 +192,7 @@ def interrupt(monkeypatch, step):
 
 def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(run, monkeypatch):
     interrupt(monkeypatch, 3)
-    train_levels(run, training__batch_size="7")
+    train_levels(run, changes="training.batch_size=7")
     assert last_step(run, 0) == 4
     monkeypatch.undo()
     train_levels(run, of={}, resume=True)
@@ -237,7 +237,7 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run, tmp_path):
 
 
 def test_a_level_has_one_prior(run):
-    train_levels(run, training__max_steps="1")
+    train_levels(run, changes="training.max_steps=1")
     both = r"level 1, level 2: delete \S+/level-1, \S+/level-2 to train levels 1 to 2"
     with input_error(f"there is a prior of {both}"):
         train_levels(run, of=GIVEN_GPT)
@@ -249,7 +249,7 @@ def test_a_level_has_one_prior(run):
     write_file(stored, RunFolder(run).config)
     assert not prior_folder(run, 0, 1).config.exists()
     aside = shutil.move(prior_folder(run, 0).path, run / "aside")
-    train_levels(run, of=GIVEN_GPT, training__max_steps="1")
+    train_levels(run, changes="training.max_steps=1", of=GIVEN_GPT)
     assert Run(run).missing_priors() == ""
     with input_error(r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"):
         train_levels(run, 2)
@@ -284,7 +284,7 @@ def test_images_without_classes_are_no_ground_for_class_dropout(run, monkeypatch
     maps = dataclasses.replace(codemaps.extract_codes(model, config, "train"), classes=())
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
     with input_error("prior.class_dropout is 0.3; it must be 0"):
-        train_levels(run, 1, class_dropout="0.3")
+        train_levels(run, 1, "class_dropout=0.3")
     with input_error("prior.class_dropout is 1"):
         PriorConfig(network=PixelSNAILConfig(), class_dropout=1.0)
 
@@ -312,7 +312,7 @@ def test_without_a_class_the_marginal_is_learned(tiny):
 
 def test_guidance_needs_class_dropout(run, tmp_path):
     guided = shutil.copytree(run, tmp_path / "guided")
-    train_levels(guided, class_dropout="0.3")
+    train_levels(guided, changes="class_dropout=0.3")
     model = Model(guided)
     weak, strong = (model.sample(6, seed=3, guidance=guidance) for guidance in (1.0, (4.0, 1.0)))
     assert not same(weak, strong)
@@ -339,14 +339,14 @@ def test_guidance_needs_class_dropout(run, tmp_path):
 @parametrize("before, after, more", [("0", "0.3", False), ("0.3", "0", False), ("0", "0", True)])
 def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
     """With or without "no class", or with another class; the rest of the network is kept."""
-    train_levels(run, 1, class_dropout=before)
+    train_levels(run, 1, f"class_dropout={before}")
     path = prior_folder(run, 0).model
     first, about = storage.read(path)
     if more:
         first["classes.weight"] = torch.cat([first["classes.weight"], torch.zeros(1, 8)])
         storage.write(path, first, about | {"classes": [*about["classes"], "more"]})
     successor = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
-    begun = {"prior.training.init_from": str(run), "prior.class_dropout": after}
+    begun = fields("prior", f"training.init_from={run} class_dropout={after}")
     told = []
     configs = resolve_priors(successor, 1, GIVEN | SLOWLY | begun, resume=False)
     train_priors(successor, configs, say=told.append)

@@ -1,5 +1,6 @@
 """Training from Python, on a torch data set, gives the run of the command line."""
 
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock, patch
 
@@ -16,7 +17,7 @@ from hrvqvae.training.stages import collect_fields
 from hrvqvae.utils.errors import InputError, name_arguments
 from tests.conftest import do, drawn_digits, input_error, names_in, same, with_data, write_file
 from tests.kills import Killed, at_step
-from tests.trained_run import GIVEN
+from tests.trained_run import GIVEN, as_options
 from tests.training.tasks import Case
 
 IMAGES, LABELS = drawn_digits(70, seed=3)
@@ -53,8 +54,7 @@ def test_it_is_the_training_of_the_command_line(tiny_file, tiny, tmp_path):
     called = tmp_path / "called"
     data = f"--data {tmp_path}/digits.npz --data.flip true --training.schedule constant"
     do(f"train {tiny_file} {data} --out {typed} --max-steps 9")
-    options = " ".join(f"--{name} {value}" for name, value in GIVEN.items())
-    do(f"train-prior {typed} {options}")
+    do(f"train-prior {typed} {as_options(GIVEN)}")
 
     images = {"data": train, "test_data": test}
     changes = {"data.flip": True, "training.schedule": "constant"}
@@ -114,23 +114,24 @@ def test_one_data_set_is_divided(tiny_file, tmp_path, capsys):
     run = tmp_path / "run"
     count = torch.get_num_threads()
     data = Digits(slice(None))
-    hrvqvae.train(tiny_file, data=data, out=run, max_steps=2, **{"training.threads": count + 1})
+    train = partial(hrvqvae.train, tiny_file)
+    train(data=data, out=run, max_steps=2, **{"training.threads": count + 1})
     assert torch.get_num_threads() == count  # the process is left as it was
     assert "tiny: 65 training images" in capsys.readouterr().out  # of 70
     with input_error("continue it with resume=True"):
-        hrvqvae.train(tiny_file, data=data, out=run, max_steps=2)
+        train(data=data, out=run, max_steps=2)
     with input_error("trained on other images"):
         hrvqvae.train(str(run), data=Digits(slice(60)), resume=True, max_steps=4)
     with input_error("test_data needs a data set as data"):
-        hrvqvae.train(tiny_file, data=tmp_path, test_data=data)
+        train(data=tmp_path, test_data=data)
     with input_error("~no-such-user/x: there is no home folder here; give a path without ~"):
-        hrvqvae.train(tiny_file, data="~no-such-user/x", out=tmp_path / "other")
+        train(data="~no-such-user/x", out=tmp_path / "other")
     with input_error("mine.yaml: there is no such file"):
         hrvqvae.train(Path("mine.yaml"))
     collected = collect_fields("training", {"data.root": Path("x")}, run, None)
     assert collected == {"data.root": str(Path("x").absolute())}
     with input_error("holds no run to resume"):
-        hrvqvae.train(tiny_file, out=tmp_path / "typo", resume=True)
+        train(out=tmp_path / "typo", resume=True)
     # as in another process
     told = "trained on a data set given from Python: give it again"
     with patch.object(datasets, "_REGISTERED", {}), input_error(told):
