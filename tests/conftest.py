@@ -69,6 +69,16 @@ def random_images(*shape, rng=None):
 
 
 @contextmanager
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
 def threads(count):
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -1,14 +1,20 @@
 """The public object: what it takes, what it says, and defaults of torch that others have set."""
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 import torch
 
 import hrvqvae
 from benchmarks.common import fields
-from tests.conftest import approx, generator, parametrize, random_images, same, shared_fixture
+from tests.conftest import (
+    approx,
+    double_precision,
+    generator,
+    parametrize,
+    random_images,
+    same,
+    shared_fixture,
+)
 
 
 @shared_fixture
@@ -102,16 +108,6 @@ def test_messages_name_arguments(message, model, tmp_path):
         REFUSED[message](model, tmp_path)
     assert message in str(caught.value)
     assert "--" not in str(caught.value)
-
-
-@contextmanager
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-        assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 DEFAULTS = {

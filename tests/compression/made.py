@@ -89,15 +89,19 @@ def read_one(entropy_model, content):
         return ImageCodes((0, 0), (), fault=str(error))
 
 
-def bits_of(entropy_model, size, codes, levels):
-    """Of the codes (N, all codes) of the first levels of each image, as the models on one grid have
-    them.
-    """
+def choice_of(entropy_model, size, codes):
+    """Of codes (N, L, P) of the first levels, as the models on one grid have them."""
+    levels = codes.shape[1]
     networks = [entropy_model.network(level) for level in range(levels)]
     layout = entropy_model.layout(size)
     layout = Layout(layout.grids[:levels], layout.symbols[:levels])
-    images = np.ascontiguousarray(codes.reshape(len(codes), levels, -1))
-    return Choice(layout, [network for network in networks if network], images).bits
+    return Choice(layout, [network for network in networks if network], codes)
+
+
+def flip_bit(content, index):
+    changed = bytearray(content)
+    changed[index // 8] ^= 1 << index % 8
+    return bytes(changed)
 
 
 def flat(codes):

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import zlib
+from unittest.mock import patch
 
 import numpy as np
 
@@ -18,13 +19,12 @@ from tests.conftest import approx, cells_of, damage_error, input_error, parametr
 
 
 def bits_of(codes, symbols, network):
-    layout = Layout(
-        [(level_codes.shape[1], level_codes.shape[2]) for level_codes in codes], symbols
+    """Bits per code of the last level of `codes`, in its streams."""
+    rows = [level_codes.reshape(len(level_codes), -1) for level_codes in codes]
+    layout = Layout([level_codes.shape[1:] for level_codes in codes], symbols)
+    streams = encode_level(
+        np.concatenate(rows, 1).astype(np.int32), layout, len(codes) - 1, network
     )
-    together = np.concatenate(
-        [level_codes.reshape(len(level_codes), -1) for level_codes in codes], 1
-    ).astype(np.int32)
-    streams = encode_level(together, layout, len(codes) - 1, network)
     return 8 * sum(map(len, streams)) / codes[-1].size
 
 
@@ -32,13 +32,12 @@ def blobs(count, symbols, seed):
     """Maps (count, 8, 8) whose codes are mostly that of the left or the upper neighbour."""
     random = np.random.default_rng(seed)
     maps = random.integers(0, symbols, (count, 8, 8))
-    for y in range(8):
-        for x in range(8):
-            kind = random.random(count)
-            if x:
-                maps[:, y, x] = np.where(kind < 0.5, maps[:, y, x - 1], maps[:, y, x])
-            if y:
-                maps[:, y, x] = np.where(kind > 0.6, maps[:, y - 1, x], maps[:, y, x])
+    for y, x in np.ndindex(8, 8):
+        kind = random.random(count)
+        if x:
+            maps[:, y, x] = np.where(kind < 0.5, maps[:, y, x - 1], maps[:, y, x])
+        if y:
+            maps[:, y, x] = np.where(kind > 0.6, maps[:, y - 1, x], maps[:, y, x])
     return maps
 
 
@@ -80,15 +79,13 @@ def test_copies_of_the_images_teach_and_held_out_images_are_not_among_them():
     """The structure is the same whatever the codes are called, so that copies with other names say
     more of it.
     """
-    maps = blobs(330, 5, 0)
-    few = maps[:30]
-    new = (maps[30:],)
-    network, bits = learn_level(
-        (np.concatenate([(few + name) % 5 for name in range(5)]),), (5,), 0.3, copies=5
-    )
+    few, new = np.split(blobs(330, 5, 0), [30])
+    copies = np.concatenate([(few + name) % 5 for name in range(5)])
+    network, bits = learn_level((copies,), (5,), 0.3, copies=5)
     alone, _ = learn_level((few,), (5,), 0.3)
-    assert bits_of(new, (5,), network) < 0.95 * bits_of(new, (5,), alone)
-    assert bits > bits_of(new, (5,), network) - 8 * 0.6 / 64 - 0.2
+    new_bits = bits_of((new,), (5,), network)
+    assert new_bits < 0.95 * bits_of((new,), (5,), alone)
+    assert bits > new_bits - 8 * 0.6 / 64 - 0.2
 
 
 def test_learning_is_the_same_again_and_never_costs_more_than_no_network():
@@ -105,9 +102,8 @@ def test_levels_with_too_many_symbols_have_no_network(monkeypatch):
     monkeypatch.setattr(learning, "MOST_SYMBOLS", 4)
     said = []
     codes = (blobs(20, 3, 0), blobs(20, 5, 0))
-    fitted = fit(
-        EntropyModel("x", "00" * 16, Geometry(2, 0, (1, 1)), (3, 5)), codes, 0.01, said.append
-    )
+    bare = EntropyModel("x", "00" * 16, Geometry(2, 0, (1, 1)), (3, 5))
+    fitted = fit(bare, codes, 0.01, said.append)
     assert [network is None for network in fitted.networks] == [False, True]
     assert said[1] == "level 2 has 5 symbols, more than 4: coded in log2 5 bits a code"
 
@@ -123,16 +119,9 @@ def test_a_file_holds_all_of_it(entropy_model):
 def test_a_file_is_written_so_that_it_can_be_read(monkeypatch):
     contexts = usual_contexts(1, (64, 64), [(4, 4)] * 2)
     network = made_network(contexts, 16, np.random.default_rng(0))
-    zeros = {
-        name: np.zeros_like(getattr(network, name)) for name in ("table", "weights", "offsets")
-    }
-    made = EntropyModel(
-        "x",
-        "00" * 16,
-        Geometry(1, 0, (1, 1)),
-        (64, 64),
-        (None, dataclasses.replace(network, **zeros)),
-    )
+    zeros = {name: 0 * getattr(network, name) for name in ("table", "weights", "offsets")}
+    networks = (None, dataclasses.replace(network, **zeros))
+    made = EntropyModel("x", "00" * 16, Geometry(1, 0, (1, 1)), (64, 64), networks)
     monkeypatch.setattr(entropy_model, "_MOST_BODY", 0)
     assert read_entropy_model(made.content).networks[0] is None
     monkeypatch.setattr(entropy_model, "_MOST_BODY_BYTES", 100)
@@ -155,9 +144,9 @@ def test_the_fingerprint_is_that_of_the_file(monkeypatch):
 
 def test_files_that_say_what_can_not_be_are_refused():
     content = TREE.content
-    length = int.from_bytes(content[8:12], "little")
-    text = content[12 : 12 + length].decode()
-    body = zlib.decompress(content[12 + length :])
+    end = 12 + int.from_bytes(content[8:12], "little")
+    text = content[12:end].decode()
+    body = zlib.decompress(content[end:])
     for old, new in [
         *cells_of("""
             "0123 | "x123
@@ -179,17 +168,14 @@ def test_files_that_say_what_can_not_be_are_refused():
             read_entropy_model(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
 
 
-def test_reading_takes_work_in_proportion_to_the_features(monkeypatch):
+def test_reading_takes_work_in_proportion_to_the_features():
     contexts = Contexts(0, (2,), ((0, 0),), ((0, 0, -1),) * 1000, -1)
     network = made_network(contexts, 1, np.random.default_rng(0))
     content = EntropyModel("x", "00" * 16, PLAIN, (2,), (network,)).content
-    asked = []
-    values = Contexts.count_values
-    monkeypatch.setattr(
-        Contexts, "count_values", lambda self, group: (asked.append(group), values(self, group))[1]
-    )
-    assert len(read_entropy_model(content).networks) == 1
-    assert 1000 <= len(asked) < 3000
+    count = Contexts.count_values
+    with patch.object(Contexts, "count_values", autospec=True, side_effect=count) as counted:
+        assert len(read_entropy_model(content).networks) == 1
+    assert 1000 <= counted.call_count < 3000
 
 
 def test_networks_that_could_overflow_or_look_ahead_are_refused():

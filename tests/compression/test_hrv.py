@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hrvqvae.compression import hrv, levels
@@ -45,36 +45,27 @@ SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
     levels=st.integers(1, 3),
     strength=st.sampled_from([0, 50, 2000]),
 )
-def test_codes_come_back(
-    symbols,
-    unit,
-    margin,
-    finer,
-    size,
-    count,
-    fitted,
-    levels,
-    strength,
-):
+def test_codes_come_back(symbols, unit, margin, finer, size, count, fitted, levels, strength):
+    levels = min(levels, len(symbols))
     times = tuple(np.cumprod(finer[: len(symbols)]).tolist())
     entropy_model = made_entropy_model(
         symbols, Geometry(unit, margin, times), seed=len(symbols), strength=strength
     )
     entropy_model = entropy_model if fitted else entropy_model.bare
     codes = random_codes(entropy_model, size, count)
-    files = write(entropy_model, codes, size, min(levels, len(symbols)))
-    for image, given_codes, file in zip(read(entropy_model, files), codes, files, strict=True):
-        assert (image.size, image.fault, sum(image.lengths)) == (size, "", len(file))
-        assert np.array_equal(flat(image.codes), given_codes[: len(flat(image.codes))])
-        assert len(image.codes) == min(levels, len(symbols))
-        grids = entropy_model.geometry.grids(*size)
-        bits = sum(
-            height * width * np.log2(values)
-            for (height, width), values in zip(grids, symbols, strict=True)
-        )
+    files = write(entropy_model, codes, size, levels)
+    areas = entropy_model.layout(size).grids.prod(1)
+    for image, image_codes, file in zip(read(entropy_model, files), codes, files, strict=True):
+        assert image.size == size
+        assert not image.fault
+        assert sum(image.lengths) == len(file)
+        assert len(image.codes) == levels
+        decoded = flat(image.codes)
+        assert np.array_equal(decoded, image_codes[: len(decoded)])
         assert image.lengths[0] <= (6 if max(size) <= 128 else 8)
         # raw, header and checks
-        assert len(file) <= image.lengths[0] + np.ceil(bits / 8) + 2 * len(symbols)
+        most = np.ceil(areas @ np.log2(symbols) / 8) + 2 * len(symbols)
+        assert len(file) - image.lengths[0] <= most
 
 
 def test_networks_that_do_not_fit_cost_nothing():
@@ -87,9 +78,11 @@ def test_networks_that_do_not_fit_cost_nothing():
     assert {(read_header(file).by_tables, len(file)) for file in files} == {(False, 64 + 5 + 1)}
     nearly_useless = made_entropy_model((5, 3), Geometry(1, 0, (1, 1)), strength=3)
     codes = random_codes(nearly_useless.bare, (5, 5), 200)
-    files = write(nearly_useless, codes, (5, 5))
-    bare_files = write(nearly_useless.bare, codes, (5, 5))
-    assert all(len(file) <= len(bare) for file, bare in zip(files, bare_files, strict=True))
+    lengths, bare_lengths = (
+        [len(file) for file in write(model, codes, (5, 5))]
+        for model in (nearly_useless, nearly_useless.bare)
+    )
+    assert (np.array(lengths) <= bare_lengths).all()
 
 
 def test_a_file_that_a_reader_would_refuse_is_written_without_networks(monkeypatch):
@@ -110,11 +103,11 @@ def test_a_file_that_a_reader_would_refuse_is_written_without_networks(monkeypat
 def test_levels_of_zeros_are_never_whole():
     for entropy_model in (TREE, TREE.bare, GRIDS):
         for content in files_of(entropy_model, (12, 9), 20):
-            for num_whole, end in enumerate(
-                np.cumsum(read_one(entropy_model, content).lengths)[:-1]
-            ):
+            ends = np.cumsum(read_one(entropy_model, content).lengths)
+            for num_whole, end in enumerate(ends[:-1]):
                 image = read_one(entropy_model, content[:end] + bytes(500))
-                assert (len(image.codes), bool(image.fault)) == (num_whole, True)
+                assert len(image.codes) == num_whole
+                assert bool(image.fault)
 
 
 def test_another_model_is_refused_by_name():
@@ -161,10 +154,10 @@ def test_the_likeliest_codes_take_no_fewer_bytes_than_is_presumed():
     offsets = np.array([[2**28, *[0] * 8]], np.int32)
     sure = dataclasses.replace(network, weights=network.weights * 0, offsets=offsets)
     entropy_model = dataclasses.replace(entropy_model, networks=(sure,))
-    codes = np.zeros((1, 300 * 300), np.int32)
-    image = read(entropy_model, write(entropy_model, codes, (300, 300)))[0]
+    zeros = np.zeros((1, 300 * 300), np.int32)
+    image = read_one(entropy_model, write(entropy_model, zeros, (300, 300))[0])
     assert image.lengths[1] == 1 + np.ceil(90_000 * np.log2(65545 / 65537) / 8)
-    assert np.array_equal(image.codes[0].reshape(1, -1), codes)
+    assert not image.codes[0].any()
     assert image.fault == ""
 
 
@@ -202,44 +195,28 @@ def decode(content, count, kinds):
     return symbols, coder.end_decoding(state)
 
 
+MIDDLE = [2**15 - 1, 2, 2**15 - 1]
+
+
 @settings(max_examples=60)
 @given(case=CASES, after=st.binary(max_size=8))
+# symbols whose interval lies about the middle write 7f ff ff ...; one above makes that 80 00 00 ...
+@example(case=([MIDDLE], [1] * 29 + [0]), after=b"")
+@example(case=([MIDDLE], [1] * 29 + [2]), after=b"")
 def test_bytes_are_those_of_the_oracle(case, after):
     kinds, numbers = case
-    symbols = [number % len(kinds[place % len(kinds)]) for place, number in enumerate(numbers)]
+    counts = [kinds[place % len(kinds)] for place in range(len(numbers))]
+    symbols = [number % len(row) for number, row in zip(numbers, counts, strict=True)]
     content = encode(symbols, kinds)
-    assert content == encoded(symbols, lambda number: kinds[number % len(kinds)])
+    assert content == encoded(symbols, kinds)
     assert decode(content + after, len(symbols), kinds) == (symbols, len(content))
-    shares = (
-        kinds[place % len(kinds)][symbol] / sum(kinds[place % len(kinds)])
-        for place, symbol in enumerate(symbols)
-    )
+    shares = [row[symbol] / sum(row) for row, symbol in zip(counts, symbols, strict=True)]
     ideal = -sum(map(math.log2, shares)) / 8
     assert ideal - 0.001 <= len(content) <= ideal + 1.5
 
 
-def test_a_carry_runs_through_bytes_that_are_full():
-    """Symbols whose interval lies about the middle write 7f ff ff ...; one above the middle makes
-    that 80 00 00 ...
-    """
-    kinds = [[2**15 - 1, 2, 2**15 - 1]]
-    for count in range(12, 30):
-        for last, start in ((0, b"\x7f" + b"\xff" * 9), (2, b"\x80" + bytes(9))):
-            content = encode([1] * count + [last], kinds)
-            symbols = [1] * count + [last]
-            assert content == encoded(symbols, lambda _: kinds[0])
-            assert content.startswith(start) or count == 12
-            assert decode(content, count + 1, kinds) == (symbols, len(content))
-
-
 FOLDER = Path(__file__).parents[1] / "golden" / "files"
 INDEX = read_json(FOLDER / "codes.json")
-
-
-def row_of(entropy_model, size, codes):
-    row = np.zeros(entropy_model.layout(size).begins[-1], np.int32)
-    row[: len(flat(codes))] = flat(codes)
-    return row
 
 
 @parametrize("threads", [1, 2])
@@ -253,9 +230,12 @@ def test_golden_files_are_read_and_written_as_they_were(threads, monkeypatch):
         content = (FOLDER / about["file"]).read_bytes()
         images = read(entropy_model, [content] * 20)
         for image in (images[0], images[-1]):
-            assert (list(image.size), image.fault) == (about["size"], "")
+            assert list(image.size) == about["size"]
+            assert not image.fault
             assert [codes.tolist() for codes in image.codes] == about["codes"]
-        rows = row_of(entropy_model, image.size, image.codes)[None]
+        codes = flat(image.codes)
+        rows = np.zeros((1, entropy_model.layout(image.size).begins[-1]), np.int32)
+        rows[0, : len(codes)] = codes
         assert write(entropy_model, rows, image.size, len(image.codes)) == [content]
 
 
@@ -267,7 +247,7 @@ PRINTED_POWERS = [
 ]
 
 
-def encoded(symbols, frequencies):
+def encoded(symbols, kinds):
     """Symbols as bytes. `low` is one whole number as long as the stream, so that nothing is
     carried.
     """
@@ -275,7 +255,7 @@ def encoded(symbols, frequencies):
     width = 1 << 48
     shifted = 0
     for number, symbol in enumerate(symbols):
-        counts = frequencies(number)
+        counts = kinds[number % len(kinds)]
         part = width // sum(counts)
         low += part * sum(counts[:symbol])
         width = part * counts[symbol]

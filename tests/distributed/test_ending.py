@@ -12,7 +12,7 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.distributed import launch
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.errors import InputError
-from tests.conftest import parametrize, with_training, write_file
+from tests.conftest import cells_of, parametrize, with_training, write_file
 from tests.trained_run import train_autoencoder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -95,16 +95,16 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny, tmp_path
 
 
 @parametrize(
-    ("began", "restarts", "now", "goes_on"),
-    [
-        ("b", "0", "b", True),
-        ("b", "1", "b", True),
-        ("b", "1", "a", False),
-        ("none", "1", "none", True),
-        ("none", "0", "none", False),
-        (None, "1", "b", False),
-        (None, "1", "none", False),
-    ],
+    "began, restarts, now, goes_on",
+    cells_of("""
+        b | 0 | b | yes
+        b | 1 | b | yes
+        b | 1 | a | no
+        none | 1 | none | yes
+        none | 0 | none | no
+        without a name | 1 | b | no
+        without a name | 1 | none | no
+    """),
 )
 def test_a_training_goes_on_where_this_job_has_begun_it(
     began,
@@ -117,16 +117,17 @@ def test_a_training_goes_on_where_this_job_has_begun_it(
 ):
     """The name of the job decides if there is one, otherwise the count of restarts."""
     run = RunFolder(tmp_path / "run")
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    if began is not None:
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", began)
+    name = "TORCHELASTIC_RUN_ID"
+    monkeypatch.setenv(name, began)
+    if began == "without a name":
+        monkeypatch.delenv(name)
     run.prepare(tiny)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", now)
+    monkeypatch.setenv(name, now)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
-    assert launch.is_restarted(run.belongs_to_this_job) == goes_on
+    assert launch.is_restarted(run.belongs_to_this_job) == (goes_on == "yes")
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert launch.is_restarted(run.belongs_to_this_job) == (goes_on and now != "none")
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert launch.is_restarted(run.belongs_to_this_job) == (goes_on == "yes" and now != "none")
+    monkeypatch.delenv(name)
     assert not launch.is_restarted(run.belongs_to_this_job)
 
 

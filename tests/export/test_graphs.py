@@ -16,7 +16,7 @@ from hrvqvae.config.parsing import from_dict, override
 from hrvqvae.export import graphs as export
 from hrvqvae.export.graphs import OnnxModel, count_errors
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
-from tests.conftest import do, generator, names_in, parametrize, refused, same
+from tests.conftest import cells_of, do, generator, names_in, parametrize, refused, same
 from tests.replay import blocks
 from tests.trained_run import tiny_systems
 
@@ -43,15 +43,13 @@ def saved(system, folder):
     run = RunFolder(folder / system)
     save_model(run.model, config, model.state_dict(), 0)
     if system == "treevq":
-        weights = build_progressive_decoder(
-            require_several_levels(model, config), config
-        ).state_dict()
-        weights = {
-            name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in weights.items()
-        }
-        decoder_folder(run.path, PROGRESSIVE).path.mkdir()
-        file = decoder_folder(run.path, PROGRESSIVE).model
-        save_model(file, config, weights, 0, "prefixes", autoencoder=storage.digest(run.model))
+        decoder = build_progressive_decoder(require_several_levels(model, config), config)
+        for weights in decoder.requires_grad_(False).parameters():
+            weights += 0.05 * torch.randn_like(weights)
+        prefixes = decoder_folder(run.path, PROGRESSIVE)
+        prefixes.path.mkdir()
+        digest = storage.digest(run.model)
+        save_model(prefixes.model, config, decoder.state_dict(), 0, "prefixes", autoencoder=digest)
     return run.path
 
 
@@ -69,10 +67,9 @@ def check(model, graphs, refusal):
             graphs.decode(codes, levels)
 
 
-@parametrize("system", ["treevq", "vqvae2", "hrvqvae"])
-def test_graphs_do_what_the_model_does(system, tmp_path):
+@parametrize("system, beam", [("treevq", None), ("vqvae2", None), ("hrvqvae", 4)])
+def test_graphs_do_what_the_model_does(system, beam, tmp_path):
     run = saved(system, tmp_path)
-    beam = 4 if system == "hrvqvae" else None
     printed = do(f"export {run} {tmp_path}/out --onnx {f'--beam {beam}' if beam else ''}")
     assert "codes equal, 0 tied; decoded images differ by at most" in printed
     check(Run(run).load(beam=beam)[0], OnnxModel(tmp_path / "out"), "out of")
@@ -90,7 +87,7 @@ def test_onnx_of_the_shipped_model(tmp_path, monkeypatch):
     assert from_dict(about["config"], "the graph").model == config.model
     assert about["prefixes"] == [1, 2, 3]
     check_paths(Path("mnist-onnx"))
-    run_page()
+    check_page(model)
     assert "mnist-onnx exists already; choose another folder" in refused("export --onnx mnist")
 
 
@@ -100,13 +97,11 @@ def check_paths(folder):
         assert str(Path(export.__file__).parent.parent).encode() not in path.read_bytes()
 
 
-def run_page():
+def check_page(model):
     """The code of docs/graphs.md, in the folder where the shipped model has been exported."""
     names = {}
     exec(dict(blocks("docs/graphs.md"))["python"], names)
-    images = torch.from_numpy(names["images"])
-    model = Run("mnist").load()[0]
-    expected = model.decode(model.encode(images), 2, (28, 28))
+    expected = model.decode(model.encode(torch.from_numpy(names["images"])), 2, (28, 28))
     assert_close(torch.from_numpy(names["coarse"]), expected, rtol=0, atol=1e-5)
 
 
@@ -117,19 +112,19 @@ def test_a_code_that_rounding_decides_is_no_error_and_any_other_is(system):
     """
     model = model_of(config_of(system))
     left, right = torch.rand(2, 1, 1, 12, 12)
-    while float((left - right).abs().max()) > 1e-6:
+    while (left - right).abs().max() > 1e-6:
         middle = (left + right) / 2
         is_left = same(model.encode(left), model.encode(middle))
         left, right = (middle, right) if is_left else (left, middle)
     ours = model.encode(left)
     theirs = model.encode(right)
-    assert any(bool((code != instead).any()) for code, instead in zip(ours, theirs, strict=True))
+    assert not same(ours, theirs)
     assert count_errors(model, left, ours, theirs) == 0
     for level, symbols in enumerate(model.config.num_symbols):
-        wrong = theirs[level].clone()
+        wrong = [codes.clone() for codes in theirs]
         place = tuple((ours[level] == theirs[level]).nonzero()[0])
-        wrong[place] = (wrong[place] + 1) % symbols
-        assert count_errors(model, left, ours, (*theirs[:level], wrong, *theirs[level + 1 :])) == 1
+        wrong[level][place] = (wrong[level][place] + 1) % symbols
+        assert count_errors(model, left, ours, wrong) == 1
 
 
 def test_graphs_that_do_not_agree_or_fail_are_not_written(tmp_path, monkeypatch):
@@ -146,12 +141,10 @@ def test_graphs_that_do_not_agree_or_fail_are_not_written(tmp_path, monkeypatch)
 
     traced = export.trace(*Run(run).load())
     monkeypatch.setattr(export, "trace", lambda *_: traced)
+    failure = "fail on images of another number or size (The input tensor cannot be reshaped to the"
     for wrong, line in (
         (other_codes, "do not agree with the model (4 images: 0 of "),
-        (
-            traced_for_three,
-            "fail on images of another number or size (The input tensor cannot be reshaped to the",
-        ),
+        (traced_for_three, failure),
     ):
         monkeypatch.setattr(OnnxModel, "encode", wrong)
         assert line in refused(f"export {run} {tmp_path}/out --onnx")
@@ -160,12 +153,12 @@ def test_graphs_that_do_not_agree_or_fail_are_not_written(tmp_path, monkeypatch)
 
 def test_what_can_not_be_exported_is_refused(tmp_path, monkeypatch):
     run = saved("vqvae", tmp_path)
-    assert "--beam needs --onnx" in refused(f"export {run} --beam 2")
-    assert "not allowed with argument" in refused(f"export {run} --onnx --compact")
-    assert "--license is for the model card, which --web" in refused(
-        f"export {run} --web --license mit"
-    )
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    line = refused(f"export {run} {tmp_path}/out --onnx")
-    assert "this needs onnxscript: pip install 'hrvqvae[onnx]'" in line
+    for options, line in cells_of("""
+        --beam 2 | --beam needs --onnx
+        --onnx --compact | not allowed with argument
+        --web --license mit | --license is for the model card, which --web
+        OUT --onnx | this needs onnxscript: pip install 'hrvqvae[onnx]'
+    """):
+        assert line in refused(f"export {run} {options.replace('OUT', f'{tmp_path}/out')}")
     assert names_in(tmp_path) == ["vqvae"]

@@ -22,6 +22,7 @@ from tests.compression.made import (
     GRIDS,
     TREE,
     files_of,
+    flip_bit,
     made_entropy_model,
     random_codes,
     read_one,
@@ -55,6 +56,12 @@ def write_all(folder, files):
     return list(files)
 
 
+def decode_all(folder, tables, contents):
+    """What the decoder prints for files of codes, which are written as 0.hrv, 1.hrv, ..."""
+    files = {f"{number}.hrv": content for number, content in enumerate(contents)}
+    return decode(folder, write_all(folder, {"t.hrvt": tables, **files}))
+
+
 def agree(result, picture):
     """Whether both refuse a file, or read the same whole levels and both find or miss a fault after
     them.
@@ -67,7 +74,7 @@ def agree(result, picture):
 
 
 def damaged(content, random):
-    return readers.damage(content, Random(int(random.integers(2**32)))) or content[:1]
+    return readers.damage(content, random) or content[:1]
 
 
 def test_golden_files_have_the_codes_that_they_were_made_of():
@@ -85,43 +92,36 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path):
     any shape.
     """
     random = np.random.default_rng(0)
-    arguments = []
+    files = {}
     expected = []
-    kinds = set()
     for number in range(20):
         levels = int(random.integers(1, 5))
-        symbols = [int(value) for value in random.choice([1, 2, 3, 8, 13, 64], levels)]
+        symbols = random.choice([1, 2, 3, 8, 13, 64], levels).tolist()
         if number % 5 == 0:
             symbols[-1] = 600
-        times = tuple(int(value) for value in np.cumprod(random.choice([1, 1, 2, 3], levels)))
+        times = tuple(np.cumprod(random.choice([1, 1, 2, 3], levels)).tolist())
         geometry = Geometry(int(random.integers(1, 9)), int(random.integers(5)), times)
         alike = [level for level in range(levels) if symbols[level] == 600 or random.random() < 0.2]
         strength = int(random.choice([0, 50, 200, 2000]))
         entropy_model = made_entropy_model(
             symbols, geometry, int(random.integers(1, 9)), number, alike, strength
         )
-        arguments += write_all(tmp_path, {f"{number}.hrvt": entropy_model.content})
+        files[f"{number}.hrvt"] = entropy_model.content
         for turn in range(10):
             side = int(random.integers(1, 20 if max(times) > 2 else 50))
             size = (side, side if turn % 2 else int(random.integers(1, 20)))
             count = int(random.integers(1, levels + 1)) if turn % 3 else levels
             codes = random_codes(entropy_model, size, 1, 100 * number + turn)
-            (content,) = write(
-                entropy_model if turn % 5 else entropy_model.bare, codes, size, count
-            )
-            arguments += write_all(tmp_path, {f"{number}-{turn}.hrv": content})
-            expected.append(
-                (
-                    size,
-                    [value.tolist() for value in entropy_model.layout(size).split(codes[0], count)],
-                )
-            )
-            kinds.add(content[0])
+            writer = entropy_model if turn % 5 else entropy_model.bare
+            (files[f"{number}-{turn}.hrv"],) = write(writer, codes, size, count)
+            maps = entropy_model.layout(size).split(codes[0], count)
+            expected.append((*size, [level.tolist() for level in maps], None))
+    kinds = {content[0] for name, content in files.items() if name.endswith(".hrv")}
     assert kinds == {0xD4, 0xD5, 0xD6, 0xD7}
-    results = decode(tmp_path, arguments)
-    assert [image.get("fault") for image in results] == [None] * 200
-    for value, (size, codes) in zip(results, expected, strict=True):
-        assert ((value["height"], value["width"]), value["levels"]) == (size, codes), value["file"]
+    results = decode(tmp_path, write_all(tmp_path, files))
+    names = ("height", "width", "levels", "fault")
+    for image, values in zip(results, expected, strict=True):
+        assert [image.get(name) for name in names] == [*values], image["file"]
 
 
 @parametrize(
@@ -129,42 +129,31 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path):
 )
 def test_damage_is_judged_as_by_our_decoder(entropy_model, tmp_path):
     """A file cut anywhere, with every flipped bit, and 600 files with several changes."""
-    random = np.random.default_rng(3)
+    random = Random(3)
     originals = files_of(entropy_model, (6, 7), 3, 5)
-    contents = []
-    for place in range(8 * len(originals[0])):
-        flipped = bytearray(originals[0])
-        flipped[place // 8] ^= 1 << place % 8
-        contents.append(bytes(flipped))
-    flips = len(contents)
-    contents += [originals[0][:length] for length in range(1, len(originals[0]) + 1)]
-    contents += [damaged(originals[turn % 3], random) for turn in range(600)]
-    files = write_all(
-        tmp_path, {f"{number}.hrv": content for number, content in enumerate(contents)}
-    )
-    tables = write_all(
-        tmp_path, {"t.hrvt": (entropy_model if entropy_model.networks else TREE).content}
-    )
-    results = decode(tmp_path, [*tables, *files])
-    assert all("refused" in image or image["fault"] for image in results[:flips])
+    first = originals[0]
+    flips = [flip_bit(first, index) for index in range(8 * len(first))]
+    cuts = [first[:length] for length in range(1, len(first) + 1)]
+    contents = [*flips, *cuts, *(damaged(originals[turn % 3], random) for turn in range(600))]
+    tables = (entropy_model if entropy_model.networks else TREE).content
+    results = decode_all(tmp_path, tables, contents)
+    assert all("refused" in image or image["fault"] for image in results[: len(flips)])
     for content, result in zip(contents, results, strict=True):
         assert agree(result, read_one(entropy_model, content)), f"{content.hex()}: {result}"
 
 
 def test_damaged_tables_are_refused(tmp_path):
-    random = np.random.default_rng(4)
+    random = Random(4)
     content = FLAT.content
     contents = [content[:length] for length in range(0, len(content), 11)]
     while len(contents) < 400:
         changed = damaged(content, random)
         if changed != content:
             contents.append(changed)
-    files = write_all(
-        tmp_path, {f"{number}.hrvt": changed for number, changed in enumerate(contents)}
-    )
-    image = write_all(tmp_path, {"x.hrv": files_of(FLAT, (4, 4))[0]})
-    results = decode(tmp_path, [*files, *image])
-    assert len(results) == len(contents) + 1
+    files = {f"{number}.hrvt": changed for number, changed in enumerate(contents)}
+    files["x.hrv"] = files_of(FLAT, (4, 4))[0]
+    results = decode(tmp_path, write_all(tmp_path, files))
+    assert len(results) == len(files)
     assert all("refused" in image for image in results)
     for content in contents:
         with pytest.raises(InputError):
@@ -172,28 +161,25 @@ def test_damaged_tables_are_refused(tmp_path):
 
 
 def test_what_is_no_file_of_codes_is_refused(tmp_path):
-    print_of = TREE.fingerprint
-    cases = [
-        b"",
-        b"\x89PNG",
-        b"\xdb" + print_of + b"\0",
-        b"\xd7" + print_of[:2],
-        b"\xd7" + print_of + b"\x80\0",
-        b"\xd7" + print_of + b"\xff\xff\xff\xff\x01",
-        b"\xd5" + print_of + b"\x07\x07",
-        b"\xd7" + print_of + b"\xff\xff\x7f",
-        b"\xd7" + bytes(3) + b"\x07",
-        b"\xd7" + print_of + b"\x07",
-        b"\xd6" + TREE.bare.fingerprint + b"\x07" + b"\xff" * 20,
-        b"HRVA\x01\0\0\0\0",
-        b"\xd7" + print_of,
-        b"\xd5" + print_of + b"\x00\xff\xff\xff\x7f",
-    ]
-    tables = write_all(tmp_path, {"t.hrvt": TREE.content})
-    files = write_all(tmp_path, {f"{number}.hrv": content for number, content in enumerate(cases)})
-    for result, content in zip(
-        decode(tmp_path, [*tables, *files, "absent"])[:-1], cases, strict=True
-    ):
+    tree = TREE.fingerprint.hex()
+    bare = TREE.bare.fingerprint.hex()
+    lines = f"""
+        89 50 4e 47
+        db {tree} 00
+        d7 {tree[:4]}
+        d7 {tree} 80 00
+        d7 {tree} ff ff ff ff 01
+        d5 {tree} 07 07
+        d7 {tree} ff ff 7f
+        d7 00 00 00 07
+        d7 {tree} 07
+        d6 {bare} 07 {20 * "ff"}
+        48 52 56 41 01 00 00 00 00
+        d7 {tree}
+        d5 {tree} 00 ff ff ff 7f
+    """
+    cases = [b"", *map(bytes.fromhex, lines.strip().splitlines())]
+    for result, content in zip(decode_all(tmp_path, TREE.content, cases), cases, strict=True):
         assert "refused" in result
         assert not read_one(TREE, content).codes
-    assert "no file of tables" in decode(tmp_path, [files[9]])[0]["refused"]
+    assert "no file of tables" in decode(tmp_path, ["9.hrv"])[0]["refused"]

@@ -8,7 +8,6 @@ import torch
 from torch.testing import assert_close
 
 from hrvqvae.config import Config, DataConfig, QuantizerConfig
-from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.distortion import evaluate
 from tests.conftest import (
@@ -42,25 +41,23 @@ def test_codes_and_images_of_any_size(name, changes, size):
     images = torch.rand(2, 3, *size)
     codes = model.encode(images)
     result = model(images)
+    assert same(codes, result.codes)
     assert tuple(code.shape[1:] for code in codes) == config.geometry.grids(*size)
     for values, limits in (
         (codes, config.num_symbols),
         (model.codeword_indices(codes), config.num_codewords),
     ):
         for value, limit in zip(values, limits, strict=True):
-            assert (len(value), value.dtype) == (2, torch.int64)
-            assert 0 <= int(value.min()) <= int(value.max()) < limit
-    decoded = model.decode(codes, size=size)
-    assert_close(decoded, result.images.clamp(0, 1), rtol=1e-4, atol=1e-5)
-    assert same(codes, result.codes)
-    error = (result.images - images).square().mean() * 4
-    assert_close(result.losses["reconstruction"], error)
-    assert model.prefixes[-1] == len(codes)
+            assert len(value) == 2
+            assert value.dtype == torch.int64
+            assert 0 <= value.min() <= value.max() < limit
     for levels in model.prefixes:
         prefix = model.decode(codes[:levels], levels=levels, size=size).detach()
         assert prefix.shape == images.shape
-        assert 0 <= float(prefix.min()) <= float(prefix.max()) <= 1
+        assert 0 <= prefix.min() <= prefix.max() <= 1
         assert torch.equal(prefix, model.decode(codes, levels=levels)[..., : size[0], : size[1]])
+    assert levels == len(codes)
+    assert_close(prefix, result.images.clamp(0, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_an_image_does_not_depend_on_its_batch(model):
@@ -75,8 +72,7 @@ def test_what_it_refuses(model):
     last = len(codes)
     calls = [((), None, "level"), *((codes, levels, "level") for levels in (0, -1, last + 1))]
     if last > 1:
-        levels = 2 if len(model.prefixes) > 1 else None
-        calls.append((codes[:1], levels, r"1 level$|levels is 1;"))
+        calls.append((codes[:1], model.prefixes[-1], "1 level$"))
     for code in (-1, model.config.num_symbols[-1]):
         damaged = (*codes[:-1], torch.full_like(codes[-1], code))
         calls.append((damaged, None, f"level {last} has code {code}; codes lie in"))
@@ -87,24 +83,21 @@ def test_what_it_refuses(model):
         model.decode(codes, size=(50, 50))
 
 
-@parametrize(
-    "images, message",
-    [
+def test_images_outside_the_contract():
+    model = model_of(config_of("vqvae"))
+    for images, message in (
         (torch.rand(3, 8, 8), "3 dimensions"),
         (torch.rand(8), "1 dimensions"),
         (torch.full((1, 3, 8, 8), -0.1), "values from -0.1"),
-        (torch.full((1, 3, 8, 8), float("nan")), "nan"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64"),
+        (torch.full((1, 3, 8, 8), torch.nan), "nan"),
+        (torch.zeros(1, 3, 8, 8).long(), "int64"),
         (torch.rand(1, 3, 0, 8), "0x8 pixels"),
         (torch.rand(2, 1, 8, 8), "1 channels; this model takes 3"),
-        (torch.rand(1, 3, 8, 8) * 2 + 0.5, r"values from .* expected \[0, 1\]"),
-    ],
-)
-def test_images_outside_the_contract(images, message):
-    model = model_of(config_of("vqvae"))
-    for call in (model.encode, model):
-        with input_error(message):
-            call(images)
+        (torch.full((1, 3, 8, 8), 1.1), r"values from .* expected \[0, 1\]"),
+    ):
+        for call in (model.encode, model):
+            with input_error(message):
+                call(images)
 
 
 def test_every_parameter_learns_from_the_losses(model):
@@ -136,13 +129,11 @@ def test_a_start_is_seeded_and_dead_codewords_come_back(model):
 
 @parametrize("leaves", [8, 512])
 def test_a_random_start_has_codewords_apart_from_each_other(leaves):
-    for quantizer in (
-        dataclasses.replace(FLAT, codewords=leaves, init_vectors=0),
-        dataclasses.replace(TREE, codewords=round(leaves ** (1 / 3)), init_vectors=0),
-    ):
-        model = model_of(config_of("hrvqvae", quantizer=quantizer))
+    for quantizer, size in ((FLAT, leaves), (TREE, round(leaves ** (1 / 3)))):
+        drawn = dataclasses.replace(quantizer, codewords=size, init_vectors=0)
+        model = model_of(config_of("hrvqvae", quantizer=drawn))
         finest = model.quantizer.levels[-1].codewords
-        assert sum(len(book.unique(dim=0)) for book in finest) > 0.95 * leaves
+        assert len(finest.flatten(0, 1).unique(dim=0)) > 0.95 * leaves
         codes = model.codeword_indices(model.encode(torch.rand(64, 3, 14, 14)))[-1]
         assert len(codes.unique()) > 0.3 * leaves  # they lie where latents are
 
@@ -157,7 +148,7 @@ def test_what_a_quantizer_makes_of_one_architecture():
         assert config.num_codewords == codewords
         assert len(model_of(config).linked_codebooks) == linked
     with input_error(r"model\.quantizer\.levels is 2; it must be 1"):
-        dataclasses.replace(SYSTEMS.get("vqvae2").config, quantizer=QuantizerConfig(levels=2))
+        config_of("vqvae2", quantizer=QuantizerConfig(levels=2))
 
 
 def test_prefixes_are_measured_on_some_images(monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from tests.conftest import (
     random_images,
     same,
     shared_fixture,
+    state_of,
     write_file,
     write_picture,
 )
@@ -46,10 +48,9 @@ def train(folder, config, options, steps, priors=True):
     if priors:
         commands.append(f"train-prior {folder}")
     with undrawn():
-        for command in commands:
-            for index, step in enumerate(steps):
-                torch.manual_seed(index)  # another process has another state of the generator
-                do(f"{command} --max-steps {step} {'--resume' if index else ''}")
+        for command, (index, step) in product(commands, enumerate(steps)):
+            torch.manual_seed(index)  # another process has another state of the generator
+            do(f"{command} --max-steps {step} {'--resume' if index else ''}")
 
 
 @shared_fixture
@@ -84,25 +85,26 @@ def test_every_command(system, runs, tmp_path):
 @parametrize(
     "system, options",
     [
-        *((system, {}) for system in EVERY),
-        ("rqvae", {"joint_beam": "true", "beam": "2"}),
-        ("vqvae2", {"level_codewords": "70"}),
-        ("hrvqvae", {"levels": "4", "linked": "2", "update": "gradient"}),
+        *((system, "") for system in EVERY),
+        ("rqvae", "joint_beam=true beam=2"),
+        ("vqvae2", "level_codewords=70"),
+        ("hrvqvae", "levels=4 linked=2 update=gradient"),
     ],
 )
 def test_resumed_to_the_bit(system, options, runs, tmp_path, mnist_root):
     tiny = tiny_systems(mnist_root)[system]
-    fields = " ".join(f"--model.quantizer.{name}={value}" for name, value in options.items())
+    given = " ".join(f"--model.quantizer.{option}" for option in options.split())
     unstopped = tmp_path / "whole" if options else runs / system
     parts = tmp_path / "parts"
     if options:
-        train(unstopped, tiny, fields, [4], priors=False)
-    train(parts, tiny, fields, [2, 4], priors=not options)
+        train(unstopped, tiny, given, [4], priors=False)
+    train(parts, tiny, given, [2, 4], priors=not options)
     run = RunFolder(unstopped)
     config = run.read_config()
     if "joint_beam" in options:
         assert Model(unstopped, beam=5).config.model.quantizer.beam == 5
-    for level in (None, *range(0 if options else len(config.model.num_symbols))):
+    levels = () if options else range(len(config.model.num_symbols))
+    for level in (None, *levels):
         states = []
         for path in (unstopped, parts):
             folder = RunFolder(path) if level is None else prior_folder(path, level)
@@ -118,14 +120,8 @@ def _reduce(config):
         return dataclasses.replace(section, **fields)
 
     network = narrow(config.prior.network, hidden_units=8, attention_heads=2, heads=2)
-    model = narrow(
-        config.model,
-        perceptual="none",
-        hidden_units=8,
-        residual_units=8,
-        adversarial_start=0,
-        discriminator_units=4,
-    )
+    sizes = {"hidden_units": 8, "residual_units": 8, "discriminator_units": 4}
+    model = narrow(config.model, perceptual="none", adversarial_start=0, **sizes)
     data = narrow(config.data, size=min(*config.data.image_size, 64))
     return narrow(config, model=model, data=data, prior=narrow(config.prior, network=network))
 
@@ -143,8 +139,7 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name)
     config = _reduce(full)
     torch.manual_seed(0)
     model = build(config)
-    shape = (2, config.data.channels, *config.data.image_size)
-    images = random_images(*shape)
+    images = random_images(2, config.data.channels, *config.data.image_size)
     model.initialize(images, generator())
     task = AutoencoderTask(config, RunFolder(Path()))
     state = TrainState.start(model, config.training, task.build_objective())
@@ -160,14 +155,16 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name)
     for network in state.networks.keys() - {"model"}:
         assert any(key.startswith(f"{network}_model.") for key in changed)
     codes = model.eval().encode(images)
+    paths = model.codeword_indices(codes)
     for levels in config.prior_levels:
         prior = build_prior(config, levels, 3)
         trained = TrainState.start(prior, config.prior.training_of(levels.start))
-        weights = {key: weight.clone() for key, weight in prior.named_parameters()}
-        coarser = tuple(model.codeword_indices(codes[: levels.start]))
-        batch = CodeBatch(codes[levels.start : levels.stop], coarser, torch.tensor([0, 2]))
+        weights = state_of(prior)
+        own = slice(levels.start, levels.stop)
+        batch = CodeBatch(codes[own], (*paths[: levels.start],), torch.tensor([0, 2]))
         task_of_prior = PriorTask("", levels, config, (model, config, ""))
         # layers of a transformer begin with outputs of 0, behind which nothing moves at first
         for _ in range(2):
             task_of_prior.step(trained, batch)
-        assert len(moved(weights, dict(prior.named_parameters()))) > 0.7 * len(weights)
+        parameters = dict(prior.named_parameters())
+        assert len(moved(parameters, weights)) > 0.7 * len(parameters)

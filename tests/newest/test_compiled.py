@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from hrvqvae.priors.base import build_prior
-from tests.conftest import random_images, same
+from tests.conftest import parametrize, random_images, same
 from tests.models.small import config_of, model_of
 from tests.newest.test_fake_gpu import NETWORKS, prior_config
 
@@ -17,7 +18,7 @@ def _fresh():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("name", ["treevq", "vqvae2"])
+@parametrize("name", ["treevq", "vqvae2"])
 @torch.no_grad()
 def test_codes_and_images(name):
     model = model_of(config_of(name))
@@ -26,10 +27,10 @@ def test_codes_and_images(name):
     compiled = torch.compile(model.encode, fullgraph=True)(images)
     assert same(compiled, codes)
     decode = torch.compile(model.decode, fullgraph=True)
-    torch.testing.assert_close(decode(codes), model.decode(codes), rtol=1e-4, atol=1e-5)
+    assert_close(decode(codes), model.decode(codes), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@parametrize("kind", NETWORKS)
 @torch.no_grad()
 def test_logits(kind):
     config, levels = prior_config(kind)
@@ -39,4 +40,4 @@ def test_logits(kind):
     label = torch.zeros(2, dtype=torch.long)
     expected = prior.level_logits(codes, coarser, label)
     compiled = torch.compile(prior.level_logits, fullgraph=True)(codes, coarser, label)
-    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+    assert_close(compiled, expected, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ from torch.optim import optimizer
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
 from hrvqvae.config.parsing import override
-from tests.conftest import with_quantizer, with_training
+from tests.conftest import parametrize, with_quantizer, with_training
 from tests.newest.waits import Waits
 from tests.trained_run import GIVEN_GPT, fields, tiny_systems, trained_copy
 from tests.training.tasks import TASKS, Case
@@ -109,7 +109,7 @@ def config_of(name, tiny, mnist_root):
 
 # of a checkpoint that is read
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
-@pytest.mark.parametrize(
+@parametrize(
     "name", ["treevq", "vqvae2", "vqgan", "rqvae", "prior", "gpt", "progressive", "generation"]
 )
 def test_the_whole_loop(name, tiny, mnist_root, tmp_path, tmp_path_factory):

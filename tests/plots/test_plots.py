@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -17,9 +18,8 @@ def test_a_sheet_holds_every_image_at_its_pixels():
     grey = [torch.full((1, 8, 8), value) for value in (0.2, 0.8)]
     colour = torch.zeros(3, 5, 12, dtype=torch.uint8)
     colour[0] = 200
-    sheet = np.asarray(
-        sheets.draw([sheets.SheetRow("grey", grey), sheets.SheetRow("red", [colour])], zoom=2)
-    )
+    rows = [sheets.SheetRow("grey", grey), sheets.SheetRow("red", [colour])]
+    sheet = np.asarray(sheets.draw(rows, zoom=2))
     colours = Counter(map(tuple, sheet.reshape(-1, 3).tolist()))
     assert colours[51, 51, 51] == colours[204, 204, 204] == 16 * 16
     assert colours[200, 0, 0] == 10 * 24
@@ -28,32 +28,34 @@ def test_a_sheet_holds_every_image_at_its_pixels():
         sheets.draw([sheets.SheetRow("", wide)])
 
 
-def test_curves_of_a_run_that_has_just_begun(tmp_path, monkeypatch):
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved from here on."""
+    figures = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, _: figures.append(figure))
+    return figures
+
+
+def test_curves_of_a_run_that_has_just_begun(tmp_path):
     curves.plot_training([], tmp_path / "curves.png")
-    curves.plot_usage(
-        [torch.tensor([3, 0, 1]), torch.zeros(9, dtype=torch.long)], tmp_path / "usage.png"
-    )
-    assert (
-        read_image(tmp_path / "curves.png", 3).shape[0]
-        == read_image(tmp_path / "usage.png", 3).shape[0]
-        == 3
-    )
+    curves.plot_usage([torch.tensor([3, 0, 1]), torch.zeros(9).long()], tmp_path / "usage.png")
+    for name in ("curves.png", "usage.png"):
+        assert read_image(tmp_path / name, 3).shape[0] == 3
     with input_error("can't be written"):
         curves.plot_training([], tmp_path / "nowhere" / "curves.png")
-    figures = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
+
+
+def test_a_single_point_is_seen(figures):
     values = {"kind": "train", "loss": 0.5, "reconstruction": 0.4, "bits_per_code": 2.0}
     records = [{**values, "step": step} for step in (9, 18)]
     for shown in (records[:1], records):
-        curves.plot_training(shown, tmp_path / "curves.png")
-        curves.plot_prior(shown, tmp_path / "curves.png")
+        curves.plot_training(shown, None)
+        curves.plot_prior(shown, None)
     markers = [{line.get_marker() for line in figure.axes[0].lines} for figure in figures]
-    assert markers == [{"."}, {"."}, {"None"}, {"None"}]  # a single point is seen
+    assert markers == [{"."}, {"."}, {"None"}, {"None"}]
 
 
-def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
+def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(figures):
     records = [
         {"kind": "evaluation", "step": 1},
         {"kind": "evaluation", "step": 2, "usage": "all", "level_mse": None},
@@ -61,12 +63,12 @@ def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(tmp_path, monkeypatch
         {"kind": "train", "step": 4, "loss": "low"},
         {"kind": "train", "step": 5, "loss": 0.5},
     ]
-    curves.plot_training(records, tmp_path / "curves.png")
-    losses, errors, usage = figures[0].axes
-    drawn = [
-        [line.get_xydata().tolist() for line in axes.lines] for axes in (losses, errors, usage)
-    ]
-    assert drawn == [[[[5, 0.5]]], [[[3, 0.1]]], [[[3, 0.5]], [[3, 1.0]]]]
+    curves.plot_training(records, None)
+    drawn = [[line.get_xydata().tolist() for line in axes.lines] for axes in figures[0].axes]
+    losses, errors, usage = drawn
+    assert losses == [[[5, 0.5]]]
+    assert errors == [[[3, 0.1]]]
+    assert usage == [[[3, 0.5]], [[3, 1.0]]]
 
 
 def test_completion(run, tmp_path):
@@ -122,21 +124,16 @@ def test_colours_for_a_greyscale_model_are_converted(tmp_path, caplog):
     paths = [tmp_path / f"{mode}.png" for mode in ("L", "RGB", "P", "RGBA")]
     for path in paths:
         write_picture(path, 1, (28, 28), path.stem)
-    errors = reconstruct("mnist", paths, tmp_path / "sheet.png")
+    sheet = tmp_path / "sheet.png"
+    errors = reconstruct("mnist", paths, sheet)
     assert [path for path, _ in errors] == paths
-
-    def messages():
-        return [line for line in caplog.messages if not line.startswith("compiling")]
-
-    assert messages() == [
-        f"images converted: 3 of 4 (colour to greyscale), the first is {paths[1]}"
-    ]
     assert errors[1][1] == errors[3][1]  # an opaque RGBA image is the RGB image
     with input_error("is an input and is never overwritten"):
         reconstruct("mnist", paths[:1], paths[0], force=True)
-    reconstruct("mnist", paths[:1], tmp_path / "sheet.png", force=True)
-    assert len(messages()) == 1
+    reconstruct("mnist", paths[:1], sheet, force=True)
     complete("mnist", paths[1], "top", 1, tmp_path / "completed.png")
-    assert messages()[1:] == [
-        f"images converted: 1 of 1 (colour to greyscale), the first is {paths[1]}"
+    lines = [line for line in caplog.messages if not line.startswith("compiling")]
+    assert lines == [
+        f"images converted: {share} (colour to greyscale), the first is {paths[1]}"
+        for share in ("3 of 4", "1 of 1")
     ]

@@ -1,8 +1,16 @@
 """The transformer: causality, and its logits by hand."""
 
-import numpy as np
+import math
+from itertools import product
+
 import torch
-from torch.nn.functional import gelu, layer_norm
+from torch.nn.functional import (
+    cross_entropy,
+    gelu,
+    layer_norm,
+    pad,
+    scaled_dot_product_attention,
+)
 from torch.testing import assert_close
 
 from hrvqvae.config.parsing import override
@@ -29,13 +37,12 @@ def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked):
         return torch.stack([level[0, 0] - level[0, 1] for level in all_logits], -1).flatten()
 
     before = logits(codes)
-    reached = torch.zeros(36, 36, dtype=torch.bool)
-    for place in range(36):
-        position, level = divmod(place, 3)
+    reached = []
+    for position, level in product(range(12), range(3)):
         changed = list(codes)
         changed[level] = change_code(codes[level], position, levels[level].symbols)
-        reached[place] = logits(changed) != before
-    assert torch.equal(reached, torch.ones(36, 36).triu(1).bool())
+        reached.append(logits(changed) != before)
+    assert torch.equal(torch.stack(reached), torch.ones(36, 36).triu(1).bool())
     assert (logits(codes, label=2) != before).all()
     prior.train()
     assert (logits(codes) != before).any()  # by dropout
@@ -55,28 +62,21 @@ def test_logits_by_hand():
 
     first, second = (table.weight for table in prior.embeddings.tables)
     embedded = [first[codes[0]], second[codes[0] * 2 + codes[1]]]
-    seen = embedded[0] + embedded[1]
-    x = torch.zeros(2, 6, 6)
-    for place in range(6):
-        row, column = divmod(place, 3)
-        x[:, place] = prior.rows[row] + prior.columns[column] + prior.classes.weight[label]
-        x[:, place] += prior.left(
-            seen[:, (place - 1) // 3, (place - 1) % 3] if place else torch.zeros(2, 3)
-        )
-        for tap in range(3):
-            if row and 0 <= column + tap - 1 < 3:
-                x[:, place] += (
-                    seen[:, row - 1, column + tap - 1] @ prior.above.weight[:, :, 0, tap].T
-                )
+    seen = pad(embedded[0] + embedded[1], (0, 0, 1, 1, 1, 0))  # a frame of zeros
+    x = torch.zeros(2, 2, 3, 6)
+    for row, column in product(range(2), range(3)):
+        before = seen[:, row + 1, column] if column else seen[:, row, 3]
+        above = [
+            seen[:, row, column + tap] @ prior.above.weight[:, :, 0, tap].T for tap in range(3)
+        ]
+        place = prior.rows[row] + prior.columns[column] + prior.classes.weight[label]
+        x[:, row, column] = place + prior.left(before) + sum(above)
+    x = x.flatten(1, 2)
     layer = prior.layers[0]
-    q, k, v = layer.inputs(normed(x, layer.attention_norm)).chunk(3, -1)
-    parts = []
-    for head in range(2):
-        columns = slice(3 * head, 3 * head + 3)
-        scores = q[..., columns] @ k[..., columns].transpose(1, 2) / 3**0.5
-        scores = scores.masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
-        parts.append(scores.softmax(-1) @ v[..., columns])
-    x = x + layer.output(torch.cat(parts, -1))
+    inputs = layer.inputs(normed(x, layer.attention_norm))
+    heads = [part.unflatten(-1, (2, 3)).transpose(1, 2) for part in inputs.chunk(3, -1)]
+    attended = scaled_dot_product_attention(*heads, is_causal=True)
+    x = x + layer.output(attended.transpose(1, 2).flatten(2))
     x = x + layer.narrow(gelu(layer.widen(normed(x, layer.network_norm))))
     features = normed(x, prior.norm)
     result = prior.level_logits(codes, [], label)
@@ -92,13 +92,13 @@ def test_bits_are_of_each_level():
     levels = levels_of((3, 4), (3, 2))
     prior = random_prior(SMALL, *levels)
     codes = random_codes(levels, 2)
-    expected = []
-    for level_codes, logits in zip(codes, prior.level_logits(codes, [], None), strict=True):
-        shares = logits.double().softmax(1).gather(1, level_codes[:, None])
-        expected.append(float(-shares.log2().sum()))
-    assert measure_bits(prior, codes, [], None) == approx(expected, rel=1e-5)
-    nats = float(compute_loss(prior, codes, [], None))
-    assert nats / np.log(2) == approx(sum(expected) / 48, rel=1e-5)
+    logits = prior.level_logits(codes, [], None)
+    nats = [
+        float(cross_entropy(*pair, reduction="sum")) for pair in zip(logits, codes, strict=True)
+    ]
+    bits = measure_bits(prior, codes, [], None)
+    assert bits == approx([value / math.log(2) for value in nats], rel=1e-5)
+    assert float(compute_loss(prior, codes, [], None)) == approx(sum(nats) / 48, rel=1e-5)
 
 
 def test_a_network_covers_the_levels_that_are_linked():

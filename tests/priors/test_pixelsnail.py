@@ -48,11 +48,13 @@ def test_a_position_sees_neither_itself_nor_later_ones(attention, coarser, class
     level = Level(grid=(4, 5), symbols=3, coarser=coarser, classes=classes)
     prior = random_prior(network(attention_layers=(attention,)), level)
     codes, paths, label = inputs(level, 1)
-    reached = torch.zeros(20, 20, dtype=torch.bool)
-    for place in range(20):
-        changed = change_code(codes, place, 3)
-        reached[place] = moved(prior, (codes, paths), (changed, paths), label)
-    later = torch.arange(20)[None] > torch.arange(20)[:, None]
+    reached = torch.stack(
+        [
+            moved(prior, (codes, paths), (change_code(codes, place, 3), paths), label)
+            for place in range(20)
+        ]
+    )
+    later = torch.ones(20, 20).triu(1).bool()
     assert not reached[~later].any()
     if attention:
         # a row's last code is seen from the next row's middle on
@@ -87,24 +89,26 @@ def test_dropout_is_of_training_alone_and_takes_the_level_own_share():
     for coarser, attentions, dropped in (((), 0, 0.0), ((3,), 3, 0.5)):
         level = Level(grid=(3, 4), symbols=3, coarser=coarser)
         prior, (codes, paths, _) = random_prior(config, level), inputs(level, 2)
-        assert (len(prior.attentions), prior.blocks[0].dropout_share) == (attentions, dropped)
-        assert torch.equal(logits(prior, codes, paths, None), logits(prior, codes, paths, None))
-    prior.train()
-    assert not torch.equal(logits(prior, codes, paths, None), logits(prior, codes, paths, None))
+        assert len(prior.attentions) == attentions
+        assert prior.blocks[0].dropout_share == dropped
+        for is_training in (False, True):
+            prior.train(is_training)
+            first, second = (logits(prior, codes, paths, None) for _ in range(2))
+            assert torch.equal(first, second) != (is_training and dropped > 0)
 
 
 def test_what_it_is_conditioned_on_is_checked():
-    level = Level(grid=(3, 4), symbols=3, coarser=(3,), classes=5)
+    prior = random_prior(network(), Level(grid=(3, 4), symbols=3, coarser=(3,), classes=5))
     codes = torch.zeros(2, 3, 4, dtype=torch.long)
     first = torch.tensor([0, 0])
     for coarser, label, message in (
         ([], first, "there are 0 coarser levels; this prior needs 1"),
         ([codes + 3], first, "outside 0..2"),
         ([codes], None, "class-conditional"),
-        ([codes], torch.tensor([0, 5]), "outside 0..4"),
+        ([codes], first + 5, "outside 0..4"),
     ):
         with input_error(message):
-            logits(random_prior(network(), level), codes, coarser, label)
-    classless = Level(grid=(3, 4), symbols=3)
+            logits(prior, codes, coarser, label)
+    classless = random_prior(network(), Level(grid=(3, 4), symbols=3))
     with input_error("no classes"):
-        logits(random_prior(network(), classless), codes, [], first)
+        logits(classless, codes, [], first)

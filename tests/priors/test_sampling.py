@@ -2,18 +2,17 @@
 dropout.
 """
 
-import dataclasses
 import itertools
-import math
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hrvqvae.model import load
 from hrvqvae.priors.base import Level, Prior, Priors
@@ -36,6 +35,8 @@ from hrvqvae.priors.sampling import (
 )
 from tests.conftest import (
     approx,
+    cells_of,
+    double_precision,
     generator,
     input_error,
     nonfinite_error,
@@ -44,6 +45,7 @@ from tests.conftest import (
     same,
     threads,
 )
+from tests.newest.waits import CountReads
 from tests.priors.networks import (
     SMALL,
     inputs,
@@ -139,20 +141,12 @@ def draw_code(logits, uniform, params):
 
 
 def chosen_by_definition(logits, uniform, params):
-    shares = np.exp(logits.astype(np.float64) / params.temperature)
-    shares /= shares.sum()
-    order = sorted(range(len(shares)), key=lambda code: (-shares[code], code))
-    if params.top_k:
-        order = order[: params.top_k]
-    kept = []
-    reached = 0.0
-    mass = sum(shares[code] for code in order)
-    for code in order:
-        if reached >= params.top_p * mass - 1e-12:
-            break
-        kept.append(code)
-        reached += shares[code]
-    left = np.array([share if code in kept else 0.0 for code, share in enumerate(shares)])
+    shares = softmax(logits.astype(np.float64) / params.temperature)
+    order = np.argsort(-shares, kind="stable")[: params.top_k or None]
+    likelier = np.cumsum(shares[order]) - shares[order]
+    kept = order[likelier < params.top_p * shares[order].sum() - 1e-12]
+    left = np.zeros_like(shares)
+    left[kept] = shares[kept]
     return int(np.searchsorted(np.cumsum(left / left.sum()), uniform, side="right"))
 
 
@@ -180,8 +174,6 @@ def test_equal_logits_keep_the_lower_codes_and_the_last_one_can_be_drawn():
     lower = {draw_code(flat, u, SamplingParams(top_k=2)) for u in np.linspace(0, 0.999, 50)}
     assert lower == {0, 1}
     assert draw_code(flat, np.nextafter(1.0, 0.0), PLAIN) == 3
-    steep = np.array([0.0, 800.0, -800.0], np.float32)
-    assert draw_code(steep, 0.5, SamplingParams(temperature=0.01)) == 1
 
 
 def tree_paths(codes):
@@ -197,34 +189,35 @@ def three_levels(request):
 
 
 def sampled(priors, indices, seed=4, kept=None):
+    """Codes (levels, N, 4, 3)."""
     label = torch.tensor([index % 2 for index in indices])
-    return sample_codes(
-        priors, tree_paths, indices, seed=seed, label=label, params=SamplingParams(), kept=kept
+    codes = sample_codes(
+        priors, tree_paths, indices, seed=seed, label=label, params=PLAIN, kept=kept
     )
+    return torch.stack(codes)
 
 
 def test_a_sample_is_the_same_in_every_batch(three_levels):
     together = sampled(three_levels, range(5))
     for index in range(5):
-        alone = sampled(three_levels, [index])
-        assert same([tensor[index : index + 1] for tensor in together], alone)
-    assert not same(together, sampled(three_levels, range(5), seed=5))
+        assert torch.equal(together[:, [index]], sampled(three_levels, [index]))
+    assert not torch.equal(together, sampled(three_levels, range(5), seed=5))
 
 
 def test_known_codes_are_kept_and_the_rest_follows_them(three_levels):
     free = sampled(three_levels, [0])
     where = torch.zeros(4, 3, dtype=torch.bool)
     where[:2] = True
-    again = sampled(three_levels, [0], kept=KeptCodes(free, (where,) * 3))
-    assert same(free, again)
-    others = tuple((code + 1) % 3 for code in free)
-    kept = sampled(three_levels, [0], kept=KeptCodes(others, (where,) * 3))
-    assert same([tensor[0][where] for tensor in kept], [tensor[0][where] for tensor in others])
-    assert not same([tensor[0][~where] for tensor in kept], [tensor[0][~where] for tensor in free])
+    again = sampled(three_levels, [0], kept=KeptCodes((*free,), (where,) * 3))
+    assert torch.equal(free, again)
+    others = (free + 1) % 3
+    kept = sampled(three_levels, [0], kept=KeptCodes((*others,), (where,) * 3))
+    assert torch.equal(kept[..., where], others[..., where])
+    assert not torch.equal(kept[..., ~where], free[..., ~where])
     # finer codes are drawn below the coarser codes that there are
     every = torch.ones_like(where)
-    finer = sampled(three_levels, [0], kept=KeptCodes(others, (every, ~every, ~every)))[1:]
-    assert not same(finer, free[1:])
+    finer = sampled(three_levels, [0], kept=KeptCodes((*others,), (every, ~every, ~every)))
+    assert not torch.equal(finer[1:], free[1:])
 
 
 def test_each_image_keeps_its_own_codes_also_in_batches(monkeypatch):
@@ -250,21 +243,28 @@ def test_labels_come_as_often_as_in_training():
 
 @parametrize(
     "options, message",
-    [
-        *(({"temperature": t}, "temperature is .* from 1e-6 to 1e6") for t in (0, np.nan, 1e-320)),
-        ({"top_k": -1}, "top-k is -1"),
-        *(({"top_p": p}, f"top-p is {p:g}") for p in (0, 1.5)),
-        *(({"guidance": w}, f"guidance is {w:g}; it must") for w in (-0.5, np.nan, 1000.5)),
-        ({"guidance": (2, -1)}, "guidance is -1; .*, or two such numbers, for the first and the"),
-        *(({"guidance": w}, "guidance is .*; it must be") for w in ("5", (), (3, 2, 1))),
-    ],
+    cells_of("""
+        temperature: 0 | temperature is .* from 1e-6 to 1e6
+        temperature: .nan | temperature is .* from 1e-6 to 1e6
+        temperature: 1.0e-320 | temperature is .* from 1e-6 to 1e6
+        top_k: -1 | top-k is -1
+        top_p: 0 | top-p is 0
+        top_p: 1.5 | top-p is 1.5
+        guidance: -0.5 | guidance is -0.5; it must
+        guidance: .nan | guidance is nan; it must
+        guidance: 1000.5 | guidance is 1000.5; it must
+        guidance: [2, -1] | guidance is -1; .*, or two such numbers, for the first and the
+        guidance: "5" | guidance is .*; it must be
+        guidance: [] | guidance is .*; it must be
+        guidance: [3, 2, 1] | guidance is .*; it must be
+    """),
 )
 def test_options_out_of_range(options, message):
     with input_error(message):
-        SamplingParams(**options)
+        SamplingParams(**yaml.safe_load(options))
 
 
-@parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @parametrize("params", [PLAIN, SamplingParams(top_k=2), SamplingParams(top_p=0.5)])
 def test_logits_without_a_distribution_give_no_code(bad, params):
     logits = np.array([0.0, 1.0, 2.0, 0.5], np.float32)
@@ -293,37 +293,33 @@ def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler):
         drawn(sampler, of_two, 2, 0)
 
 
-class Table(Prior):
-    """A prior with the same distribution at every position."""
-
-    def __init__(self, level, shares):
-        super().__init__(network(), level)
-        self.shares = torch.tensor(shares).log()
+class Flat(Prior):
+    """A prior without steps of its own, for which all codes are equally likely."""
 
     def level_logits(self, codes, coarser, label):
-        return ((self.shares + 7)[None, :, None, None].expand(len(codes[0]), -1, *self.level.grid),)
+        return (torch.zeros(len(codes[0]), self.level.symbols, *self.level.grid),)
 
 
 def test_a_prior_without_steps_of_its_own_gets_the_plain_ones():
-    shares = [0.2, 0.5, 0.3]
-    prior = Table(Level(grid=(3, 40), symbols=3), shares)
-    (codes,) = drawn(draw_positions, prior, 5, 0)
-    assert torch.equal(codes, drawn(sample_plain, prior, 5, 0)[0])
-    counts = torch.bincount(codes.flatten(), minlength=3)
-    assert counts / codes.numel() == approx(shares, abs=0.06)
+    prior = Flat(network(), Level(grid=(3, 40), symbols=3))
+    cached, plain = (drawn(sampler, prior, 5, 0) for sampler in (draw_positions, sample_plain))
+    assert same(cached, plain)
 
 
 def test_what_is_kept():
     for keep, count in (("top", 3 * 7), ("left", 6 * 3), ("0.3", 2 * 7)):
         (where,) = mask_kept_codes(keep, [(6, 7)])
-        assert (int(where.sum()), bool(where[0, 0]), bool(where[-1, -1])) == (count, True, False)
+        assert where.sum() == count
+        assert where[0, 0]
+        assert not where[-1, -1]
     for keep in ("0.03", "0.98", "left"):
         with input_error("--keep .* keeps .* codes"):
             mask_kept_codes(keep, [(16, 1)])
     coarse, middle, fine = mask_kept_codes("0.3", [(4, 4), (8, 8), (16, 16)])
-    assert (int(coarse.sum()), int(middle.sum()), int(fine.sum())) == (4, 16, 64)
-    assert torch.equal(fine[::4, ::4], coarse)
-    assert torch.equal(fine[1::2, 1::2], middle)
+    assert coarse.sum() == 4
+    for row, column in np.ndindex(4, 4):
+        assert torch.equal(fine[row::4, column::4], coarse)
+        assert torch.equal(middle[row % 2 :: 2, column % 2 :: 2], coarse)
 
 
 def test_a_mask_keeps_codes_whose_pixels_are_all_kept():
@@ -363,11 +359,11 @@ def test_dropout_drops_its_share_and_keeps_the_mean(share, memory_format):
     features = torch.ones(20, 16, 11, 13).to(memory_format=memory_format)
     dropped = cheap_dropout(features, share, True)
     assert dropped.is_contiguous(memory_format=memory_format)
-    assert abs(float((dropped == 0).double().mean()) - share) < 0.01
-    assert abs(float(dropped.mean()) - 1) < 0.03
+    zeros = (dropped == 0).double()
+    assert float(zeros.mean()) == approx(share, abs=0.01)
+    assert float(dropped.mean()) == approx(1, abs=0.03)
     assert len(dropped.unique()) == 2
-    by_place = (dropped == 0).double().flatten(1).mean(0)
-    assert by_place.std() < 1.3 * (share * (1 - share) / 20) ** 0.5
+    assert zeros.flatten(1).mean(0).std() < 1.3 * (share * (1 - share) / 20) ** 0.5
     assert not torch.equal(cheap_dropout(features, share, True), dropped)
     torch.manual_seed(0)
     assert torch.equal(cheap_dropout(features, share, True), dropped)
@@ -401,60 +397,52 @@ def guided_codes(priors, sampler=draw_positions, **options):
 def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance):
     levels = levels_of((2, 3), (4, 3), classes=3, unconditional=True)
     prior = random_prior(SMALL, *levels)
-    codes = guided_codes([prior], sample_plain, guidance=guidance)
-    ends = np.broadcast_to(guidance, 2)
-    weights = [ends[0] + (ends[1] - ends[0]) * math.sqrt(place / 5) for place in range(6)]
+    codes = torch.stack(guided_codes([prior], sample_plain, guidance=guidance))
+    first, last = np.broadcast_to(guidance, 2)
+    weights = first + (last - first) * np.linspace(0, 1, 6) ** 0.5
     for index, label in enumerate(_LABEL.tolist()):
         generator = np.random.default_rng((6, index))
         generator.random()  # the class
         uniforms = generator.random(12).reshape(2, 6)
-        expected = [torch.zeros(1, 2, 3, dtype=torch.long) for _ in levels]
+        expected = torch.zeros(2, 1, 2, 3, dtype=torch.long)
         for place, level in itertools.product(range(6), range(2)):
             c, u = (
-                prior.level_logits(expected, [], torch.tensor([condition]))[level].flatten(2)
+                prior.level_logits(expected, [], torch.tensor([condition]))[level]
                 for condition in (label, 3)
             )
-            mixed = np.exp((u + weights[place] * (c - u))[0, :, place].double().numpy())
-            cumulative = np.cumsum(mixed / mixed.sum())
-            drawn_code = np.searchsorted(cumulative, uniforms[level, place], side="right")
-            expected[level].view(-1)[place] = int(drawn_code)
-        assert same([level_codes[index] for level_codes in codes], [code[0] for code in expected])
+            mixed = (u + weights[place] * (c - u)).flatten(2)[0, :, place].numpy()
+            expected[level].view(-1)[place] = draw_code(mixed, uniforms[level, place], PLAIN)
+        assert torch.equal(codes[:, index], expected[:, 0])
 
 
 @of_each_kind
-def test_guidance_matters_and_two_threads_draw_the_same(config):
+def test_two_threads_draw_the_same(config):
     priors = two_levels(config)
-    weak, strong = (guided_codes(priors, guidance=guidance) for guidance in (1.0, 3.0))
-    assert not torch.equal(weak[0], strong[0])
+    alone = guided_codes(priors, guidance=3.0)
     with threads(2):
-        assert same(strong, guided_codes(priors, guidance=3.0))
+        assert same(alone, guided_codes(priors, guidance=3.0))
 
 
 @settings(max_examples=30)
-@given(*[st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=5)] * 2)
-def test_the_largest_guidance_draws_the_likeliest(left, right):
+@given(st.lists(st.tuples(*[st.floats(-1e4, 1e4, width=32)] * 2), min_size=2, max_size=5))
+def test_the_largest_guidance_draws_the_likeliest(pairs):
     """And the least temperature."""
-    length = min(len(left), len(right))
     params = SamplingParams(guidance=1000, temperature=1e-6)
-    logits = np.float32([left[:length], right[:length]])
     level = Level(grid=(1, 1), symbols=2, classes=1, unconditional=True)
     _, mixing = expand_labels(level, torch.tensor([0]), 1000)
-    mixed = (logits * mixing.numpy()[0, 0, :, None]).sum(0)
-    drawn_code = draw_code(mixed, 0.0, params)
-    assert mixed[drawn_code] >= mixed.max() - 1e-3
+    mixed = np.float32(pairs) @ mixing.numpy()[0, 0]
+    assert mixed[draw_code(mixed, 0.0, params)] >= mixed.max() - 1e-3
 
 
 def test_what_was_trained_without_class_dropout_is_not_guided():
-    levels = levels_of((2, 2), (3, 3), linked=False, classes=3, unconditional=True)
-    levels[1] = dataclasses.replace(levels[1], unconditional=False)
-    line = (
-        "guidance is 1.5, but the prior of level 2 was trained without class dropout: train it with"
-        " --prior.class_dr"
+    guided, unguided, classless = (
+        random_prior(SMALL, Level(grid=(2, 2), symbols=3, coarser=(3,) * index, **fields))
+        for index, fields in enumerate(({"classes": 3, "unconditional": True}, {"classes": 3}, {}))
     )
-    with input_error(line):
-        guided_codes([random_prior(SMALL, level) for level in levels], guidance=1.5)
-    classless = random_prior(SMALL, Level(grid=(1, 1), symbols=2))
-    with input_error("guidance is 1.5, but the prior of level 1 knows no classes: leave it at 1"):
+    line = "guidance is 1.5, but the prior of level 2 was trained without class dropout: train it"
+    with input_error(f"{line} with --prior.class_dr"):
+        guided_codes([guided, unguided], guidance=1.5)
+    with input_error("guidance is 1.5, but the prior of level 3 knows no classes: leave it at 1"):
         guided_codes([classless], guidance=1.5)
 
 
@@ -463,25 +451,8 @@ def test_tensors_are_made_on_the_device_of_the_prior(config):
     """A default device "meta" breaks every operation with a tensor that was made elsewhere."""
     draw = partial(guided_codes, two_levels(config), guidance=2.0, top_k=3)
     expected = draw()
-    torch.set_default_device("meta")
-    torch.set_default_dtype(torch.float64)
-    try:
-        codes = draw()
-    finally:
-        torch.set_default_device("cpu")
-        torch.set_default_dtype(torch.float32)
-    assert same(codes, expected)
-
-
-class _CountReads(TorchDispatchMode):
-    """Count the operations that wait for a GPU."""
-
-    reads = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        names = ("_local_scalar_dense", "nonzero", "equal")
-        self.reads += function.overloadpacket.__name__ in names
-        return function(*args, **(kwargs or {}))
+    with double_precision(), torch.device("meta"):
+        assert same(draw(), expected)
 
 
 @of_each_kind
@@ -489,7 +460,7 @@ def test_no_position_waits_for_a_gpu(config):
     reads = []
     for grid in ((2, 3), (4, 5)):
         priors = two_levels(config, grid)
-        with _CountReads() as mode:
+        with CountReads() as mode:
             guided_codes(priors, guidance=2.0)
         reads.append(mode.reads)
     assert reads[0] == reads[1] > 0
@@ -498,27 +469,26 @@ def test_no_position_waits_for_a_gpu(config):
 @of_each_kind
 def test_the_class_of_a_completion_follows_from_the_kept_codes(config):
     prior = two_levels(config, (2, 2), symbols=2)[0]
-    codes = (torch.tensor([[[1, 0], [0, 1]]]),)
+    codes = torch.tensor([[[1, 0], [0, 1]]])
     counts = (5, 0, 20)
     top = torch.tensor([[True, True], [False, False]])
-    weights = weigh_classes(prior, counts, KeptCodes(codes, (top,)))
+    kept = KeptCodes((codes,), (top,))
+    weights = weigh_classes(prior, counts, kept)
 
     # by definition: the sum over all codes that agree with the kept codes
+    filled = codes.repeat(4, 1, 1)
+    filled[:, 1] = torch.tensor([*itertools.product(range(2), repeat=2)])
     shares = []
     for label, count in enumerate(counts):
-        total = 0.0
-        for hidden in itertools.product(range(2), repeat=2):
-            filled = codes[0].clone()
-            filled[0, 1] = torch.tensor(hidden)
-            logits = prior.level_logits([filled], [], torch.tensor([label]))[0]
-            total += float(logits.double().softmax(1).gather(1, filled[:, None]).prod())
-        shares.append(count * total)
+        logits = prior.level_logits([filled], [], torch.full((4,), label))[0]
+        chosen = logits.double().softmax(1).gather(1, filled[:, None])
+        shares.append(count * chosen.flatten(1).prod(1).sum().item())
     assert weights == approx([share / sum(shares) for share in shares], rel=1e-4)
-    labels = draw_kept_labels(prior, counts, KeptCodes(codes, (top,)), 0, range(400))
-    assert float((labels == 2).double().mean()) == approx(weights[2], abs=0.08)
+    labels = draw_kept_labels(prior, counts, kept, 0, range(400))
+    assert (labels == 2).double().mean().item() == approx(weights[2], abs=0.08)
 
     # with a drawn code before a kept one
-    weights = weigh_classes(prior, counts, KeptCodes(codes, (~top,)))
+    weights = weigh_classes(prior, counts, KeptCodes((codes,), (~top,)))
     assert weights[1] == 0
     assert sum(weights) == approx(1)
 

@@ -69,17 +69,17 @@ def gradients(vectors, codebooks, linked, beta, level_betas):
     return of_vectors, of_codebooks
 
 
-def batch_sums(vectors, codebooks, linked):
+def batch_sums(vectors, codebooks, indices):
     """Moving averages: return, for each level, how many vectors chose each codeword, and the sum of
-    the residuals that did.
+    the residuals that did. `indices` are those of the levels, by vector.
     """
     counts = [np.zeros(codebook.shape[:2]) for codebook in codebooks]
     totals = [np.zeros(codebook.shape) for codebook in codebooks]
-    for z in vectors:
-        indices, residuals = search(z, codebooks, linked)
-        for level, index in enumerate(indices):
+    for residual, chosen in zip(vectors, indices, strict=True):
+        for level, index in enumerate(chosen):
             counts[level].reshape(-1)[index] += 1
-            totals[level].reshape(-1, len(z))[index] += residuals[level]
+            totals[level].reshape(-1, len(residual))[index] += residual
+            residual = residual - codebooks[level].reshape(-1, len(residual))[index]
     return counts, totals
 
 

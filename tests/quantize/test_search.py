@@ -58,10 +58,10 @@ def assert_greedy(latents, books, paths, slack=0.0):
         size = book.shape[1]
         assert torch.equal(index // size, path)  # a child hangs under its parent
         distances = (residual[:, None] - book[path].double()).square().sum(-1)
-        best, second = distances.topk(2, largest=False).values.T
+        nearest = distances.topk(2, largest=False)
+        best, second = nearest.values.T
         is_clear &= second - best > 1e-5 * second + slack
-        nearest = path * size + distances.argmin(1)
-        assert torch.equal(index[is_clear], nearest[is_clear])
+        assert torch.equal((index % size)[is_clear], nearest.indices[is_clear, 0])
         path = index
         residual = residual - book.flatten(0, 1)[path]
 
@@ -82,26 +82,26 @@ def test_the_greedy_search_agrees_with_the_oracle(form, data):
     seed = data.draw(st.integers(0, 2**31), "seed")
     books = codebooks(levels, size, dim, offset, seed)
     latents = vectors_of(count, dim, seed + 1) + offset
-    if kind == "duplicates":
-        books = [book[:, torch.arange(size) // 2] for book in books]
-    elif kind == "zeros":
-        latents = latents * 0
-        books = [book * 0 for book in books]
-    elif kind == "strided":
-        latents = latents.repeat(1, 2)[:, ::2]
-    elif kind == "transposed":
-        latents = latents.T.contiguous().T
-    elif kind == "codewords":
-        latents = books[0][0][torch.arange(count) % size]
+    match kind:
+        case "duplicates":
+            books = [book[:, torch.arange(size) // 2] for book in books]
+        case "zeros":
+            latents = latents * 0
+            books = [book * 0 for book in books]
+        case "strided":
+            latents = latents.repeat(1, 2)[:, ::2]
+        case "transposed":
+            latents = latents.T.contiguous().T
+        case "codewords":
+            latents = books[0][0][torch.arange(count) % size]
     before = latents.clone()
     indices = form(latents, books)
     assert torch.equal(latents, before)
-    assert (indices.shape, indices.dtype) == ((levels, count), torch.int64)
+    assert indices.shape == (levels, count)
+    assert indices.dtype == torch.int64
     slack = 0.0
     if form is search_tensors:  # |r|^2 + |c|^2 - 2 r c, from the mean codeword
-        lengths = [
-            float((values - offset).square().sum(-1).max()) for values in (latents, books[0])
-        ]
+        lengths = [(values - offset).square().sum(-1).max() for values in (latents, books[0])]
         slack = 1e-6 * sum(lengths)
     assert_greedy(latents, books, indices, slack)
     if kind == "duplicates" and form is search_compiled:  # it takes the first of two equals
@@ -137,13 +137,13 @@ def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form):
     """One path leaves a weight no choice; room is taken only for paths that there are."""
     books = codebooks(3, 5, 7)
     latents = vectors_of(2000, 7)
-    repeated = [
+    leaves = sum(
         book.flatten(0, 1).repeat_interleave(5 ** (2 - level), 0)
         for level, book in enumerate(books)
-    ]
-    distances = torch.cdist(latents.double(), sum(repeated).double()).square()
-    nearest = distances.sort(1)
-    best, second = nearest.values[:, :2].T
+    )
+    distances = torch.cdist(latents.double(), leaves.double()).square()
+    nearest = distances.topk(2, largest=False)
+    best, second = nearest.values.T
     is_clear = second - best > 1e-4
     indices = form(latents, books, 25)
     assert torch.equal(indices[-1][is_clear], nearest.indices[is_clear, 0])
@@ -181,7 +181,7 @@ def test_latents_that_are_not_finite(size, width, bad, monkeypatch):
     latents[2, 3] = bad
     indices = search_compiled(latents, codebooks(3, size, 7), width, 0.1)
     for level, index in enumerate(indices, start=1):
-        assert 0 <= int(index.min()) <= int(index.max()) < size**level
+        assert 0 <= index.min() <= index.max() < size**level
 
 
 def moved_to(device, tensors):
@@ -207,7 +207,7 @@ def test_tensor_operations_give_other_vectors_their_codes_beside_nan(device, wid
     expected = search_tensors(latents, books, width)
     latents[17, 3] = bad
     indices = search_tensors(latents.to(device), moved_to(device, books), width).cpu()
-    assert 0 <= int(indices.min()) <= int(indices.max()) < 8**3
+    assert 0 <= indices.min() <= indices.max() < 8**3
     is_equal = (indices == expected).all(0)[torch.arange(300) != 17]
     assert is_equal.double().mean() > (0.99 if device == "cuda" else 0.9999)
 

@@ -32,13 +32,13 @@ def read_bundle(path):
     config = from_dict(header["config"], str(path))
     model = build(config)
     progressive = {
-        name: weights.pop(name) for name in list(weights) if name.startswith("progressive.")
+        name.removeprefix("progressive."): weights.pop(name)
+        for name in list(weights)
+        if name.startswith("progressive.")
     }
     if header["progressive"]:
         decoder = build_progressive_decoder(require_several_levels(model, config), config)
-        decoder.load_state_dict(
-            {name.removeprefix("progressive."): values for name, values in progressive.items()}
-        )
+        decoder.load_state_dict(progressive)
         model.use_progressive_decoder(decoder.eval())
     # a bundle has no counts, which are for training only
     model.load_state_dict({**model.state_dict(), **weights})
