@@ -14,10 +14,15 @@ from hrvqvae.data import fetch
 from tests.conftest import do, drawn_digits, write_mnist
 
 
-def drawn_mnist(root, monkeypatch):
-    write_mnist(root / "mnist", 120, 60, size=28)
+def use_data(root, monkeypatch):
+    """Take drawn images for published sets."""
     monkeypatch.setenv("HRVQVAE_DATA", str(root))
     monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
+
+
+def drawn_mnist(root, monkeypatch):
+    write_mnist(root / "mnist", 120, 60, size=28)
+    use_data(root, monkeypatch)
 
 
 def drawn_cifar10(root, monkeypatch):
@@ -27,11 +32,8 @@ def drawn_cifar10(root, monkeypatch):
         grey, labels = drawn_digits(60, seed, size=32)
         tint = np.random.default_rng(seed).integers(80, 256, (60, 3, 1, 1))
         planes = (grey[:, None] * tint // 255).astype(np.uint8).reshape(60, -1)
-        (folder / f"{name}.bin").write_bytes(
-            np.concatenate([labels[:, None], planes], axis=1).tobytes()
-        )
-    monkeypatch.setenv("HRVQVAE_DATA", str(root))
-    monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
+        np.concatenate([labels[:, None], planes], axis=1).tofile(folder / f"{name}.bin")
+    use_data(root, monkeypatch)
 
 
 def blocks(page):
@@ -45,8 +47,9 @@ def cut(words, cuts):
     replacement.
     """
     command = "\0".join(words)
-    for pattern, replacement in cuts:
-        command = re.sub(pattern.replace(" ", "\0"), replacement.replace(" ", "\0"), command)
+    for cells in cuts:
+        pattern, replacement = (cell.replace(" ", "\0") for cell in cells)
+        command = re.sub(pattern, replacement, command)
     return command.split("\0")
 
 

@@ -20,7 +20,15 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import NATURAL
 from hrvqvae.evaluation.report import evaluate_run
-from tests.conftest import approx, cells_of, generator, names_in, parametrize, write_picture
+from tests.conftest import (
+    approx,
+    cells_of,
+    generator,
+    names_in,
+    parametrize,
+    random_images,
+    write_picture,
+)
 from tests.models.small import TREE, config_of, model_of
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 from tests.trained_run import undrawn
@@ -47,11 +55,14 @@ def _undrawn():
 def recipe(name, folder, *arguments, fields=""):
     (folder / "bin").mkdir(exist_ok=True)
     for command in ("hrvqvae", "python"):
-        (folder / "bin" / command).write_text(RECORDER)
-        (folder / "bin" / command).chmod(0o755)
+        file = folder / "bin" / command
+        file.write_text(RECORDER)
+        file.chmod(0o755)
     environment = {
+        **os.environ,
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "RECORD": str(folder / "record"),
+        "HRVQVAE_FIELDS": fields,
     }
     return subprocess.run(
         [RECIPES / name, *arguments],
@@ -59,7 +70,7 @@ def recipe(name, folder, *arguments, fields=""):
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, **environment, "HRVQVAE_FIELDS": fields},
+        env=environment,
     )
 
 
@@ -67,20 +78,23 @@ def recorded(folder):
     return [line.split("\t") for line in (folder / "record").read_text().splitlines()]
 
 
-@parametrize("figure_name", ["11", "14", "15"])
-def test_a_figure_from_data_to_its_sheet(figure_name, tmp_path, monkeypatch):
+@parametrize(
+    "figure_name, arguments, sheet",
+    cells_of("""
+        11 | images | figure-11/figure-11
+        14 | images birds | figure-14-images/figure-14-birds
+        15 |  | figure-15/figure-15
+    """),
+)
+def test_a_figure_from_data_to_its_sheet(figure_name, arguments, sheet, tmp_path, monkeypatch):
     for index in range(24):
-        write_picture(
-            tmp_path / "images" / ("birds" if index % 2 else "cats") / f"{index}.png",
-            index,
-            (40, 36),
-        )
+        kind = tmp_path / "images" / ("birds" if index % 2 else "cats")
+        write_picture(kind / f"{index}.png", index, (40, 36))
     drawn_mnist(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    small = "" if figure_name == "15" else " --model.stride 8 --data.size 32 --data.split hash"
-    arguments = {"11": ["images"], "14": ["images", "birds"], "15": []}[figure_name]
-    fields = f"{SMALL} {SMALL_PRIOR} {PIXELSNAIL} --data.workers 0{small}"
-    done = recipe("figure", tmp_path, figure_name, *arguments, "0.02", fields=fields)
+    small = "--model.stride 8 --data.size 32 --data.split hash" if arguments else ""
+    fields = f"{SMALL} {SMALL_PRIOR} {PIXELSNAIL} --data.workers 0 {small}"
+    done = recipe("figure", tmp_path, figure_name, *arguments.split(), "0.02", fields=fields)
     assert done.returncode == 0, done.stderr
     commands = recorded(tmp_path)
     stopped = [words for words in commands if words[1] in ("data", "train")]
@@ -88,14 +102,8 @@ def test_a_figure_from_data_to_its_sheet(figure_name, tmp_path, monkeypatch):
     for steps, several in ((1, stopped), (2, commands), (3, commands[-1:])):
         for words in several:
             replay(cut(words, [("--max-minutes 0.02", f"--max-steps {steps}")]))
-    folder, name = (
-        ("figure-14-images", "figure-14-birds")
-        if figure_name == "14"
-        else (f"figure-{figure_name}",) * 2
-    )
-    sheet = tmp_path / "runs" / folder / f"{name}.png"
-    assert done.stdout == f"figure {figure_name}: {sheet.relative_to(tmp_path)}\n"
-    assert read_image(sheet, 3).shape[2] > 4 * 28
+    assert done.stdout == f"figure {figure_name}: runs/{sheet}.png\n"
+    assert read_image(Path(f"runs/{sheet}.png"), 3).shape[2] > 4 * 28
 
 
 def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path):
@@ -112,12 +120,16 @@ def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path):
 
 
 def test_other_figures_and_usage(tmp_path):
-    for arguments in ("10", "11", "14 images", "14 images birdd"):
+    usage = "recipes/figure 11 DATA"
+    for arguments, told in (
+        ("10", usage),
+        ("11", usage),
+        ("14 images", usage),
+        ("14 images birdd", "there is no class birdd"),
+    ):
         done = recipe("figure", tmp_path, *arguments.split())
         assert done.returncode == 2
-        assert (
-            "there is no class birdd" if "birdd" in arguments else "recipes/figure 11 DATA"
-        ) in done.stderr
+        assert told in done.stderr
         assert not (tmp_path / "record").exists()
     for name in ("12", "13"):
         assert recipe("figure", tmp_path, name, "images").returncode == 0
@@ -179,19 +191,14 @@ def test_the_pictures_of_the_readme(tmp_path, monkeypatch):
 def test_the_classifier(tmp_path, monkeypatch):
     drawn_cifar10(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        classifier, "find_recipe", lambda config: dataclasses.replace(NATURAL, epochs=1)
-    )
+    short = dataclasses.replace(NATURAL, epochs=1)
+    monkeypatch.setattr(classifier, "find_recipe", lambda config: short)
     assert recipe("classifier", tmp_path).returncode == 0
     for words in recorded(tmp_path):
         replay(words)
     data = presets.get("hrvqvae/cifar10").config.data
-    assert (
-        classifier.read_classifier(
-            tmp_path / "runs" / "classifier-cifar10.safetensors", data
-        ).classes[2]
-        == "bird"
-    )
+    trained = classifier.read_classifier(Path("runs/classifier-cifar10.safetensors"), data)
+    assert trained.classes[2] == "bird"
 
 
 def figure(line):
@@ -209,26 +216,25 @@ def test_the_figure_of_the_hierarchy(run, tmp_path, capsys):
         """):
         assert drawn in figure(f"hierarchy {line} -o {out}")
     assert read_image(out, 3).shape[2] > 500
-    for line, message in (
-        ("--position 1 1", "name a RUN"),
-        ("--path 1,x", "--path"),
-        (f"{run} --position 9 0", "latent grid of 7x7"),
-    ):
+    for line, message in cells_of(f"""
+            --position 1 1 | name a RUN
+            --path 1,x | --path
+            {run} --position 9 0 | latent grid of 7x7
+        """):
         with pytest.raises(SystemExit):
             figure(f"hierarchy {line} -o {out}")
         assert message in capsys.readouterr().err
 
 
 def test_figure_10_shows_the_codes_of_every_position():
-    drawing = runpy.run_path(str(RECIPES / "figures" / "hierarchy.py"))
-    rng = generator()
-    image = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8, generator=rng)
+    make_tree = runpy.run_path(str(RECIPES / "figures" / "hierarchy.py"))["make_tree"]
+    image = random_images(3, 12, 12, rng=generator())
     sizes = dataclasses.replace(TREE, level_codewords=(4, 3, 2))
     for config in (config_of("treevq"), config_of("hrvqvae", quantizer=sizes)):
         model = model_of(config)
         codes = model.encode(image[None])
         for row, column in np.ndindex(*codes[0].shape[1:]):
-            tree = drawing["make_tree"](model, image, (row, column), "model")
+            tree = make_tree(model, image, (row, column), "model")
             assert tree.codes == [int(code[0, row, column]) for code in codes]
 
 
@@ -265,10 +271,7 @@ def test_nearest_training_images(run, tmp_path):
     _, height, width = read_image(out, 3).shape
     assert width > 1.7 * height  # pairs side by side
     config = RunFolder(run).read_config()
-    train = load_images(config.data, "train")
-    images = (
-        torch.stack([torch.from_numpy(train.decode(index, None).pixels) for index in (5, 60)]) / 255
-    )
+    images = torch.from_numpy(load_images(config.data, "train").pixels[[5, 60]]) / 255
     moved = (images * 0.9 + 0.01).clamp(0, 1)
     nearest = runpy.run_path(str(RECIPES / "figures" / "nearest.py"))["nearest_training_images"]
     neighbours, errors = nearest(moved, config)
