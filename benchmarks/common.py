@@ -177,8 +177,8 @@ class Rows:
         return self.rows[-1]
 
 
-def parse_columns(text: str) -> Columns:
-    """Return columns from a line "header: format" for each."""
+def parse_lines(text: str) -> dict[str, str]:
+    """Return the values of lines "name: value", such as the formats of a table by their headers."""
     return dict(line.split(": ", 1) for line in text.split("\n") if line)
 
 

@@ -20,7 +20,7 @@ from benchmarks.common import (
     as_script,
     finish,
     options,
-    parse_columns,
+    parse_lines,
     positive,
     preset_of,
     read_images,
@@ -116,15 +116,21 @@ def bench_effort(
             usual_errors = errors
             usual_seconds = spent
         mse = float(errors.mean())
-        row: Row = {"model": name, "coding": coding, "images": len(images), "mse": mse}
-        row["psnr"] = psnr(mse)
-        row["mean_psnr"] = sum(map(psnr, errors.tolist())) / len(errors)
-        row["bits"] = _mean_bits(files)
-        row["worse"] = int((errors > _WORSE * usual_errors).sum())
-        row["change"] = mse / float(usual_errors.mean()) - 1
-        row["seconds"] = spent
-        row["ratio"] = spent / usual_seconds
-        rows.append(row)
+        rows.append(
+            {
+                "model": name,
+                "coding": coding,
+                "images": len(images),
+                "mse": mse,
+                "psnr": psnr(mse),
+                "mean_psnr": sum(map(psnr, errors.tolist())) / len(errors),
+                "bits": _mean_bits(files),
+                "worse": int((errors > _WORSE * usual_errors).sum()),
+                "change": mse / float(usual_errors.mean()) - 1,
+                "seconds": spent,
+                "ratio": spent / usual_seconds,
+            }
+        )
     return rows
 
 
@@ -216,7 +222,7 @@ def adapt_decoder(name: str, images: Tensor, training_images: Tensor, steps: int
     return rows
 
 
-COLUMNS = parse_columns("""
+COLUMNS = parse_lines("""
 model: {model}
 coding: {coding}
 MSE: {mse:.3e}

@@ -27,7 +27,7 @@ from benchmarks.common import (
     matrix_rate,
     median_seconds,
     options,
-    parse_columns,
+    parse_lines,
     show,
     side_by_side,
 )
@@ -413,7 +413,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(line.format(rate=report["matrix_rate"] / 1e12, **report))
         for name, (title, columns) in TABLES.items():
             print(f"\n{title}")
-            show(report[name], parse_columns(columns))
+            show(report[name], parse_lines(columns))
     if report["faults"]:
         print(*report["faults"], sep="\n", file=sys.stderr)
         sys.exit(1)

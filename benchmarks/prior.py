@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, finish, options, parse_columns, side_by_side
+from benchmarks.common import Row, as_script, finish, options, parse_lines, side_by_side
 from hrvqvae.config import Config, Levels, presets
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
@@ -86,7 +86,7 @@ def draws(model: Autoencoder, priors: Sequence[Prior], batch: int) -> Callable[[
     )
 
 
-COLUMNS = parse_columns("""
+COLUMNS = parse_lines("""
 preset: {preset}
 network: {kind}
 codes: {codes}

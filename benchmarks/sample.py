@@ -14,7 +14,7 @@ from benchmarks.common import (
     matrix_rate,
     median_seconds,
     options,
-    parse_columns,
+    parse_lines,
     positive,
 )
 from benchmarks.prior import draws, random_priors
@@ -128,7 +128,7 @@ def bench_sample(
     return rows + [bench_images(preset, batch, rounds, rate) for preset, batch in images]
 
 
-COLUMNS = parse_columns("""
+COLUMNS = parse_lines("""
 method: {method}
 drawn: {drawn}
 batch: {batch}

@@ -22,7 +22,7 @@ from benchmarks.common import (
     finish,
     import_rival,
     options,
-    parse_columns,
+    parse_lines,
     positive,
     seconds,
 )
@@ -243,7 +243,7 @@ def plot_growth(rows: Sequence[Row], path: Path) -> None:
     save_figure(figure, path)
 
 
-COLUMNS = parse_columns("""
+COLUMNS = parse_lines("""
 method: {method}
 L: {levels}
 m: {codewords}

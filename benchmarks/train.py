@@ -12,7 +12,7 @@ from benchmarks.common import (
     as_script,
     finish,
     options,
-    parse_columns,
+    parse_lines,
     preset_of,
     side_by_side,
 )
@@ -168,14 +168,14 @@ def bench_sizes(config: Config, sizes: Sequence[str], rounds: int) -> list[Row]:
     return rows
 
 
-COLUMNS_OF_SIZES = parse_columns("""
+COLUMNS_OF_SIZES = parse_lines("""
 preset: {preset}
 pixels: {size}
 batch: {batch}
 precision: {precision}
 images/s: {images_per_second:.1f}
 """)
-COLUMNS = parse_columns("""
+COLUMNS = parse_lines("""
 method: {method}
 preset: {preset}
 batch: {batch}

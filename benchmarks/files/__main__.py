@@ -14,7 +14,7 @@ from benchmarks.common import (
     Row,
     as_script,
     options,
-    parse_columns,
+    parse_lines,
     preset_of,
     read_images,
     show,
@@ -254,13 +254,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{budget} B: {{{way}[{place}]:.2f}}\n" for place, budget in enumerate(compared.budgets)
         )
         print(f"\n{title}")
-        show(rows, parse_columns(_RESULT + cells))
+        show(rows, parse_lines(_RESULT + cells))
     for title, points in ahead.items():
         rivals = "".join(
             f"- {rival}: {{ahead_of[{rival}]:+.2f}}\n" for rival in points[0]["ahead_of"]
         )
         print(f"\n{title}: dB above (below: -) the others at the same mean bytes")
-        show(points, parse_columns(_AHEAD + rivals))
+        show(points, parse_lines(_AHEAD + rivals))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ class Curve:
         """Return the indices of the settings on the lower convex hull, the smallest files first: no
         setting and no mixture of two settings is better.
         """
-        points = list(zip(self.sizes.mean(1).tolist(), self.errors.mean(1).tolist(), strict=True))
+        points = np.stack([self.sizes.mean(1), self.errors.mean(1)], 1).tolist()
         hull: list[int] = []
         for index in sorted(range(len(points)), key=points.__getitem__):
             point = points[index]
@@ -152,7 +152,7 @@ class Curve:
         return psnr(float(self.errors[chosen, np.arange(len(chosen))].mean()))
 
 
-def _slope(left: tuple[float, float], right: tuple[float, float]) -> float:
+def _slope(left: list[float], right: list[float]) -> float:
     return (right[1] - left[1]) / (right[0] - left[0]) if right[0] > left[0] else -math.inf
 
 

@@ -171,24 +171,25 @@ class Linear(FileCodec):
         head = np.int16(self.settings.index(setting)).tobytes()
         return [head + image.tobytes() for image in quantized]
 
-    def _read(self, file: bytes) -> tuple[LinearSetting, NDArray[np.int64]]:
-        """Return the setting of a file, and the columns of its numbers in the tables."""
+    def _read(self, file: bytes) -> tuple[LinearSetting, tuple[NDArray[np.int64], ...]]:
+        """Return the setting of a file, and the places of its numbers in the tables."""
         values = np.frombuffer(file, np.int16).astype(np.int64)
         setting: LinearSetting = self.settings[values[0]]
         largest = setting.tables[0]
-        return setting, values[1:].reshape(-1, len(largest)) + largest.max()
+        columns = values[1:].reshape(-1, len(largest)) + largest.max()
+        return setting, (np.arange(len(largest)), columns)
 
     def ideal_bytes(self, file: bytes) -> float:
         """Return the bytes of a file in an ideal coder, not rounded."""
         setting, places = self._read(file)
-        return float(setting.tables[1][np.arange(places.shape[1]), places].sum()) / 8
+        return float(setting.tables[1][places].sum()) / 8
 
     def decode(self, files: Sequence[bytes], shape: Shape) -> Images:
         images = []
         for file in files:
             setting, places = self._read(file)
             components = setting.components
-            coefficients = setting.tables[2][np.arange(places.shape[1]), places]
+            coefficients = setting.tables[2][places]
             pixels = coefficients @ components.basis.T + components.mean
             images.append(from_blocks(pixels[None], shape)[0])
         return (np.stack(images).clip(0, 1) * 255).round().astype(np.uint8)

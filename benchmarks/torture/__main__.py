@@ -40,7 +40,7 @@ import torch
 import yaml
 from PIL import Image
 
-from benchmarks.common import TINY, Row, as_script, fields, finish, options, parse_columns
+from benchmarks.common import TINY, Row, as_script, fields, finish, options, parse_lines
 from benchmarks.torture.bombs import BOMBS
 from benchmarks.torture.commands import COMMANDS, Disturbances
 from benchmarks.torture.escapes import WRITERS, run_case
@@ -56,7 +56,7 @@ from hrvqvae.utils.quantities import counted
 
 _BATCH = 100  # cases of a reader that one process runs
 
-COLUMNS = parse_columns(f"""
+COLUMNS = parse_lines(f"""
 reader or command: {{what}}
 cases: {{cases:,}}
 not run: {{not run}}
@@ -234,11 +234,12 @@ def _write_config(work: Path) -> None:
     changed = (
         TINY
         | {"data.root": str(work / "data")}
-        | fields("training", "epochs=0 max_steps=5 evaluate_every=100 checkpoint_every=2")
-        | fields("training", "log_every=2 warmup_steps=2")
-        | fields("prior.training", "epochs=0 max_steps=6")
+        | fields("training", "epochs=0 warmup_steps=2")
+        | fields("prior.training", "epochs=0")
         | fields("progressive.network", "hidden_units=8")
     )
+    for section in ("training", "prior.training", "progressive.training"):
+        changed |= fields(section, "max_steps=5 evaluate_every=100 checkpoint_every=2 log_every=2")
     config = to_dict(override(presets.get("hrvqvae/mnist").config, changed))
     path = work / "tiny.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))

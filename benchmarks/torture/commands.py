@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.common import parse_lines
 from benchmarks.torture.readers import MODEL, digest, resident
 from hrvqvae.cli import main as hrvqvae
 from hrvqvae.utils.errors import InputError
@@ -32,43 +33,41 @@ class Command:
 
     Attributes:
         words: of the command line; {work} is the work folder, {box} the folder that it writes to.
-        resumes: whether the box has a run whose autoencoder is trained.
         usual: digest of each file that the undisturbed command leaves, "" where two calls differ.
         seconds: of an undisturbed call.
         growth: bytes that an undisturbed call adds to the box.
     """
 
     words: str
-    resumes: bool = False
     usual: Mapping[Path, str] = field(default_factory=dict)
     seconds: float = 0.0
     growth: int = 0
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether the box must have a run whose autoencoder is trained."""
+        return self.words.split()[1] == "{box}/run"
 
     def split(self, work: Path, box: Path) -> list[str]:
         """Return the words with the folders in them."""
         return [word.format(work=work, box=box, model=MODEL) for word in self.words.split()]
 
 
-_TRAINING = "--{0}.max_steps 5 --{0}.evaluate_every 100 --{0}.checkpoint_every 2 --{0}.log_every 2"
-COMMANDS = {
-    "train": Command("train {work}/tiny.yaml --out {box}/run --resume"),
-    "train-prior": Command(
-        f"train-prior {{box}}/run --resume {_TRAINING.format('prior.training')}", True
-    ),
-    "train-progressive": Command(
-        f"train-progressive {{box}}/run --resume {_TRAINING.format('progressive.training')}",
-        True,
-    ),
-    "fit-entropy-model": Command("fit-entropy-model {box}/run --effort 0.02", True),
-    "export": Command("export {work}/trained {box}/exported"),
-    "compress": Command("compress {model} {work}/pictures -o {box}/codes"),
-    "compress to a zip": Command("compress {model} {work}/pictures -o {box}/x.zip"),
-    "decompress": Command("decompress {work}/zips/x.zip -o {box}/images"),
-    "tokenize": Command("tokenize {model} {work}/pictures {box}/shards --shard-size 5 --workers 0"),
-    "detokenize": Command("detokenize {work}/shards {box}/images"),
-    "reconstruct": Command("reconstruct {model} {work}/pictures/a/0.png -o {box}/y.png"),
-    "sample": Command("sample {model} -n 1 -o {box}/y.png --save-dir {box}/each"),
-}
+_WORDS = parse_lines("""
+train: train {work}/tiny.yaml --out {box}/run --resume
+train-prior: train-prior {box}/run --resume
+train-progressive: train-progressive {box}/run --resume
+fit-entropy-model: fit-entropy-model {box}/run --effort 0.02
+export: export {work}/trained {box}/exported
+compress: compress {model} {work}/pictures -o {box}/codes
+compress to a zip: compress {model} {work}/pictures -o {box}/x.zip
+decompress: decompress {work}/zips/x.zip -o {box}/images
+tokenize: tokenize {model} {work}/pictures {box}/shards --shard-size 5 --workers 0
+detokenize: detokenize {work}/shards {box}/images
+reconstruct: reconstruct {model} {work}/pictures/a/0.png -o {box}/y.png
+sample: sample {model} -n 1 -o {box}/y.png --save-dir {box}/each
+""")
+COMMANDS = {name: Command(words) for name, words in _WORDS.items()}
 
 
 @dataclass
@@ -180,27 +179,33 @@ class Disturbances:
         self.seed = seed
         self._trained = work / "start" / "run"
 
-    def _fill(self, command: Command, box: Path) -> None:
-        run = box / "run"
-        if command.resumes:
-            shutil.copytree(self._trained, run)
-        run.mkdir(exist_ok=True)  # --resume asks for a folder
+    @contextlib.contextmanager
+    def _make_box(self, command: Command, room: int = 1 << 30) -> Iterator[Box]:
+        """Make a box with what a command needs, as far as there is room."""
+        with TemporaryDirectory(dir=self.work) as folder:
+            box = Box(Path(folder) / "box", room)
+            run = box.path / "run"
+            try:
+                with contextlib.suppress(OSError, shutil.Error):
+                    if command.needs_run:
+                        shutil.copytree(self._trained, run)
+                    run.mkdir(exist_ok=True)  # --resume asks for a folder
+                yield box
+            finally:
+                box.remove()
 
     def _learn(self, command: Command) -> None:
         """Run a command twice to know what it leaves. Raises InputError if it fails."""
         calls = []
         for _ in range(2):
-            with TemporaryDirectory(dir=self.work) as folder:
-                box = Path(folder) / "box"
-                box.mkdir()
-                self._fill(command, box)
-                before = _disk_bytes(box)
-                result = Running(command.split(self.work, box), self.work, 600).wait()
+            with self._make_box(command) as box:
+                before = _disk_bytes(box.path)
+                result = Running(command.split(self.work, box.path), self.work, 600).wait()
                 if result.code:
                     raise InputError(f"{command.words}: {result.output}")
-                calls.append(_digest_files(box))
+                calls.append(_digest_files(box.path))
                 command.seconds = result.seconds
-                command.growth = _disk_bytes(box) - before
+                command.growth = _disk_bytes(box.path) - before
         first, second = calls
         command.usual = {
             path: part if second.get(path) == part else "" for path, part in first.items()
@@ -216,18 +221,12 @@ class Disturbances:
         room = 1 << 30
         if kind == "full disk":
             room = int(share * command.growth)
-            room += _disk_bytes(self._trained) if command.resumes else 0
-        with TemporaryDirectory(dir=self.work) as folder:
-            box = Box(Path(folder) / "box", room)
-            try:
-                with contextlib.suppress(OSError, shutil.Error):
-                    self._fill(command, box.path)
-                has_disk = box.lock() if kind == "read-only" else box.mounted
-                if kind in ("full disk", "read-only") and not has_disk:
-                    return "not run", "no disk could be mounted"
-                return self._disturb(command, kind, share, box)
-            finally:
-                box.remove()
+            room += _disk_bytes(self._trained) if command.needs_run else 0
+        with self._make_box(command, room) as box:
+            has_disk = box.lock() if kind == "read-only" else box.mounted
+            if kind in ("full disk", "read-only") and not has_disk:
+                return "not run", "no disk could be mounted"
+            return self._disturb(command, kind, share, box)
 
     def _disturb(self, command: Command, kind: str, share: float, box: Box) -> tuple[str, str]:
         words = command.split(self.work, box.path)

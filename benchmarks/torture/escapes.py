@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.common import parse_lines
 from benchmarks.torture.commands import Running
 from benchmarks.torture.readers import MODEL, digest
 from hrvqvae.checkpoints import storage
@@ -108,7 +109,7 @@ _SOURCES: dict[str, Callable[[Path, Path], Path]] = {
     "named_run": _make_run,
 }
 """By the name in a command: what makes its input, from the work folder, in another folder."""
-_WRITERS = """
+WRITERS = parse_lines("""
 decompress names: decompress {named_zip} -o {out}
 decompress over a link: decompress {named_zip} -o {linked} --force
 compress names to files: compress {model} {named_tar} -o {out}
@@ -129,8 +130,7 @@ decompress over its input: decompress {file} -o {file} --force
 compress over a zip: compress {model} {mine} -o {zip}
 export over a folder: export {work}/trained {out}
 tokenize into a file: tokenize {model} {work}/pictures {mine} --workers 0
-"""
-WRITERS = dict(line.split(": ") for line in _WRITERS.strip().splitlines())
+""")
 """Words of a command by the name of its case."""
 
 
