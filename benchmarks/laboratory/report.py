@@ -134,18 +134,24 @@ def mean_errors(rows: Sequence[Row]) -> Mapping[int, float]:
 
 
 def draw_curves(rows: Sequence[Row], path: Path) -> None:
-    """Draw the test error against steps, and the final error against bits per image."""
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    over_steps, over_bits = figure.subplots(1, 2)
+    """Draw the test error against steps and, if systems differ in bits per image, the final error
+    against bits.
+    """
+    all_bits = {row["bits_per_image"] for row in rows}
+    num_panels = min(len(all_bits), 2)
+    figure = Figure(figsize=(5.5 * num_panels, 3.8), layout="constrained")
+    over_steps, *over_bits = figure.subplots(1, num_panels, squeeze=False)[0]
     for system, of_system in group_rows(rows).items():
         errors = mean_errors(of_system)
         over_steps.plot(list(errors), list(errors.values()), marker="o", markersize=3, label=system)
         bits = [row["bits_per_image"] for row in of_system]
-        over_bits.plot(bits, [row["mse"] for row in of_system], "o", label=system)
+        for axes in over_bits:
+            axes.plot(bits, [row["mse"] for row in of_system], "o", label=system)
     over_steps.set(title="test MSE during training", xlabel="step", xscale="log", yscale="log")
-    over_bits.set(title="test MSE", xlabel="bits per image", yscale="log")
-    over_bits.set_xlim(0, 1.05 * max(row["bits_per_image"] for row in rows))
-    for axes in (over_steps, over_bits):
+    for axes in over_bits:
+        axes.set(title="test MSE", xlabel="bits per image", yscale="log")
+        axes.set_xlim(0, 1.05 * max(all_bits))
+    for axes in (over_steps, *over_bits):
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
         axes.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
