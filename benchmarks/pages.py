@@ -47,7 +47,7 @@ def speeds(precision: str) -> list[str]:
 
 def read_trials(folder: str, names: str) -> list[Row]:
     """Return the trials of a search whose file names match a pattern."""
-    paths = (DATA / folder / "tuning" / "rows").glob(f"{names}.json")
+    paths = (DATA / folder).glob(f"*/rows/{names}.json")
     return [read(str(path)) for path in paths]
 
 
@@ -267,6 +267,13 @@ def sampled(folder: str, field: str, place: int | None, *systems: str) -> Table:
             for system in systems
         }
     )
+
+
+def searched(system: str, beam: int) -> list[float]:
+    """Return the errors of a tree of docs/data/long-cifar10 that another beam encodes."""
+    search = "every leaf of a group" if beam == 512 else f"by group, beam {beam}"
+    path = "long-cifar10/beams.jsonl"
+    return where(path, "mse", system=system, search=search, coarse_weight="0.1")
 
 
 def effort_changes(path: str, model: str) -> str:
