@@ -19,7 +19,7 @@ from hrvqvae.config import presets
 from hrvqvae.config.registry import LOGGERS
 from tests.conftest import cells_of, do, generator, parametrize, run_python, write_picture
 from tests.replay import blocks, cut, drawn_mnist, replay
-from tests.trained_run import GIVEN, trained_copy, undrawn
+from tests.trained_run import GIVEN, as_options, trained_copy, undrawn
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -129,12 +129,7 @@ def test_a_guide(page):
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of datasets
-def test_the_page_of_tokens(
-    tiny,
-    tmp_path_factory,
-    folder,
-    monkeypatch,
-):
+def test_the_page_of_tokens(tiny, tmp_path_factory, folder, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for index in range(12):
@@ -142,10 +137,9 @@ def test_the_page_of_tokens(
         kind.mkdir(exist_ok=True)
         (folder / "my-photos" / f"{index:02d}.jpg").rename(kind / f"{index}.jpg")
     trained_copy(tiny, tmp_path_factory, folder / "runs" / "photos")
-    options = " ".join(f"--{name} {value}" for name, value in GIVEN.items())
     smaller = (
         (r" --max-minutes [^\0]+", ""),
-        (r"^(hrvqvae train-prior .*)", rf"\1 {options}"),
+        (r"^(hrvqvae train-prior .*)", rf"\1 {as_options(GIVEN)}"),
         (r"^(hrvqvae tokenize .*)", r"\1 --workers 0"),
     )
     names = {}
@@ -253,9 +247,7 @@ def test_figures_are_those_of_the_rows():
     run_python("-m", "benchmarks.pages", cwd=ROOT)
 
 
-def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet(
-    tmp_path,
-):
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet(tmp_path):
     options = ["-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-b", "html"]
     run_python(*options, ROOT / "docs", tmp_path)
     assert "class_name" in (tmp_path / "api.html").read_text()  # signatures are read from the code
