@@ -489,3 +489,10 @@ def test_a_number_means_the_same_below_every_parent_once_children_are_aligned():
     numbers = torch.cdist(second, kinds).argmin(-1)
     assert (numbers == numbers[0]).all()
     assert torch.equal(third[:, 0, 0].view(5, 5), numbers.float())
+
+
+def test_arguments_of_other_types_are_refused():
+    with input_error("config is .*; it must be a QuantizerConfig"):
+        ResidualQuantizer(int)
+    with input_error("processes is .*; it must be a GroupHandle"):
+        ResidualQuantizer(QuantizerConfig(), torch.zeros(2))

@@ -26,7 +26,7 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks, update_codebooks
 from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
 from hrvqvae.quantize.search import search
-from hrvqvae.utils.errors import NonFiniteError, name_arguments
+from hrvqvae.utils.errors import NonFiniteError, name_arguments, require
 
 _MAX_ALIGNED_SIZE = 1024  # codewords per codebook: alignment takes m^2 values per codebook
 
@@ -41,6 +41,9 @@ class ResidualQuantizer(Quantizer):
 
     Args:
         processes: processes that train together.
+
+    Raises:
+        InputError: An argument is of another type.
     """
 
     config: QuantizerConfig
@@ -50,8 +53,10 @@ class ResidualQuantizer(Quantizer):
     @name_arguments
     def __init__(self, config: QuantizerConfig, processes: GroupHandle | None = None) -> None:
         super().__init__()
+        require(isinstance(config, QuantizerConfig), "config", config, "a QuantizerConfig")
         self.config = config
-        self.processes = processes or GroupHandle()
+        self.processes = GroupHandle() if processes is None else processes
+        require(isinstance(self.processes, GroupHandle), "processes", processes, "a GroupHandle")
         self.frozen = False
         self.search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
         sizes = zip(config.num_codebooks, config.sizes, strict=True)
