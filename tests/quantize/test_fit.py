@@ -262,6 +262,12 @@ def test_many_clusters_far_from_the_origin_all_get_vectors():
     assert (far > 0).sum() > 1000
 
 
+def test_seeds_are_vectors_and_distinct_where_they_can_be():
+    vectors = normal(50, 3)
+    seeds = seed_clusters(vectors.repeat(4, 1), 50, generator())
+    assert sorted(seeds.tolist()) == sorted(vectors.tolist())
+
+
 WIDTH = 4
 
 
