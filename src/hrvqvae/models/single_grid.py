@@ -56,7 +56,8 @@ class SingleGridAutoencoder(Autoencoder):
         quantizer = self.quantizer
         if not isinstance(quantizer, ResidualQuantizer):
             return ()
-        if not 1 < quantizer.config.levels == quantizer.config.group_size:
+        levels = quantizer.config.levels
+        if levels == 1 or levels != quantizer.config.group_size:
             return ()
         return tuple(codebooks.codewords.detach() for codebooks in quantizer.levels)
 
@@ -84,8 +85,8 @@ class SingleGridAutoencoder(Autoencoder):
         """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from quantized latents
         (B, H, W, D).
 
-        `levels` are level counts below L, () for the whole batch or (B,) with a count per image
-        (None: all levels). Without a progressive decoder they are ignored.
+        `levels` tells how many levels the latents sum: all (None), or a number below L, as a tensor
+        () for the whole batch or (B,) per image. Without a progressive decoder it is ignored.
         """
         features = latents.permute(0, 3, 1, 2)
         if levels is None or not self._progressive:
@@ -102,24 +103,29 @@ class SingleGridAutoencoder(Autoencoder):
         latents = self.latents(unit)
         quantized: Quantized = self.quantizer(latents)
         decoder_input = quantized.latents
-        count = len(self.prefixes)
+        num_prefixes = len(self.prefixes)
         part = distributed.rank_slice()
 
-        # the image at position i of the batch of all processes is decoded from prefix i % count, if
-        # every prefix occurs
-        by_prefix = self.training and getattr(self.config, "train_prefixes", False)
-        by_prefix = by_prefix and len(unit) * part.count >= count
+        # the image at position i of the batch of all processes is decoded from prefix
+        # i % num_prefixes; a batch that is too small for all prefixes is decoded from all levels
+        by_prefix = (
+            self.training
+            and getattr(self.config, "train_prefixes", False)
+            and len(unit) * part.count >= num_prefixes
+        )
         if by_prefix:
             image_index = torch.arange(len(unit), device=unit.device)
-            prefix_index = (image_index + part.rank * len(unit)) % count
+            prefix_index = (image_index + part.rank * len(unit)) % num_prefixes
             sums = self.prefix_latents(quantized.codes).detach()
+
+            # straight-through: the gradient reaches the latents, times the explained share
             share = compute_explained_share(latents.detach(), sums)[prefix_index][:, None, None]
             decoder_input = sums[prefix_index, image_index] + share * (latents - latents.detach())
         output = self.pixels(decoder_input, (unit.shape[-2], unit.shape[-1]))
         errors = (output - (unit * 2 - 1)).square()
         error = errors.mean()
         if by_prefix:
-            error = compute_relative_error(errors.mean((1, 2, 3)), prefix_index, count)
+            error = compute_relative_error(errors.mean((1, 2, 3)), prefix_index, num_prefixes)
         losses = {"reconstruction": error}
         losses |= {name: loss / unit.numel() for name, loss in quantized.losses.items()}
         return Reconstructed((output + 1) / 2, quantized.codes, losses)
@@ -133,18 +139,18 @@ class SingleGridAutoencoder(Autoencoder):
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         codes = self.take_prefix(codes, levels)
         is_whole = len(codes) == self.prefixes[-1]
-        network = self.decoder if is_whole else self.progressive_decoder or self.decoder
 
         def decode_tile(codes: Codes, size: Grid | None) -> Tensor:
             latents = self.quantizer.lookup(codes)
             count = None if is_whole else torch.tensor(len(codes), device=latents.device)
             return ((self.pixels(latents, size, count) + 1) / 2).clamp(0, 1)
 
-        # the tiles' halo is that of `network`
+        # the width of the halo follows from the network that `pixels` runs
+        network = self.decoder if is_whole else self.progressive_decoder or self.decoder
         return tiles.decode(decode_tile, codes, size, self.config, network)
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Decode the first levels, and no other prefix; see `Autoencoder.decode_prefix`."""
+        """Decode one prefix, whose length `levels` is a tensor; see `Autoencoder.decode_prefix`."""
         latents = select_prefix(self.prefix_latents(codes), self.prefixes, levels)
         is_whole = levels == self.prefixes[-1]
         progressive = self.progressive_decoder
@@ -158,7 +164,8 @@ class SingleGridAutoencoder(Autoencoder):
             # cropped here: a branch of torch.cond may not return a view
             output = crop_padding(decoded, self.config.padding, None)
         else:
-            output = self.pixels(latents, None, None if progressive is None or is_whole else levels)
+            count = None if progressive is None or is_whole else levels
+            output = self.pixels(latents, None, count)
         return ((output + 1) / 2).clamp(0, 1)
 
     def codeword_indices(self, codes: Codes) -> Codes:
@@ -205,7 +212,8 @@ def compute_explained_share(latents: Tensor, prefixes: Tensor) -> Tensor:
     latent_mean = latents.mean(axes)
     (overall_mean,) = distributed.all_reduce_mean([latent_mean])
 
-    # the variance within a process, and between processes: their mean is that over all images
+    # the variance in this process, plus the squared distance of its mean from the mean of all: the
+    # average over the processes is the variance over all images
     spread = latents.var(axes, correction=0) + (latent_mean - overall_mean).square()
     errors = (latents - prefixes).square().mean((1, 2, 3))
     variance, errors = distributed.all_reduce_mean([spread, errors])
@@ -218,7 +226,7 @@ def compute_relative_error(errors: Tensor, prefix_index: Tensor, count: int) -> 
 
     The gradient is proportional to that of the mean logarithm of the prefixes' errors. Image i has
     the error errors[i] (B,) and was decoded from prefix prefix_index[i]; each of the `count`
-    prefixes occurs, in a process or in another.
+    prefixes occurs in at least one process.
     """
     sums = errors.new_zeros(count).index_add(0, prefix_index, errors)
     sizes = torch.zeros_like(sums).index_add(0, prefix_index, torch.ones_like(errors))

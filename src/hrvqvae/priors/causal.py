@@ -1,7 +1,8 @@
 """Blocks of autoregressive networks: causal convolutions, gated residual blocks, attention.
 
 Shapes: (B, C, H, W) features. The output of a causal layer at a position depends on no later
-    position in raster order.
+position in raster order. Caches hold R rows (`rows`), the inputs of a sampler's batch: (R, C) at
+one position. `row` and `column` are those of the grid.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class CausalConv2d(nn.Module):
     """A causal convolution. Only the causal part of its k x k filter is stored, so the filter needs
     no mask.
 
-        above  (out, in, k // 2, k)            left  (out, in, 1, k // 2 + 1), or k // 2 columns if
-        strict
+        above  (out, in, k // 2, k)
+        left   (out, in, 1, k // 2 + 1), if strict (out, in, 1, k // 2)
 
     Args:
         strict: exclude the position itself, as a first layer must (mask "A" of van den Oord et al.
@@ -41,9 +42,7 @@ class CausalConv2d(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H, W)."""
         reach = self.reach
-        missing = (
-            self.above.shape[3] - self.left.shape[3]
-        )  # columns to the right, whose weights are 0
+        missing = self.above.shape[3] - self.left.shape[3]  # columns to the right: weights of 0
         kernel = torch.cat([self.above, pad(self.left, (0, missing))], dim=2)
         return conv2d(pad(features, (reach, reach, reach, 0)), kernel, self.bias)
 
@@ -61,14 +60,12 @@ def cheap_dropout(features: Tensor, share: float, training: bool) -> Tensor:
     if features.is_cuda:
         return dropout(features, share)
     count = features.numel()
+
+    # eight random bytes per word: `None` includes the largest word
     words = torch.empty(-(-count // 8), dtype=torch.long).random_(-(2**63), None)
     kept = words.view(torch.uint8)[:count] >= threshold
-    mask = (
-        kept.to(features.dtype)
-        .mul_(256 / (256 - threshold))
-        .as_strided(features.shape, features.stride())
-    )
-    return features * mask
+    mask = kept.to(features.dtype).mul_(256 / (256 - threshold))
+    return features * mask.as_strided(features.shape, features.stride())
 
 
 class GatedResidualBlock(nn.Module):
@@ -92,16 +89,15 @@ class GatedResidualBlock(nn.Module):
         return features + gated
 
 
-_LEAST_PACKED = 8  # rows of an input
 # queries per block on a CPU: scores stay in cache, and blocks of later keys are never computed
 _BLOCK = 32
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Attention of scaled queries, keys and values (R, N, d), by blocks of queries.
+    """Attention of scaled queries, keys and values (B * heads, N, d), by blocks of queries.
 
-    The backward pass adds the blocks' gradients of keys and values in place. torch's own would make
-    a tensor of all positions per block.
+    The backward pass adds each block's gradients of keys and values in place. Autograd would make
+    gradients of all positions for each block.
     """
 
     @staticmethod
@@ -121,15 +117,18 @@ class _BlockAttention(torch.autograd.Function):
         return torch.cat(blocks, dim=1)
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, *shares = ctx.saved_tensors
         query_gradients = []
         key_gradient = torch.zeros_like(keys)
         value_gradient = torch.zeros_like(values)
-        blocks = (torch.split(tensor, _BLOCK, dim=1) for tensor in (queries, outer[0]))
-        for block, gradient, share in zip(*blocks, shares, strict=True):
+        query_blocks = torch.split(queries, _BLOCK, 1)
+        gradient_blocks = torch.split(gradients[0], _BLOCK, 1)  # of the output
+        for block, gradient, share in zip(query_blocks, gradient_blocks, shares, strict=True):
             stop = share.shape[2]
-            value_gradient[:, :stop] += share.mT @ gradient  # `baddbmm_` takes one matrix at a time
+
+            # into a slice, `baddbmm_` would multiply one matrix after the other
+            value_gradient[:, :stop] += share.mT @ gradient
             inner = gradient @ values[:, :stop].mT
             inner = torch._softmax_backward_data(inner, share, -1, share.dtype)
             query_gradients.append(inner @ keys[:, :stop])
@@ -160,6 +159,9 @@ def self_attention(projected: Tensor, heads: int, *, causal: bool) -> Tensor:
     return attend(queries, keys, values, causal=causal).transpose(1, 2).flatten(2)
 
 
+_LEAST_PACKED = 8  # rows of an input, below which a packed layer is not worth its copy
+
+
 class _PackedLinear(nn.Module):
     """A linear layer that oneDNN computes, from a copy of the weight in oneDNN's own layout."""
 
@@ -169,7 +171,7 @@ class _PackedLinear(nn.Module):
         self.bias = layer.bias
 
     def forward(self, features: Tensor) -> Tensor:
-        linear: Any = torch.ops.mkldnn._linear_pointwise  # "none" follows the product
+        linear: Any = torch.ops.mkldnn._linear_pointwise  # "none": no activation
         result: Tensor = linear(features, self.packed, self.bias, "none", [], "")
         return result
 
@@ -203,14 +205,14 @@ class AttentionCache:
     def attend(self, projected: Tensor, position: int) -> Tensor:
         """Return the attention (R, C) of a position from its queries, keys and values (R, 3C)."""
         rows, heads, _, width = self.keys.shape
-        query, key, _ = projected.view(rows, 3, heads, width).unbind(1)
+        query, key, value = projected.view(rows, 3, heads, width).unbind(1)
         self.keys[:, :, position] = key
-        self.values[:, position] = projected[:, -heads * width :]
+        self.values[:, position] = value.flatten(1)
         keys = self.keys.flatten(0, 1)[:, : position + 1]
         scores = torch.bmm((query * self.scale).reshape(rows * heads, 1, width), keys.mT)
 
-        # The values of all heads by the shares of each: one product per row is faster than one per
-        # row and head. The heads' own are on the diagonal.
+        # Multiply the shares of each head by the values of all heads: one product per row is faster
+        # than one per row and head. The diagonal has the shares and values of the same head.
         shares = scores.softmax(-1).view(rows, heads, -1)
         mixed = torch.bmm(shares, self.values[:, : position + 1])
         return mixed.view(rows, heads, heads, width).diagonal(dim1=1, dim2=2).mT.flatten(1)
@@ -233,17 +235,19 @@ class ConvolutionCache:
     def start_row(self, row: int) -> None:
         """Compute what a row takes from the rows above, for all its positions at once."""
         kernel = 2 * self.reach + 1
-        windows = self.inputs[:, row : row + self.reach].unfold(2, kernel, 1)  # (R, q, W, C, k)
+        windows = self.inputs[:, row : row + self.reach].unfold(2, kernel, 1)
+
+        # (R, reach, W, in, kernel) to (R * W, reach * kernel * in), the order of the weights
         flat = windows.permute(0, 2, 1, 4, 3).reshape(-1, len(self.above_weight))
         above = torch.addmm(self.bias, flat, self.above_weight)
         self.above = above.view(len(self.inputs), -1, above.shape[1])
 
     def write(self, row: int, column: int, features: Tensor) -> None:
-        """Keep the input (R, C) of a position."""
+        """Keep the input (R, in) of a position."""
         self.inputs[:, row + self.reach, column + self.reach] = features
 
     def compute(self, row: int, column: int) -> Tensor:
-        """Return the output (R, U) of a position."""
+        """Return the output (R, out) of a position."""
         left = self.inputs[:, row + self.reach, column : column + self.left_taps].flatten(1)
         return torch.addmm(self.above[:, column], left, self.left_weight)
 

@@ -52,6 +52,7 @@ class LevelCodebooks(nn.Module):
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
+        # codewords of zeros, with counts of 1
         zero = self.count.new_zeros(())
         self.set_codewords(slice(None), zero, zero + 1)
 
@@ -82,33 +83,37 @@ class LevelCodebooks(nn.Module):
                 flat = values.view(self.num_codewords, -1)
                 flat.copy_(flat[index])
 
-    def average(self, counts: Tensor, rows: Any, sums: Tensor) -> None:
+    def average(self, batch_counts: Tensor, rows: Any, sums: Tensor) -> None:
         """Update averages and codewords (docs/method.md, "Moving averages").
 
         Args:
-            counts: vectors (num_codewords,) of each codeword in the batch.
+            batch_counts: vectors (num_codewords,) of each codeword in the batch.
             rows: indices (K,) of the codewords that may move, or a slice of all.
             sums: sums (K, D) of the residuals of these codewords.
 
-        A codeword stays where it is if its sum is not finite: on a GPU the search does not refuse
-        vectors that are not.
+        A codeword and its averages stay as they are if its sum is not finite: on a GPU the search
+        does not refuse vectors that are not.
         """
-        new = 1 - self.decay
+        rate = 1 - self.decay
         finite = sums.sum(-1, keepdim=True).isfinite()
+
+        # n: an average that is moved towards itself stays
         count = self.count.view(-1, 1)
-        counts = counts.unsqueeze(-1)
-        counts[rows] = torch.where(finite, counts[rows], count[rows])
-        count.lerp_(counts, new)
+        batch_counts = batch_counts.unsqueeze(-1)
+        batch_counts[rows] = torch.where(finite, batch_counts[rows], count[rows])
+        count.lerp_(batch_counts, rate)
+
+        # s, and s / n; a codeword whose n has decayed to zero is kept
         codewords = self.codewords.flatten(0, 1)
         if self.total is not None:
             total = self.total.flatten(0, 1)
-            total.lerp_(torch.where(finite, sums, total), new)
+            total.lerp_(torch.where(finite, sums, total), rate)
             codewords.copy_(vq.means_or_kept(count[:, 0], total, codewords))
             return
 
-        # s / n = c + (1 - decay) * (sums - counts * c) / n, with c before and n after the batch
-        step = new / count[rows].clamp(min=1e-5)
-        change = (sums - counts[rows] * codewords[rows]).masked_fill(~finite, 0)
+        # s / n = c + rate * (sums - batch_counts * c) / n, with c before and n after the batch
+        step = rate / count[rows].clamp(min=1e-5)
+        change = (sums - batch_counts[rows] * codewords[rows]).masked_fill(~finite, 0)
         codewords[rows] += change * step
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
@@ -136,7 +141,8 @@ class LevelCodebooks(nn.Module):
         k-means.
         """
         books = parent if self.num_books > 1 else torch.zeros_like(parent)
-        if shared:  # the nearest center, and its copy in the vector's codebook
+        if shared:
+            # all codebooks start from the same centers; a vector counts in its own codebook
             centers, _ = kmeans(residual, self.size, rng)
             start = centers.repeat(self.num_books, 1)
             (nearest,) = search(residual, [centers[None]])
@@ -155,12 +161,12 @@ class LevelCodebooks(nn.Module):
     def restart_dead_codes(
         self, residual: Tensor, index: Tensor, below: float, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Move dead codewords to random residuals (N, D) of living codewords, by index (N,), in the
-        same codebook.
+        """Move dead codewords to random vectors of living codewords of the same codebook.
 
-        A codeword is dead when its share of its codebook's count is less than `below` / m. A moved
-        codeword begins with the mean count of its codebook, so that the next update does not undo
-        the move. Return the indices (K,) of the moved codewords and of the codewords whose
+        Takes residuals (N, D) and the index (N,) of the codeword that each chose. A codeword is
+        dead when its share of its codebook's count is less than `below` / m. A moved codeword
+        begins with the mean count of its codebook, so that the next update does not undo the move.
+        Return the indices (K,) of the moved codewords and of the codewords whose
         residuals they took.
         """
         book_count = self.count.sum(1, keepdim=True)
@@ -173,10 +179,11 @@ class LevelCodebooks(nn.Module):
         is_candidate = ~dead.view(-1)[index] & dead.any(1)[book_of_vector]
         candidates = is_candidate.nonzero().flatten()
         for book, positions in vq.members_of_books(book_of_vector[candidates]):
+            vectors = candidates[positions]
             target = book * self.size + dead[book].nonzero().flatten()
-            target = target[: len(positions)]
-            order = torch.randperm(len(positions), generator=rng)[: len(target)]
-            drawn = candidates[positions[order.to(positions.device)]]
+            target = target[: len(vectors)]
+            order = torch.randperm(len(vectors), generator=rng)[: len(target)]
+            drawn = vectors[order]
             self.set_codewords(target, residual[drawn], book_count[book] / self.size)
             moved.append(target)
             source.append(index[drawn])
@@ -199,18 +206,21 @@ def update_codebooks(
             level.count.view(-1).lerp_(level_counts, 1 - level.decay)
         return
 
-    # the codewords (K,) that the batch may move, equal in all processes, and this process's sums
+    # per level, the codewords (K,) that the batch may move, the same in all processes, and the sums
+    # (K, D) of this process's vectors
     rows: list[Any] = []
     sums = []
     for (level, residual, index), level_counts in zip(batch, counts, strict=True):
         moved: Any = slice(None)
-        count = level.num_codewords
-        if level.total is None and level_counts.device.type == "cpu":  # `nonzero` waits for a GPU
+        num_moved = level.num_codewords
+
+        # in a large level, those with vectors alone; on a GPU, all: `nonzero` would wait for it
+        if level.total is None and level_counts.device.type == "cpu":
             moved = level_counts.nonzero().flatten()
-            count = len(moved)
-            index = torch.searchsorted(moved, index)
+            num_moved = len(moved)
+            index = torch.searchsorted(moved, index)  # the vectors' rows in the sums
         rows.append(moved)
-        zeros = residual.new_zeros(count, residual.shape[1])
+        zeros = residual.new_zeros(num_moved, residual.shape[1])
         sums.append(zeros.index_add_(0, index, residual))
     sums = distributed.all_reduce(sums, group)
     reduced = zip(levels, counts, rows, sums, strict=True)

@@ -62,7 +62,8 @@ class ResidualQuantizer(Quantizer):
         sizes = zip(config.num_codebooks, config.sizes, strict=True)
         levels = nn.ModuleList(LevelCodebooks(config, *size) for size in sizes)
 
-        # Files name the weights `codebook.*` if there is one level, and their digests say so.
+        # Saved models of one level name these weights `codebook.*`, and the digest of a model's
+        # weights covers names.
         if config.levels == 1:
             self.codebook = levels[0]
         else:
@@ -139,13 +140,17 @@ class ResidualQuantizer(Quantizer):
         z = residuals[0]
         is_gradient = self.config.update == "gradient"
         terms: list[dict[str, Tensor]] = [{} for _ in codewords]
-        for level, beta in enumerate(self._betas):  # none if a single level has no term of its own
+
+        # the terms of each level; `_betas` is empty if the only level has none besides those of z_q
+        for level, beta in enumerate(self._betas):
             if is_gradient:
                 error = residuals[level].detach() - codewords[level]
                 terms[level][f"codebook_{level + 1}"] = error.square().sum()
             if beta:
-                error = residuals[level + 1]
-                terms[level][f"commitment_{level + 1}"] = beta * error.square().sum()
+                squared_error = residuals[level + 1].square().sum()  # r_l = r_(l-1) - e_l
+                terms[level][f"commitment_{level + 1}"] = beta * squared_error
+
+        # the terms of z_q
         if is_gradient:
             error = z.detach() - z_q
             terms[-1]["codebook"] = error.square().sum()
@@ -198,10 +203,10 @@ class ResidualQuantizer(Quantizer):
         """
         start = latents.flatten(0, -2).float()
         if not self.config.init_vectors:
-            count = max(1024, 4 * max(self.config.num_codewords))
-            weight = 1.0  # of a latent; noise has none
+            num_vectors = max(1024, 4 * max(self.config.num_codewords))
+            weight = 1.0  # counts of noise are not scaled to a training batch
             spread = start.std(0, correction=0)
-            noise = torch.randn(count, len(spread), generator=rng, dtype=torch.float32)
+            noise = torch.randn(num_vectors, len(spread), generator=rng, dtype=torch.float32)
             start = noise.to(start.device) * spread + start.mean(0)
         for levels in self._searches:
             residual = start
@@ -211,9 +216,10 @@ class ResidualQuantizer(Quantizer):
                 codebooks.initialize(residual, parent, rng, weight, even, shared)
 
                 # search again from the first level: a beam may change coarser levels too
-                indices = self._search(start, levels[:count])
-                pairs = zip(levels, indices, strict=False)
-                codewords = [begun.lookup(index) for begun, index in pairs]
+                searched = levels[:count]
+                indices = self._search(start, searched)
+                pairs = zip(searched, indices, strict=True)
+                codewords = [level.lookup(index) for level, index in pairs]
                 residual = start - torch.stack(codewords).sum(0)
                 parent = indices[-1]
             start = residual
@@ -225,8 +231,10 @@ class ResidualQuantizer(Quantizer):
         """
         z = latents.flatten(0, -2).float()
         indices, _, residuals = self.descend(z)  # before any codeword moves
-        usable = z.square().sum(1).isfinite()  # on a GPU the search raises nothing
         restarted = 0
+
+        # on a GPU the search does not refuse vectors that are not finite
+        usable = z.square().sum(1).isfinite()
         for level, codebooks in enumerate(self.levels):
             index = indices[level]
             moved, source = codebooks.restart_dead_codes(
@@ -246,16 +254,17 @@ class ResidualQuantizer(Quantizer):
         return self.levels[level + 1 : next_group]
 
     def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
-        """Copy the subtrees of codewords `source` (K,) of a level to `target` (K,), with counts in
-        proportion to those of source and target.
+        """Copy the subtrees of codewords `source` (K,) of a level to `target` (K,).
+
+        Each copied count is multiplied by the ratio of the target's count to the source's.
         """
         count = self.levels[level].count.view(-1)
-        weight = count[target] / count[source]  # a source is alive, so its count is not zero
+        ratio = count[target] / count[source]  # a source is alive, so its count is not zero
         for finer in self._linked_below(level):
             source = finer.children_of(source)
             target = finer.children_of(target)
-            weight = weight.repeat_interleave(finer.size)
-            count = finer.count.view(-1)[source] * weight
+            ratio = ratio.repeat_interleave(finer.size)
+            count = finer.count.view(-1)[source] * ratio
             finer.set_codewords(target, finer.lookup(source), count)
 
     @torch.no_grad()

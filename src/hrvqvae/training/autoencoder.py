@@ -79,7 +79,8 @@ class ImageTask(Task):
         test_batches = read(
             limit=limit, workers=self.config.data.workers, rank_slice=distributed.rank_slice()
         )
-        # prefixes are decoded for some images: all of them cost some three decodings of the batch
+
+        # prefixes are decoded for one image in L / 3: all L cost about three decodings of the batch
         report = evaluate(
             model,
             self.config,
@@ -115,7 +116,7 @@ class AutoencoderTask(ImageTask):
     training.
     """
 
-    few_steps = 100
+    few_steps = 100  # a shorter training prints a hint
 
     def __init__(self, config: Config, run: RunFolder) -> None:
         super().__init__(run, config, config.training)
@@ -134,17 +135,17 @@ class AutoencoderTask(ImageTask):
         assert isinstance(model, Autoencoder)
         waiting("fitting the first codewords to images")
         config = self.config
-        size = self.training.batch_size
+        batch_size = self.training.batch_size
         seed = self.training.seed
-        rows, columns = config.model.geometry.grids(*config.data.image_size)[-1]
+        rows, columns = config.model.geometry.grids(*config.data.image_size)[-1]  # the finest grid
         num_images = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
         chunks = islice(
-            batches(self.images, batch_size=min(num_images, size), seed=seed),
-            -(-num_images // size),
+            batches(self.images, batch_size=min(num_images, batch_size), seed=seed),
+            -(-num_images // batch_size),
         )
         images = torch.cat([batch.images for batch in chunks])[:num_images]
         with self.compute.autocast():
-            model.initialize(self.compute.place_images(images), make_step_rng(seed, 0), size)
+            model.initialize(self.compute.place_images(images), make_step_rng(seed, 0), batch_size)
 
     def build_objective(self) -> Mapping[str, nn.Module]:
         self.objective = self.compute.place_model(build_objective(self.config))
@@ -167,8 +168,10 @@ class AutoencoderTask(ImageTask):
             with state.compute.autocast(), self.schedule.track_moves(model):
                 metrics["restarted"] = float(model.restart_dead_codes(images, rng))
 
-        # reset the moments of restarted codewords, and set their average to the new value
+        # update the averaged weights
         state.averaged.update_parameters(model)
+
+        # reset the moments of restarted codewords, and set their average to the new value
         self.schedule.forget(state.networks[MODEL].optimizer, state.averaged.module)
 
         # usage of the finest level in the batch of all processes

@@ -2,12 +2,12 @@
 
 `tensors.py` is the specification. This module gives the same indices, up to rounding, much faster.
 
-**What is slow in tensors.** At each level the distances of N vectors are an array (N, m), and a
-copy of the codebook of every vector is one of N * m * D values. So the time goes into memory. The
-loops here take a few vectors at a time, whose residuals stay in the innermost cache beside the
-codebook that is searched, and write only the indices. The work is N * L * m * D subtractions and
-multiply-adds, with a beam of width w N * (1 + (L - 1) * w) * m * D. Distances are sums of
-(r - c)^2, which are accurate far from the origin.
+**What is slow in tensors.** At each level the distances of N vectors are an array (N, m), and
+copies of each vector's codebook take N * m * D values. So the time goes into memory. The loops here
+take a few vectors at a time, whose residuals stay in the innermost cache beside the codebook that
+is searched, and write only the indices. The work is N * L * m * D subtractions and multiply-adds. A
+beam of width w takes N * m * D * (1 + (L - 1) * w). Distances are sums of (r - c)^2, which are
+accurate far from the origin.
 
 **Three loops**, for three shapes of the work:
 
@@ -141,8 +141,12 @@ def _search_beam(
     num_levels = len(tree)
     residual = np.zeros((2 * beam, padded_dim), np.float32)
     cost = np.zeros(2 * beam, np.float32)
-    index = np.zeros((num_levels + 1, beam), np.int64)  # row l: of the branches before level l
-    parent = np.zeros((num_levels, beam), np.int64)  # row l: of the branches after level l
+
+    # of each branch after level l, the codeword in index[l + 1], and in parent[l] the branch before
+    # the level from which it comes
+    index = np.zeros((num_levels + 1, beam), np.int64)
+    parent = np.zeros((num_levels, beam), np.int64)
+
     distances = np.empty(beam * tree["padded_size"].max(), np.float32)
     keys = np.empty(len(distances), np.int64)
     row_bytes = 4 * padded_dim
@@ -152,7 +156,7 @@ def _search_beam(
     keys_at = np.int64(keys.ctypes.data)
     squares = 0.0
     for i in range(first, last):
-        before = 0  # first row of a half
+        before = 0  # first row of the half that holds the branches before a level: 0 or `beam`
         count = 1
         cost[0] = 0
         for d in range(latents.shape[1]):
@@ -164,7 +168,7 @@ def _search_beam(
             linked = tree[level].linked
             book_bytes = row_bytes * padded_size
             is_finest = level == num_levels - 1
-            after = beam - before
+            after = beam - before  # first row of the other half
 
             # distances and keys of all children of all branches
             for branch in range(count):
@@ -237,6 +241,7 @@ def _search_flat(
         blocks[:] = 0
         codewords = np.int64(codebook.ctypes.data)
         for block in range(len(codebook)):
+            # ROWS vectors at a time; results of rows beyond `count` are never read
             for i in range(0, count, ROWS):
                 vector = vectors_at + 4 * dim * i
                 offset = 4 * COLUMNS * i
@@ -277,7 +282,9 @@ def search_compiled(
     if len(codebooks) == 1:
         codewords = _pad_to(codebooks[0][0], 0, COLUMNS, torch.inf)
         blocks = codewords.view(-1, COLUMNS, codewords.shape[1]).mT.contiguous()
-        one_thread_up_to = max(1, one_thread_up_to // len(blocks))  # each block takes its time
+
+        # the larger the codebook, the fewer vectors are worth several threads
+        one_thread_up_to = max(1, one_thread_up_to // len(blocks))
         loop = partial(_search_flat, vectors, blocks.numpy(), indices.numpy()[0])
     else:
         tree = np.empty(len(codebooks), _LEVEL)
@@ -287,6 +294,8 @@ def search_compiled(
             tables.append(table)
             num_books, padded_size, padded_dim = table.shape
             tree[level] = (table.data_ptr(), codebook.shape[1], padded_size, num_books > 1)
+
+        # there are no more branches than sums of the coarser levels
         beam = min(width, math.prod(codebook.shape[1] for codebook in codebooks[:-1]))
         arguments = (vectors, tree, padded_dim, indices.numpy())
         loop = partial(_search_greedy, *arguments)
