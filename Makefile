@@ -16,8 +16,8 @@ demo: setup
 	$(BIN)/hrvqvae demo
 
 test: setup-dev
-	$(BIN)/ruff format --check src tests benchmarks recipes
-	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/ruff format --check src tests benchmarks recipes examples web
+	$(BIN)/ruff check src tests benchmarks recipes examples web
 	$(BIN)/mypy
 	$(BIN)/pytest
 

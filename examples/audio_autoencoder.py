@@ -1,9 +1,11 @@
-"""TreeVQ in a small audio autoencoder, without the rest of hrvqvae. An editor can run each cell (# %%) alone.
+"""TreeVQ in a small audio autoencoder, without the rest of hrvqvae. An editor can run each cell
+(# %%) alone.
 
     python examples/audio_autoencoder.py
 
-A plucked string of half a second is coded at 64 positions in four levels of eight codewords: 768 bits per clip,
-1.5 kbit/s. Any prefix of the levels can be decoded, so a model serves four rates. It takes about a minute on a CPU.
+A plucked string of half a second is coded at 64 positions in four levels of eight codewords: 768
+bits per clip, 1.5 kbit/s. Any prefix of the levels can be decoded, so a model serves four rates. It
+takes about a minute on a CPU.
 """
 
 # %% Sounds: harmonics that die away, the higher the faster. (B, 1, 4096) in [-1, 1], 8 kHz
@@ -32,19 +34,25 @@ def plucked_strings(count: int, generator: torch.Generator) -> Tensor:
 
 # %% A model: strided convolutions down to 64 positions of width 64, the layer, and the way back
 class AudioAutoencoder(nn.Module):
-    """Return reconstructions (B, 1, 4096) of sounds, indices (B, 64, 4) and the loss of the layer."""
+    """Return reconstructions (B, 1, 4096) of sounds, indices (B, 64, 4) and the layer's loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Conv1d(1, 32, 16, stride=8, padding=4), nn.GELU(), nn.Conv1d(32, 64, 16, stride=8, padding=4),
-            nn.GELU(), nn.Conv1d(64, 64, 3, padding=1),
-        )  # fmt: skip
+            nn.Conv1d(1, 32, 16, stride=8, padding=4),
+            nn.GELU(),
+            nn.Conv1d(32, 64, 16, stride=8, padding=4),
+            nn.GELU(),
+            nn.Conv1d(64, 64, 3, padding=1),
+        )
         self.quantize = TreeVQ(dim=64, codewords=8, levels=4, channel_last=False)
         self.decoder = nn.Sequential(
-            nn.Conv1d(64, 64, 3, padding=1), nn.GELU(), nn.ConvTranspose1d(64, 32, 16, stride=8, padding=4), nn.GELU(),
+            nn.Conv1d(64, 64, 3, padding=1),
+            nn.GELU(),
+            nn.ConvTranspose1d(64, 32, 16, stride=8, padding=4),
+            nn.GELU(),
             nn.ConvTranspose1d(32, 1, 16, stride=8, padding=4),
-        )  # fmt: skip
+        )
 
     def forward(self, sounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized, indices, loss = self.quantize(self.encoder(sounds))

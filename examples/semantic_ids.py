@@ -1,10 +1,12 @@
-"""Give every row of a Parquet file of embeddings a unique ID whose prefixes are clusters, for generative recommenders.
+"""Give every row of a Parquet file of embeddings a unique ID whose prefixes are clusters, for
+generative recommenders.
 
     pip install 'hrvqvae[ids,shards]'
     python examples/semantic_ids.py embeddings.parquet ids.parquet
 
-The file has the columns `id` and `embedding`. No two IDs are equal: rows that share a leaf move to free leaves near them.
-All leaves are in memory; for more than 4 million rows of 64 values take `linked=1`, which keeps one codebook per level.
+The file has the columns `id` and `embedding`. No two IDs are equal: rows that share a leaf move to
+free leaves near them. All leaves are in memory; for more than 4 million rows of 64 values take
+`linked=1`, which keeps one codebook per level.
 """
 
 import math

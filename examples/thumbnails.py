@@ -3,7 +3,8 @@
     hrvqvae export --web thumb build/web
     python examples/thumbnails.py build/web/thumb.hrvw thumbnails.html
 
-The pictures are test images of CIFAR10 (`hrvqvae data get cifar10`); --data DIR takes another folder.
+The pictures are test images of CIFAR10 (`hrvqvae data get cifar10`); --data DIR takes another
+folder.
 """
 
 import argparse
@@ -29,7 +30,12 @@ PAGE = """<!doctype html>
 <title>100 thumbnails</title>
 <style>
   body { font: 1rem/1.4 sans-serif; margin: 1rem; }
-  ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); gap: .5rem; padding: 0; }
+  ul {
+    display: grid;
+    grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr));
+    gap: .5rem;
+    padding: 0;
+  }
   li { list-style: none; }
   canvas { width: 100%; display: block; border-radius: .3rem; }
 </style>
@@ -55,7 +61,8 @@ for (const canvas of document.querySelectorAll("canvas")) {
   bytes += file.length;
 }
 const time = (performance.now() - started).toFixed(0);
-document.getElementById("said").textContent = `${bytes.toLocaleString("en")} bytes in all, drawn in ${time} ms`;
+const said = `${bytes.toLocaleString("en")} bytes in all, drawn in ${time} ms`;
+document.getElementById("said").textContent = said;
 """
 
 
@@ -100,7 +107,8 @@ def main() -> None:
             max((file for file in files if len(file) <= BYTES), key=len, default=files[0])
         ).decode()
         items.append(
-            f'<li><canvas data-code="{code}" role="img" aria-label="{html.escape(name)}"></canvas></li>'
+            f'<li><canvas data-code="{code}" role="img" aria-label="{html.escape(name)}">'
+            "</canvas></li>"
         )
     arguments.out.write_text(
         one_file(PAGE.replace("LIST", "\n".join(items)), SCRIPT, arguments.bundle)

@@ -1,4 +1,5 @@
-"""Write web/examples.json: a test image of CIFAR10 of each class, with AVIF files of it at several sizes.
+"""Write web/examples.json: a test image of CIFAR10 of each class, with AVIF files of it at several
+sizes.
 
 python -m web.examples
 """

@@ -1,6 +1,6 @@
 """Write a page and all that it loads into one HTML file, which opens by a double click.
 
-python web/inline.py BUNDLE OUT.html      the page in this folder, with the libraries of `npm install`
+python web/inline.py BUNDLE OUT.html      the page in this folder, with the libraries of npm
 """
 
 import base64
