@@ -123,8 +123,11 @@ def test_the_demo(mnist_root, tmp_path, monkeypatch):
         assert printed.count("trained 12 steps") == 4  # the autoencoder and three priors
         assert "bits per code" in printed
     for name in ("reconstructions", "curves", "usage", "samples", "samples-of-the-shipped-model"):
-        assert f"{name}.png" in printed.splitlines()[-1]
+        assert f"{name}.png" in printed.splitlines()[-2]
         assert read_image(out / "pictures" / f"{name}.png", 3).shape[2] > 100
+    hint = printed.splitlines()[-1].partition("hrvqvae ")[2]
+    assert "trained 12 steps" in do(f"{hint} --max-steps 12")
+    assert (tmp_path / "demo-longer" / "priors").is_dir()
     check_refusals("demo --max-minutes 0 | --max-minutes is 0; it must be above 0")
     monkeypatch.undo()
     monkeypatch.setattr(fetch, "get", lambda name, root, say: root)

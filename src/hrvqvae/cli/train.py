@@ -218,6 +218,12 @@ def _demo(arguments: Arguments) -> int:
         f"\npictures in {pictures}:"
         f" {', '.join(sorted(path.name for path in pictures.glob('*.png')))}"
     )
+    longer = [
+        *("--preset", arguments.preset),
+        *("--out", f"{arguments.out}-longer"),
+        *("--max-minutes", f"{3 * arguments.max_minutes:g}"),
+    ]
+    print(f"a longer training draws better digits: hrvqvae demo {shlex.join(longer)}")
     return 0
 
 
