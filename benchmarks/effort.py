@@ -210,7 +210,8 @@ def adapt_decoder(name: str, images: Tensor, training_images: Tensor, steps: int
         vectors = autoencoder.quantizer.lookup(tuple(codes[chosen].unbind(1))).detach()
         decoded = (autoencoder.pixels(vectors, size) + 1) / 2
         optimizer.zero_grad()
-        (decoded - training_images[chosen] / 255).square().mean().backward()  # type: ignore[no-untyped-call]
+        loss = (decoded - training_images[chosen] / 255).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     decoder.requires_grad_(False)

@@ -90,7 +90,9 @@ GROUPS: Sequence[Mapping[str, System]] = (
     },
 )
 LONGEST = ("hrvqvae", "vqvae", "treevq")
-FIRST = (*LONGEST, "printed", "vqvae-printed", "treevq-plain")
+"""Systems whose rows come first, and which also have the longest trainings."""
+NO_TRIALS = ("printed", "vqvae-printed", "treevq-plain")
+"""Systems without trials of their own, whose rows come next."""
 TREES = ("hrvqvae", "treevq")
 """Systems of 2,304 bits that also encode with every search."""
 
@@ -236,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # trials, then rows: first at 2,304 bits, then at the bits of VQVAE-2
     for systems in GROUPS:
-        for names in (LONGEST, FIRST, systems):
+        for names in (LONGEST, LONGEST + NO_TRIALS, systems):
             part = {name: systems[name] for name in names if name in systems}
             if not part:
                 continue

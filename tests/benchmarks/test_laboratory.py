@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from benchmarks import compare
 from benchmarks.laboratory import instruments
 from benchmarks.laboratory.instruments import COLUMNS
-from benchmarks.laboratory.report import compare_pairs, mean_errors, table, welch
+from benchmarks.laboratory.report import compare_pairs, draw_curves, mean_errors, table, welch
 from benchmarks.laboratory.settings import LADDERS, Search, open_trials
 from benchmarks.laboratory.systems import Comparison, codewords_searched, digest_of
 from hrvqvae.checkpoints.folder import RunFolder
@@ -89,7 +89,20 @@ def test_every_system_is_measured_by_every_instrument(tmp_path, capsys):
     assert rows[0]["parameters"] < rows[1]["parameters"]
     assert "| wide | 1 |" in capsys.readouterr().out
     assert read_image(tmp_path / "reconstructions.png", 3).shape[1] > 3 * 60
-    assert read_image(tmp_path / "curves.png", 3).shape[2] == 550  # one panel: equal bits
+    assert (tmp_path / "curves.png").is_file()
+
+
+def test_errors_are_drawn_against_bits_where_these_differ(tmp_path):
+    path = tmp_path / "curves.png"
+    rows = [
+        {"system": name, "seed": 0, "bits_per_image": 10, "mse": 0.1, "test_errors": [(1, 0.2)]}
+        for name in ("a", "b")
+    ]
+    draw_curves(rows, path)
+    one_panel = read_image(path, 3).shape[2]
+    rows[1]["bits_per_image"] = 20
+    draw_curves(rows, path)
+    assert read_image(path, 3).shape[2] == 2 * one_panel
 
 
 @with_systems

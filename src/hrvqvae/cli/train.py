@@ -175,8 +175,8 @@ _AUTOENCODER_SHARE = 0.45  # of the demo's training time; the priors share the r
 
 
 def _demo(arguments: Arguments) -> int:
-    """Print and run the commands of the demo, as a newcomer would type them; a second demo resumes
-    the first.
+    """Print and run the commands of the demo, as a newcomer would type them. The same demo again
+    goes on where it was stopped.
     """
     from hrvqvae.cli import run
     from hrvqvae.config.parsing import base_config
