@@ -53,7 +53,7 @@ def gpu():
             "hrvqvae.utils.device.resolve_device": lambda _: GPU,
             "torch.autocast": lambda *_, **__: nullcontext(),
             # their numbers of vectors are read, and decide shapes
-            "hrvqvae.quantize.ResidualQuantizer.initialize": lambda *_: None,
+            "hrvqvae.quantize.ResidualQuantizer.initialize": lambda *_, **__: None,
             "hrvqvae.quantize.ResidualQuantizer.restart_dead_codes": lambda *_: 0,
             "torch.optim.optimizer._get_fused_kernels_supported_devices": lambda: supported,
         }.items():
