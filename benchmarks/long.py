@@ -4,8 +4,7 @@ python -m benchmarks.long --out docs/data/long-cifar10
 
 One queue on one thread; the same command goes on where it stopped. For each group of systems it
 makes the trials (DIR/trials), then the rows (DIR/rows), and encodes with every search
-(DIR/beams.jsonl); the depth study (DIR/depth) comes after the first rows, the longest trainings
-(DIR/longest) come last.
+(DIR/beams.jsonl); then the depth study (DIR/depth) and the longest trainings (DIR/longest).
 DIR/curves.png, and DIR/steps.png with the longest trainings, draw the error against steps.
 """
 
@@ -172,16 +171,6 @@ def read_chosen(folder: Folder) -> dict[str, Fields]:
     return chosen
 
 
-def make_rows(
-    systems: Mapping[str, System], folder: Path
-) -> tuple[Mapping[str, Fields], list[Row]]:
-    """Make the missing trials and rows of systems; return the chosen settings and the rows."""
-    chosen = choose(systems, Folder(folder / "trials"))
-    rows, signal = compare(make_comparison(systems, chosen, STEPS, SEEDS), folder, _say)
-    _stop(signal)
-    return chosen, rows
-
-
 def study_depth(folder: Path) -> None:
     """Train the variants of 36 bits per position, then encode with every search."""
     settings = {_RATE: "0.003", _DECAY: "0.95"}
@@ -247,18 +236,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = parser.parse_args(argv).out
     torch.set_num_threads(1)
 
-    # at 2,304 bits: the systems that decide the claim, and every search of the trees
-    first = GROUPS[0]
-    for names in (LONGEST, LONGEST + NO_TRIALS):
-        chosen, _ = make_rows({name: first[name] for name in names if name in first}, out)
-    trees = {name: first[name] for name in TREES}
-    measure_searches(make_comparison(trees, chosen, STEPS, SEEDS), out)
+    # trials, then rows: first at 2,304 bits, then at the bits of VQVAE-2
+    for systems in GROUPS:
+        for names in (LONGEST, LONGEST + NO_TRIALS, systems):
+            part = {name: systems[name] for name in names if name in systems}
+            if not part:
+                continue
+            chosen = choose(part, Folder(out / "trials"))
+            rows, signal = compare(make_comparison(part, chosen, STEPS, SEEDS), out, _say)
+            _stop(signal)
+
+        trees = {name: systems[name] for name in TREES if name in systems}
+        if trees:
+            measure_searches(make_comparison(trees, chosen, STEPS, SEEDS), out)
 
     study_depth(out / "depth")
-
-    # the other systems at 2,304 bits, then those at the bits of VQVAE-2
-    for systems in GROUPS:
-        chosen, rows = make_rows(systems, out)
 
     # the longest trainings
     longest = {name: GROUPS[0][name] for name in LONGEST}
