@@ -44,9 +44,10 @@ class LevelCodebooks(nn.Module):
         self.size = size
         self.num_codewords = num_books * size
         self.is_ema = config.update == "ema"
+        count = torch.ones(num_books, size, dtype=torch.float32)
         codewords = torch.zeros(num_books, size, config.dim, dtype=torch.float32)
         keeps_total = self.is_ema and codewords.numel() <= _LARGE
-        self.register_buffer("count", torch.ones(num_books, size, dtype=torch.float32))
+        self.register_buffer("count", count)
         self.codewords = nn.Buffer(codewords) if self.is_ema else nn.Parameter(codewords)
         self.register_buffer("total", torch.zeros_like(codewords) if keeps_total else None)
 
@@ -59,7 +60,8 @@ class LevelCodebooks(nn.Module):
     def children_of(self, parents: Tensor) -> Tensor:
         """Return the indices of the children of codewords (K,) of the coarser level: (K * m,)."""
         children = torch.arange(self.size, device=parents.device)
-        return (parents.unsqueeze(-1) * self.size + children).flatten()
+        indices = parents.unsqueeze(-1) * self.size + children
+        return indices.flatten()
 
     def lookup(self, index: Tensor) -> Tensor:
         """Return the codewords of indices (...) int64: (..., D)."""
@@ -72,7 +74,8 @@ class LevelCodebooks(nn.Module):
         self.codewords.data.flatten(0, 1)[index] = vectors
         self.count.view(-1)[index] = count
         if self.total is not None:
-            self.total.flatten(0, 1)[index] = vectors * count.unsqueeze(-1)
+            total = vectors * count.unsqueeze(-1)
+            self.total.flatten(0, 1)[index] = total
 
     def reorder(self, index: Tensor) -> None:
         """Renumber the codewords, with their averages: new[i] = old[index[i]], for index
@@ -100,7 +103,8 @@ class LevelCodebooks(nn.Module):
         # n: an average that is moved towards itself stays
         count = self.count.view(-1, 1)
         batch_counts = batch_counts.unsqueeze(-1)
-        batch_counts[rows] = torch.where(finite, batch_counts[rows], count[rows])
+        kept = torch.where(finite, batch_counts[rows], count[rows])
+        batch_counts[rows] = kept
         count.lerp_(batch_counts, rate)
 
         # s, and s / n; a codeword whose n has decayed to zero is kept
@@ -108,12 +112,14 @@ class LevelCodebooks(nn.Module):
         if self.total is not None:
             total = self.total.flatten(0, 1)
             total.lerp_(torch.where(finite, sums, total), rate)
-            codewords.copy_(vq.means_or_kept(count[:, 0], total, codewords))
+            means = vq.means_or_kept(count[:, 0], total, codewords)
+            codewords.copy_(means)
             return
 
         # s / n = c + rate * (sums - batch_counts * c) / n, with c before and n after the batch
         step = rate / count[rows].clamp(min=1e-5)
-        change = (sums - batch_counts[rows] * codewords[rows]).masked_fill(~finite, 0)
+        change = sums - batch_counts[rows] * codewords[rows]
+        change = change.masked_fill(~finite, 0)
         codewords[rows] += change * step
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
@@ -154,8 +160,11 @@ class LevelCodebooks(nn.Module):
             noise = torch.randn(len(count), len(spread), generator=rng, dtype=torch.float32)
             start = noise.to(residual) * spread
             for book, members in vq.members_of_books(books):
-                children = slice(book * self.size, (book + 1) * self.size)
-                start[children], count[children] = kmeans(residual[members], self.size, rng, even)
+                first = book * self.size
+                children = slice(first, first + self.size)
+                centers, sizes = kmeans(residual[members], self.size, rng, even)
+                start[children] = centers
+                count[children] = sizes
         self.set_codewords(slice(None), start, count * weight)
 
     def restart_dead_codes(
@@ -176,15 +185,18 @@ class LevelCodebooks(nn.Module):
 
         # vectors of living codewords, in codebooks that have dead ones
         book_of_vector = index // self.size
-        is_candidate = ~dead.view(-1)[index] & dead.any(1)[book_of_vector]
+        is_living = ~dead.view(-1)[index]
+        has_dead = dead.any(1)[book_of_vector]
+        is_candidate = is_living & has_dead
         candidates = is_candidate.nonzero().flatten()
         for book, positions in vq.members_of_books(book_of_vector[candidates]):
             vectors = candidates[positions]
-            target = book * self.size + dead[book].nonzero().flatten()
-            target = target[: len(vectors)]
-            order = torch.randperm(len(vectors), generator=rng)[: len(target)]
-            drawn = vectors[order]
-            self.set_codewords(target, residual[drawn], book_count[book] / self.size)
+            children = dead[book].nonzero().flatten()
+            target = book * self.size + children[: len(vectors)]
+            order = torch.randperm(len(vectors), generator=rng)
+            drawn = vectors[order[: len(target)]]
+            mean_count = book_count[book] / self.size
+            self.set_codewords(target, residual[drawn], mean_count)
             moved.append(target)
             source.append(index[drawn])
         return torch.cat(moved), torch.cat(source)
@@ -199,7 +211,10 @@ def update_codebooks(
 ) -> None:
     """Update all levels from the residuals (N, D) and indices (N,) of each, over all processes."""
     batch = list(zip(levels, residuals, indices, strict=True))
-    counts = [vq.counts(index, level.num_codewords).float() for level, _, index in batch]
+    counts = []
+    for level, _, index in batch:
+        chosen = vq.counts(index, level.num_codewords)
+        counts.append(chosen.float())
     counts = distributed.all_reduce(counts, group)
     if not levels[0].is_ema:
         for level, level_counts in zip(levels, counts, strict=True):

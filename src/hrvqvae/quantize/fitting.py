@@ -31,18 +31,21 @@ def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
     others and NaN.
     """
     require(batch >= 1, "batch", batch, "at least 1")
-    batch = min(batch, max(1, MOST_VALUES // dim))
+    most_vectors = max(1, MOST_VALUES // dim)
+    batch = min(batch, most_vectors)
     arrays: Iterable[Any] = [vectors] if hasattr(vectors, "shape") else vectors
     require(isinstance(arrays, Iterable), "vectors", vectors, "an array (N, D), or several")
     for array in arrays:
         shape = tuple(np.shape(array))
         kind = str(getattr(array, "dtype", type(array).__name__))
-        is_dense = getattr(array, "layout", torch.strided) == torch.strided
-        require(is_dense and not getattr(array, "is_meta", False), "vectors", array, "dense")
+        is_strided = getattr(array, "layout", torch.strided) == torch.strided
+        has_values = not getattr(array, "is_meta", False)
+        require(is_strided and has_values, "vectors", array, "dense")
         if len(shape) != 2 or shape[1] != dim or "float" not in kind:
             raise InputError(f"vectors are {kind} {shape}; they must be floating-point (N, {dim})")
         for first in range(0, shape[0], batch):
-            rows = array[first : first + batch]
+            stop = first + batch
+            rows = array[first:stop]
             if not isinstance(rows, Tensor):
                 rows = torch.from_numpy(np.array(rows, np.float32))
             require_finite(rows, ())
@@ -79,7 +82,9 @@ def fit(
 
 
 def _draw_sample(
-    batches: Iterator[Tensor], size: int, rng: torch.Generator
+    batches: Iterator[Tensor],
+    size: int,
+    rng: torch.Generator,
 ) -> tuple[Tensor, int, int]:
     """Return a uniform sample of at most `size` vectors, on the CPU, the number of all vectors and
     that of the largest batch.
@@ -92,7 +97,8 @@ def _draw_sample(
         # each vector has a random key, and the largest keys are kept
         new_keys = torch.rand(len(batch), generator=rng, dtype=torch.float64)
         keys = torch.cat([keys, new_keys])
-        sample = torch.cat([sample.reshape(-1, batch.shape[1]), batch.cpu()])
+        sample = sample.reshape(-1, batch.shape[1])
+        sample = torch.cat([sample, batch.cpu()])
         keys, kept = keys.topk(min(size, len(keys)))
         sample = sample[kept]
         num_vectors += len(batch)
@@ -101,7 +107,9 @@ def _draw_sample(
 
 
 def _sum_residuals(
-    quantizer: ResidualQuantizer, batches: Iterator[Tensor], advance: Callable[[int], None]
+    quantizer: ResidualQuantizer,
+    batches: Iterator[Tensor],
+    advance: Callable[[int], None],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return, for each level, how many vectors chose each codeword (num_books, m), and the sums
     (num_books, m, D) of the residuals that did.
@@ -111,11 +119,13 @@ def _sum_residuals(
     counts = [torch.zeros_like(level.count, dtype=torch.float64) for level in levels]
     totals = [torch.zeros_like(level.codewords, dtype=torch.float64) for level in levels]
     for batch in batches:
-        indices, _, residuals = quantizer.descend(batch.to(counts[0].device))
+        vectors = batch.to(counts[0].device)
+        indices, _, residuals = quantizer.descend(vectors)
         for level, index in enumerate(indices):
             chosen = vq.counts(index, levels[level].num_codewords)
             counts[level] += chosen.view_as(counts[level])
-            totals[level].flatten(0, 1).index_add_(0, index, residuals[level].double())
+            total = totals[level].flatten(0, 1)
+            total.index_add_(0, index, residuals[level].double())
         advance(len(batch))
     return counts, totals
 
@@ -143,19 +153,26 @@ def _refit(
 
         # the residuals were taken before the coarser codewords moved
         total = total - count.unsqueeze(-1) * parent_shift
+
+        # the means, in linked levels with pseudo-vectors
         num_vectors = count.sum(0).clamp(min=1)
         mean_of_code = total.sum(0) / num_vectors.unsqueeze(-1)
         codewords = mean_of_code.unsqueeze(0)
         if is_linked:
             denominator = (count + _PSEUDO_VECTORS).unsqueeze(-1)
             codewords = (total + _PSEUDO_VECTORS * mean_of_code) / denominator
+
         shift = codewords - level.codewords.detach() + parent_shift
         parent_shift = shift.flatten(0, 1).unsqueeze(1)
-        level.set_codewords(slice(None), codewords.flatten(0, 1), count.flatten() * weight)
+        vectors = codewords.flatten(0, 1)
+        level.set_codewords(slice(None), vectors, count.flatten() * weight)
 
 
 def _split_fullest(
-    quantizer: ResidualQuantizer, rng: torch.Generator, num_vectors: int, weight: float
+    quantizer: ResidualQuantizer,
+    rng: torch.Generator,
+    num_vectors: int,
+    weight: float,
 ) -> None:
     """Split the fullest codewords of each codebook in two, as long as the codebook has unused
     codewords.
@@ -171,11 +188,13 @@ def _split_fullest(
 
         # The k-th unused codeword of a codebook takes half of its k-th fullest one.
         unused = codebooks.count == 0
-        rank = (unused.cumsum(1) - 1).clamp(min=0)  # means nothing at codewords that are used
+        rank = unused.cumsum(1) - 1
+        rank = rank.clamp(min=0)  # means nothing at codewords that are used
         by_fullness = codebooks.count.argsort(dim=1, descending=True, stable=True)
         partner = by_fullness.gather(1, rank)
         # 0.5 more, since counts are rounded products of `weight`
-        is_full = codebooks.count.gather(1, partner) > weight * (most_vectors + 0.5)
+        most_count = weight * (most_vectors + 0.5)
+        is_full = codebooks.count.gather(1, partner) > most_count
         book, child = (unused & is_full).nonzero(as_tuple=True)
         if not len(book):
             continue

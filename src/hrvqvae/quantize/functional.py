@@ -19,20 +19,24 @@ def means_or_kept(count: Tensor, total: Tensor, codewords: Tensor) -> Tensor:
     A codeword whose count has decayed to zero stays as it is in `codewords` (..., m, D).
     """
     absent = (count <= 1e-5).unsqueeze(-1)
-    means = total / count.unsqueeze(-1).masked_fill(absent, 1.0)
+    count = count.unsqueeze(-1).masked_fill(absent, 1.0)
+    means = total / count
     return means.lerp_(codewords, absent.to(means.dtype))  # up to 30 times faster than `where`
 
 
 def counts(index: Tensor, num_codewords: int) -> Tensor:
     """Count how often each codeword occurs in `index` (N,) int64: (num_codewords,) int64."""
-    flat = index.reshape(-1)  # not `bincount`, which waits for the device
-    return flat.new_zeros(num_codewords).scatter_add_(0, flat, torch.ones_like(flat))
+    # not `bincount`, which waits for the device
+    index = index.reshape(-1)
+    zeros = index.new_zeros(num_codewords)
+    return zeros.scatter_add_(0, index, torch.ones_like(index))
 
 
 def perplexity(count: Tensor) -> float:
     """Return exp(entropy) of the shares of the counts, from 1 to the number of codewords."""
     share = count.double() / count.sum().clamp(min=1)
-    return float(torch.exp(torch.special.entr(share).sum()))
+    entropy = torch.special.entr(share).sum()
+    return float(torch.exp(entropy))
 
 
 def alignment(codewords: Tensor, count: Tensor) -> Tensor:
@@ -44,18 +48,27 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
     their order.
     """
     books, size = count.shape
-    order = torch.arange(size, device=count.device).repeat(books, 1)
+    order = torch.arange(size, device=count.device)
+    order = order.repeat(books, 1)
     step = max(1, _CHUNK_VALUES // size**2)
     for _ in range(_ROUNDS):
         before = order.clone()
-        moved = codewords.gather(1, order[..., None].expand_as(codewords))
-        weight = count.gather(1, order)[..., None]
-        means = (moved * weight).sum(0) / weight.sum(0).clamp(min=1e-9)
+
+        # the mean codeword of each position, in the order so far
+        rows = order.unsqueeze(-1).expand_as(codewords)
+        moved = codewords.gather(1, rows)
+        weight = count.gather(1, order).unsqueeze(-1)
+        total = (moved * weight).sum(0)
+        means = total / weight.sum(0).clamp(min=1e-9)
+
+        # `arranged` are views of `order`
         chunks = (torch.split(values, step) for values in (order, codewords, count))
-        for arranged, vectors, weights in zip(*chunks, strict=True):  # `arranged`: views of `order`
+        for arranged, vectors, weights in zip(*chunks, strict=True):
             # cost of each codeword at each position, (books, codeword, position)
-            cost = torch.cdist(vectors, means).square() * weights[..., None]
-            book = torch.arange(len(cost), device=cost.device)[:, None]
+            distance = torch.cdist(vectors, means).square()
+            cost = distance * weights.unsqueeze(-1)
+            book = torch.arange(len(cost), device=cost.device)
+            book = book.unsqueeze(-1)
             for left, right in _pairings(size, cost.device):
                 first = arranged[:, left]
                 second = arranged[:, right]
@@ -75,12 +88,15 @@ def _pairings(size: int, device: torch.device) -> Iterator[Tensor]:
     for turn in range(last):
         circle = torch.arange(last + 1, device=device)
         circle[1:] = circle[1:].roll(turn)
-        pairs = torch.stack([circle, circle.flip(0)])[:, : len(circle) // 2]
-        yield pairs[:, (pairs < size).all(0)]
+        opposite = torch.stack([circle, circle.flip(0)])
+        pairs = opposite[:, : len(circle) // 2]
+        is_pair = (pairs < size).all(0)  # with an odd size, one position has no partner
+        yield pairs[:, is_pair]
 
 
 def members_of_books(books: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Return each codebook that occurs in `books` (N,), with the positions where it occurs."""
     present, sizes = torch.unique(books, return_counts=True)
-    positions = torch.split(torch.argsort(books, stable=True), sizes.tolist())
+    sorted_by_book = torch.argsort(books, stable=True)
+    positions = torch.split(sorted_by_book, sizes.tolist())
     return zip(present.tolist(), positions, strict=True)

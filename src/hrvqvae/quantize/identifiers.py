@@ -30,8 +30,8 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     device = quantizer.levels[0].count.device
     leaves = torch.empty(0, dtype=torch.long)
     for batch in batches():
-        codes = torch.stack(quantizer.encode(batch.to(device)), -1)
-        leaf = number_of(codes, sizes)
+        codes = quantizer.encode(batch.to(device))
+        leaf = number_of(torch.stack(codes, -1), sizes)
         leaves = torch.cat([leaves, leaf.cpu()])
     if len(leaves) > num_leaves:
         raise InputError(
@@ -48,22 +48,29 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     for batch in batches():
         stop = start + len(batch)
         is_shared = shared[start:stop]
-        vectors = torch.cat([vectors, batch.cpu()[is_shared]])
+        new = batch.cpu()[is_shared]
+        vectors = torch.cat([vectors, new])
         start = stop
     row = torch.zeros_like(leaves)  # of an item's vector
-    vectors, row[shared] = torch.unique(vectors, dim=0, return_inverse=True)
+    vectors, inverse = torch.unique(vectors, dim=0, return_inverse=True)
+    row[shared] = inverse
 
     unplaced = shared.nonzero().flatten()
-    count = min(max(_CANDIDATES, quantizer.config.beam), num_leaves)
+    count = max(_CANDIDATES, quantizer.config.beam)
+    count = min(count, num_leaves)
     while len(unplaced):
         # the items of this round; those after them wait
-        now, later = unplaced.tensor_split([max(1, _MAX_EDGES // count)])
+        most_items = max(1, _MAX_EDGES // count)
+        now, later = unplaced.tensor_split([most_items])
         rows, inverse = torch.unique(row[now], return_inverse=True)
+
+        # match them to free leaves
         candidates, costs = _nearest_leaves(quantizer, vectors[rows].to(device), count)
         farthest = costs.amax(1)
         if count == num_leaves:  # the last round: each item must have a leaf
             farthest.fill_(torch.inf)
-        costs = costs.masked_fill(torch.isin(candidates, taken), torch.inf)
+        is_taken = torch.isin(candidates, taken)
+        costs = costs.masked_fill(is_taken, torch.inf)
         leaf = _match(candidates[inverse], costs[inverse], farthest[inverse])
 
         # items without a leaf go on, after those that have waited
@@ -98,16 +105,21 @@ def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
     no_leaf = len(leaves) + torch.arange(count)
     all_columns = torch.cat([leaf_at, no_leaf.unsqueeze(1)], 1)
     all_costs = torch.cat([costs, farthest.unsqueeze(1)], 1)
+
+    # its entries
     item, place = all_costs.isfinite().nonzero(as_tuple=True)
     columns = all_columns[item, place]
     weights = all_costs[item, place]
     # A weight of zero would be no edge. All matchings have as many edges: a constant changes none.
     weights += weights.max() + 1e-30
+
     shape = (count, len(leaves) + count)
-    matrix = csr_matrix((weights.numpy(), (item.numpy(), columns.numpy())), shape=shape)
+    places = (item.numpy(), columns.numpy())
+    matrix = csr_matrix((weights.numpy(), places), shape=shape)
     _, chosen = min_weight_full_bipartite_matching(matrix)
+    chosen = torch.as_tensor(chosen, dtype=torch.long)
     leaf_of_column = torch.cat([leaves, torch.full((count,), -1)])
-    return leaf_of_column[torch.as_tensor(chosen, dtype=torch.long)]
+    return leaf_of_column[chosen]
 
 
 def number_of(codes: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -120,7 +132,8 @@ def number_of(codes: Tensor, sizes: Sequence[int]) -> Tensor:
             " numbered"
         )
     number = codes.new_zeros(codes.shape[:-1], dtype=torch.long)
-    for code, size in zip(codes.unbind(-1), sizes, strict=True):
+    pairs = zip(codes.unbind(-1), sizes, strict=True)
+    for code, size in pairs:
         number = number * size + code
     return number
 
@@ -141,7 +154,9 @@ def _nearest_leaves(
         codes = [index % size for index, size in zip(indices, config.sizes, strict=True)]
         leaf = number_of(torch.stack(codes, -1), config.sizes)
         leaves.append(leaf.cpu())
+
         quantized = quantizer.lookup(tuple(codes), check=False).detach()
         error = chunk.unsqueeze(1) - quantized
-        distances.append(error.square().sum(-1).cpu())
+        distance = error.square().sum(-1)
+        distances.append(distance.cpu())
     return torch.cat(leaves), torch.cat(distances).double()

@@ -31,22 +31,25 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
         # Far from the origin the products below would lose the differences. A factor in place of
         # `if`, which would wait for a GPU.
         mean = vectors.mean(0)
-        variance = (vectors - mean).square().mean(0).sum()
+        centered = vectors - mean
+        variance = centered.square().mean(0).sum()
         is_far = mean.square().sum() > _FAR * variance
         points = vectors - mean * is_far
     squares = points.square().sum(-1)
-    new = torch.randint(len(vectors), (1,), generator=rng).to(vectors.device)
+    new = torch.randint(len(vectors), (1,), generator=rng)
+    new = new.to(vectors.device)
     chosen = new
     distance = torch.full_like(squares, torch.inf)
     while True:
         # squared distances to the nearest of the new seeds, and to the nearest of all
+        seeds = points[new]
         if len(new) == 1:
-            to_new = (points - points[new]).square().sum(-1)
+            to_new = (points - seeds).square().sum(-1)
         else:
-            seeds = points[new]
             norms = seeds.square().sum(-1)
             products = torch.addmm(norms, points, seeds.T, alpha=-2)
-            to_new = (products.amin(1) + squares).clamp(min=0)
+            to_new = products.amin(1) + squares
+            to_new = to_new.clamp(min=0)
         distance = torch.minimum(distance, to_new)
 
         # the end; if all vectors lie on seeds, the first seed fills up
@@ -57,15 +60,20 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
             return vectors[torch.cat([chosen, fill])]
 
         # seeds of one round do not know of each other: at most half as many as there are
-        count = max(1, min(batch, len(chosen) // 2, missing))
-        shares = torch.rand(count, generator=rng, dtype=torch.float64)
-        drawn = torch.searchsorted(mass, shares.to(mass.device) * mass[-1])
-        new = torch.unique(drawn.clamp(max=len(vectors) - 1))
+        count = min(batch, len(chosen) // 2, missing)
+        shares = torch.rand(max(1, count), generator=rng, dtype=torch.float64)
+        shares = shares.to(mass.device)
+        drawn = torch.searchsorted(mass, shares * mass[-1])
+        drawn = drawn.clamp(max=len(vectors) - 1)
+        new = torch.unique(drawn)
         chosen = torch.cat([chosen, new])
 
 
 def kmeans(
-    vectors: Tensor, num_clusters: int, rng: torch.Generator, even: bool = False
+    vectors: Tensor,
+    num_clusters: int,
+    rng: torch.Generator,
+    even: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Run Lloyd's algorithm on vectors (N, D) from k-means++ seeds, without N x num_clusters
     distances in memory.
@@ -94,8 +102,10 @@ def kmeans(
             if even:
                 error = (vectors - centers[nearest])[:, :-1]
                 mean_error = error.square().sum(-1).mean()
-                excess = (sizes / sizes.mean() - 1).clamp(max=_MOST_EXCESS)
+                excess = sizes / sizes.mean() - 1
+                excess = excess.clamp(max=_MOST_EXCESS)
                 prices = prices + _PRICE_STEP * mean_error * excess
-                means[:, -1] = (prices - prices.min()).sqrt()
+                above_least = prices - prices.min()
+                means[:, -1] = above_least.sqrt()
             centers = means
     return centers[:, :-1] if even else centers, sizes

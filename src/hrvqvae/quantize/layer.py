@@ -354,8 +354,9 @@ class TreeVQ(nn.Module):
         as an iterator.
         """
         device = self.quantizer.levels[0].count.device
-        indices = [torch.empty(0, self.quantizer.config.levels, dtype=torch.long, device="cpu")]
-        for chunk in batches_of(vectors, batch, self.quantizer.config.dim):
+        config = self.quantizer.config
+        indices = [torch.empty(0, config.levels, dtype=torch.long, device="cpu")]
+        for chunk in batches_of(vectors, batch, config.dim):
             codes = self.quantizer.encode(chunk.to(device))
             indices.append(torch.stack(codes, -1).cpu())
         return torch.cat(indices)
@@ -395,9 +396,11 @@ class TreeVQ(nn.Module):
 
         size = sizes[length]
         first_child = number_of(prefixes, sizes[:length]) * size
-        children = first_child.unsqueeze(-1) + torch.arange(size, device=prefixes.device)
-        existing = number_of(indices[..., : length + 1], sizes[: length + 1]).flatten()
-        existing = existing.to(children.device)
+        child = torch.arange(size, device=prefixes.device)
+        children = first_child.unsqueeze(-1) + child
+        until = length + 1
+        existing = number_of(indices[..., :until], sizes[:until])
+        existing = existing.flatten().to(children.device)
         if (existing[1:] < existing[:-1]).any():
             existing = existing.sort().values
         begin = torch.searchsorted(existing, children)
@@ -417,8 +420,11 @@ class TreeVQ(nn.Module):
             indices = indices.long()
         padding = (indices == PADDING).all(-1, keepdim=True)
         codes = indices.masked_fill(padding, 0).unbind(-1)
-        summed = self.quantizer.lookup(codes).masked_fill(padding, 0)
-        return summed if self.channel_last or summed.ndim < 2 else summed.movedim(-1, 1)
+        summed = self.quantizer.lookup(codes)
+        summed = summed.masked_fill(padding, 0)
+        if self.channel_last or summed.ndim < 2:
+            return summed
+        return summed.movedim(-1, 1)
 
     def codeword_indices(self, indices: Tensor) -> Tensor:
         """Return, for indices (B, ..., l), the index of each codeword among all codewords of its

@@ -73,10 +73,12 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
     """
     if not 1 <= len(codes) <= len(sizes):
         raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(sizes)}")
-    for level, (code, size) in enumerate(zip(codes, sizes, strict=False), start=1):
+    batch = codes[0].shape[:1]  # () for codes of one position
+    sides = codes[0].shape[1:]
+    pairs = zip(codes, sizes, strict=False)
+    for level, (code, size) in enumerate(pairs, start=1):
         factor = scale ** (level - 1)
-        sides = (side * factor for side in codes[0].shape[1:])
-        shape = (*codes[0].shape[:1], *sides)
+        shape = (*batch, *(side * factor for side in sides))
         if code.shape != shape or code.dtype != torch.long:
             raise InputError(
                 f"level {level} has codes {code.dtype} {tuple(code.shape)}; expected int64 {shape}"
@@ -92,7 +94,8 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
 def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
     """Raise NonFiniteError if a latent or a codeword is NaN or infinite."""
     for level, values in enumerate([latents, *codebooks]):
-        wrong = values.numel() - int(values.isfinite().sum())
+        finite = int(values.isfinite().sum())
+        wrong = values.numel() - finite
         if wrong:
             name = f"codebook of level {level}" if level else "latents"
             raise NonFiniteError(f"{name}: {wrong} of {values.numel()} values are NaN or infinite")

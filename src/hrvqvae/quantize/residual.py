@@ -59,8 +59,9 @@ class ResidualQuantizer(Quantizer):
         require(isinstance(self.processes, GroupHandle), "processes", processes, "a GroupHandle")
         self.frozen = False
         self.search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
-        sizes = zip(config.num_codebooks, config.sizes, strict=True)
-        levels = nn.ModuleList(LevelCodebooks(config, *size) for size in sizes)
+        levels = nn.ModuleList()
+        for num_books, size in zip(config.num_codebooks, config.sizes, strict=True):
+            levels.append(LevelCodebooks(config, num_books, size))
 
         # Saved models of one level name these weights `codebook.*`, and the digest of a model's
         # weights covers names.
@@ -93,14 +94,18 @@ class ResidualQuantizer(Quantizer):
         if self.training and not self.frozen:
             update_codebooks(self.levels, residuals[:-1], indices, self.processes.group)
 
-        straight_through = (z + (z_q - z).detach()).view(latents.shape)
-        return Quantized(straight_through, self._codes(indices, latents), losses, level_losses)
+        codes = self._codes(indices, latents)
+        straight_through = z + (z_q - z).detach()
+        straight_through = straight_through.view(latents.shape)
+        return Quantized(straight_through, codes, losses, level_losses)
 
     def _codes(self, indices: Iterable[Tensor], latents: Tensor) -> Codes:
         """Return the codes (B, H, W) of each level for indices (N,) of latents (B, H, W, D)."""
-        shape = latents.shape[:-1]
-        pairs = zip(indices, self.levels, strict=True)
-        return tuple((index % codebooks.size).view(shape) for index, codebooks in pairs)
+        codes = []
+        for index, codebooks in zip(indices, self.levels, strict=True):
+            code = index % codebooks.size
+            codes.append(code.view(latents.shape[:-1]))
+        return tuple(codes)
 
     def descend(self, z: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return, for vectors (N, D), the indices (N,) and codewords (N, D) of each level, and the
@@ -114,15 +119,18 @@ class ResidualQuantizer(Quantizer):
         for levels in self._searches:
             nearest = self._search(residuals[-1], levels)
             for codebooks, index in zip(levels, nearest, strict=True):
+                codeword = codebooks.lookup(index)
+                residual = residuals[-1] - codeword.detach()
                 indices.append(index)
-                codewords.append(codebooks.lookup(index))
-                residuals.append(residuals[-1] - codewords[-1].detach())
+                codewords.append(codeword)
+                residuals.append(residual)
         return indices, codewords, residuals
 
     def _search(self, residual: Tensor, levels: Sequence[LevelCodebooks]) -> Tensor:
         """Return the indices (l, N) of vectors (N, D) from one search of consecutive levels."""
+        codebooks = [level.codewords.detach() for level in levels]
         try:
-            return self.search(residual.detach(), [level.codewords.detach() for level in levels])
+            return self.search(residual.detach(), codebooks)
         except NonFiniteError:
             # name the level of the model: the search numbers levels from the first one searched
             require_finite(residual, [level.codewords for level in self.levels])
@@ -155,27 +163,33 @@ class ResidualQuantizer(Quantizer):
             error = z.detach() - z_q
             terms[-1]["codebook"] = error.square().sum()
         error = z - z_q.detach()
-        terms[-1]["commitment"] = self.config.beta * error.square().sum()
+        squared_error = error.square().sum()
+        terms[-1]["commitment"] = self.config.beta * squared_error
 
         losses: dict[str, Tensor] = {}
         sums = []
+        zero = z.new_zeros(())
         for level_terms in terms:
             losses |= level_terms
-            sums.append(sum(level_terms.values(), z.new_zeros(())))
+            sums.append(sum(level_terms.values(), zero))
         return losses, torch.stack(sums)
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
         z = latents.flatten(0, -2).float()
-        is_one_search = len(self._searches) == 1  # which needs no residuals
-        indices = self._search(z, self.levels) if is_one_search else self.descend(z)[0]
+        indices: Iterable[Tensor]
+        if len(self._searches) == 1:  # which needs no residuals
+            indices = self._search(z, self.levels)
+        else:
+            indices, _, _ = self.descend(z)
         return self._codes(indices, latents)
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         if check:
             check_codes(codes, self.config.sizes)
         quantized = torch.zeros((), device=codes[0].device)
-        for codebooks, index in zip(self.levels, self.codeword_indices(codes), strict=False):
+        indices = self.codeword_indices(codes)
+        for codebooks, index in zip(self.levels, indices, strict=False):
             quantized = quantized + codebooks.lookup(index)
         return quantized
 
@@ -205,9 +219,11 @@ class ResidualQuantizer(Quantizer):
         if not self.config.init_vectors:
             num_vectors = max(1024, 4 * max(self.config.num_codewords))
             weight = 1.0  # counts of noise are not scaled to a training batch
+            mean = start.mean(0)
             spread = start.std(0, correction=0)
             noise = torch.randn(num_vectors, len(spread), generator=rng, dtype=torch.float32)
-            start = noise.to(start.device) * spread + start.mean(0)
+            start = noise.to(start.device) * spread + mean
+
         for levels in self._searches:
             residual = start
             parent = torch.zeros_like(start[:, 0], dtype=torch.long)
@@ -218,8 +234,9 @@ class ResidualQuantizer(Quantizer):
                 # search again from the first level: a beam may change coarser levels too
                 searched = levels[:count]
                 indices = self._search(start, searched)
-                pairs = zip(searched, indices, strict=True)
-                codewords = [level.lookup(index) for level, index in pairs]
+                codewords = []
+                for level, index in zip(searched, indices, strict=True):
+                    codewords.append(level.lookup(index))
                 residual = start - torch.stack(codewords).sum(0)
                 parent = indices[-1]
             start = residual
@@ -235,11 +252,11 @@ class ResidualQuantizer(Quantizer):
 
         # on a GPU the search does not refuse vectors that are not finite
         usable = z.square().sum(1).isfinite()
+        below = self.config.restart_below
         for level, codebooks in enumerate(self.levels):
             index = indices[level]
-            moved, source = codebooks.restart_dead_codes(
-                residuals[level][usable], index[usable], self.config.restart_below, rng
-            )
+            residual = residuals[level][usable]
+            moved, source = codebooks.restart_dead_codes(residual, index[usable], below, rng)
             self.copy_subtrees(level, source, moved)
 
             # a moved codeword has new codebooks below it, so its vectors' finer indices are void
@@ -265,7 +282,8 @@ class ResidualQuantizer(Quantizer):
             target = finer.children_of(target)
             ratio = ratio.repeat_interleave(finer.size)
             count = finer.count.view(-1)[source] * ratio
-            finer.set_codewords(target, finer.lookup(source), count)
+            codewords = finer.lookup(source)
+            finer.set_codewords(target, codewords, count)
 
     @torch.no_grad()
     def align(self) -> None:
@@ -279,7 +297,8 @@ class ResidualQuantizer(Quantizer):
                 continue
             order = vq.alignment(codebooks.codewords, codebooks.count)
             books = torch.arange(codebooks.num_books, device=order.device)
-            permutation = (books[:, None] * codebooks.size + order).flatten()
+            indices = books.unsqueeze(-1) * codebooks.size + order
+            permutation = indices.flatten()
             codebooks.reorder(permutation)
             for finer in self._linked_below(level):
                 permutation = finer.children_of(permutation)

@@ -43,8 +43,10 @@ class CodebookSchedule(nn.Module):
         self.start_vectors = start_vectors
         self.dim = dim
         self.processes = processes or distributed.GroupHandle()
-        self.register_buffer("progress", torch.zeros(2, dtype=torch.float32))
-        self.register_buffer("waiting", torch.zeros(start_vectors, dim, dtype=torch.float32))
+        progress = torch.zeros(2, dtype=torch.float32)
+        waiting = torch.zeros(start_vectors, dim, dtype=torch.float32)
+        self.register_buffer("progress", progress)
+        self.register_buffer("waiting", waiting)
         # which codewords of each level have moved since the last `forget`
         self._moved: dict[LevelCodebooks, Tensor] = {}
         # `progress`, its version and its two values, when they were last read or written
@@ -65,16 +67,19 @@ class CodebookSchedule(nn.Module):
         training step waits for a GPU.
         """
         copy = self._copy
-        if copy is None or copy[0] is not self.progress or copy[1] != self.progress._version:
+        version = self.progress._version
+        if copy is None or copy[0] is not self.progress or copy[1] != version:
             # In an average of models these are fractions: a share of a model that has started
             # counts as started, and waiting vectors are mixtures, which are dropped.
             steps, waiting = self.progress.tolist()
             count = int(waiting) if waiting.is_integer() else 0
-            self._copy = copy = (self.progress, self.progress._version, math.ceil(steps), count)
+            copy = (self.progress, version, math.ceil(steps), count)
+            self._copy = copy
         return copy[2:]
 
     def set_progress(self, steps: int, waiting: int = 0) -> None:
-        self.progress[0], self.progress[1] = steps, waiting
+        self.progress[0] = steps
+        self.progress[1] = waiting
         self._copy = (self.progress, self.progress._version, steps, waiting)
 
     def collect(self, vectors: Tensor) -> tuple[Tensor, float] | None:
@@ -85,9 +90,12 @@ class CodebookSchedule(nn.Module):
         there are so many; in one fit, if the first batch is large enough.
         """
         batch = distributed.all_gather(vectors, self.processes.group)
-        batch = batch[batch.square().sum(1).isfinite()]  # k-means would keep the others
+        is_finite = batch.square().sum(1).isfinite()
+        batch = batch[is_finite]  # k-means would keep the others
         _, count = self.read_progress()
-        collected = torch.cat([self.waiting[:count], batch]) if count else batch
+        collected = batch
+        if count:
+            collected = torch.cat([self.waiting[:count], batch])
         missing = self.start_vectors - len(collected)
         if missing > 0:
             self.waiting = nn.functional.pad(collected, (0, 0, 0, missing))
@@ -111,7 +119,9 @@ class CodebookSchedule(nn.Module):
         """
         if share is None:
             share = step / self.total_steps if self.total_steps else 0.0
-        return self.restart_every > 0 and step % self.restart_every == 0 and share < RESTART_SHARE
+        if self.restart_every == 0 or share >= RESTART_SHARE:
+            return False
+        return step % self.restart_every == 0
 
     @contextmanager
     def track_moves(self, module: nn.Module) -> Iterator[None]:
@@ -124,7 +134,8 @@ class CodebookSchedule(nn.Module):
         for book, old in zip(books, before, strict=True):
             distributed.broadcast(book.state_dict().values(), self.processes.group)
             moved = (book.codewords.detach() != old).any(-1)
-            self._moved[book] = moved | self._moved.get(book, moved).to(moved.device)
+            earlier = self._moved.get(book, moved)
+            self._moved[book] = moved | earlier.to(moved.device)
 
     @torch.no_grad()
     def forget(self, optimizer: Optimizer | None = None, averaged: nn.Module | None = None) -> None:
@@ -138,10 +149,13 @@ class CodebookSchedule(nn.Module):
                 layers, of which each takes its own copy.
         """
         for book, moved in self._moved.items():
-            state = optimizer.state.get(book.codewords, {}) if optimizer is not None else {}
+            if optimizer is None:
+                continue
+            state = optimizer.state.get(book.codewords, {})
             for moment in state.values():
                 if isinstance(moment, Tensor) and moment.shape == book.codewords.shape:
-                    moment[moved.to(moment.device)] = 0
+                    rows = moved.to(moment.device)
+                    moment[rows] = 0
         if averaged is not None and self._moved:
             copies = _codebooks_of(averaged)
             shapes = [book.count.shape for book in self._moved]
@@ -151,12 +165,15 @@ class CodebookSchedule(nn.Module):
                     f" {len(self._moved)}, or of other shapes: give the copy of this layer in the"
                     " average"
                 )
-            for copy, (book, moved) in zip(copies, self._moved.items(), strict=True):
+            pairs = zip(copies, self._moved.items(), strict=True)
+            for copy, (book, moved) in pairs:
                 state = copy.state_dict()
                 for name, values in book.state_dict().items():
                     rows = moved.to(values.device)
-                    rows = rows if values.ndim == 2 else rows.unsqueeze(-1)
-                    state[name].copy_(torch.where(rows, values, state[name]))
+                    if values.ndim == 3:  # codewords and sums, not counts
+                        rows = rows.unsqueeze(-1)
+                    kept = torch.where(rows, values, state[name])
+                    state[name].copy_(kept)
         self._moved.clear()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:

@@ -175,7 +175,8 @@ def _search_beam(
                 vector = residual_at + (before + branch) * row_bytes
                 coarser_cost = cost_at + (before + branch) * 4
                 codewords = address + index[level, branch] * linked * book_bytes
-                for place in range(branch * padded_size, (branch + 1) * padded_size, SIDE_BY_SIDE):
+                first_place = branch * padded_size
+                for place in range(first_place, first_place + padded_size, SIDE_BY_SIDE):
                     simd.measure_eight(
                         vector, codewords, padded_dim, coarser_cost, place, distances_at, keys_at
                     )
@@ -197,7 +198,8 @@ def _search_beam(
                 if is_finest:
                     squares += float(distances[place])
                 else:
-                    cost[after + k] = coarse_weight * distances[place] + cost[before + branch]
+                    added_cost = coarse_weight * distances[place]
+                    cost[after + k] = added_cost + cost[before + branch]
                     vector = residual_at + (before + branch) * row_bytes
                     codeword = address + book * book_bytes + child * row_bytes
                     new_vector = residual_at + (after + k) * row_bytes
@@ -254,9 +256,10 @@ def _search_flat(
         for i in range(count):
             key: Any = _LARGEST_KEY
             for column in range(COLUMNS):
-                distance = np.int64(np.float32(least[i, column]).view(np.int32))
+                bits = np.float32(least[i, column]).view(np.int32)
+                high = np.int64(bits) << 32
                 place = np.int64(blocks[i, column]) * COLUMNS + column
-                key = min(key, (distance << 32) + place)
+                key = min(key, high + place)
             nearest[start + i] = _place_of(key)
             squares += float(_distance_of(key))
     return squares
@@ -281,7 +284,8 @@ def search_compiled(
     loop: Callable[[int, int], float]
     if len(codebooks) == 1:
         codewords = _pad_to(codebooks[0][0], 0, COLUMNS, torch.inf)
-        blocks = codewords.view(-1, COLUMNS, codewords.shape[1]).mT.contiguous()
+        blocks = codewords.view(-1, COLUMNS, codewords.shape[1])
+        blocks = blocks.mT.contiguous()
 
         # the larger the codebook, the fewer vectors are worth several threads
         one_thread_up_to = max(1, one_thread_up_to // len(blocks))
@@ -296,7 +300,8 @@ def search_compiled(
             tree[level] = (table.data_ptr(), codebook.shape[1], padded_size, num_books > 1)
 
         # there are no more branches than sums of the coarser levels
-        beam = min(width, math.prod(codebook.shape[1] for codebook in codebooks[:-1]))
+        sizes = [codebook.shape[1] for codebook in codebooks[:-1]]
+        beam = min(width, math.prod(sizes))
         arguments = (vectors, tree, padded_dim, indices.numpy())
         loop = partial(_search_greedy, *arguments)
         if beam > 1:
@@ -311,7 +316,12 @@ def search_compiled(
     return indices
 
 
-def _pad_to(values: Tensor, dimension: int, multiple: int, value: float) -> Tensor:
+def _pad_to(
+    values: Tensor,
+    dimension: int,
+    multiple: int,
+    value: float,
+) -> Tensor:
     """Return values, contiguous, with a dimension padded to a multiple; no copy if none is
     needed.
     """

@@ -46,16 +46,19 @@ def _intrinsic(emit):
 
 
 def _load(builder, address, kind=_FLOATS):
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
+    pointer = builder.inttoptr(address, kind.as_pointer())
+    return builder.load(pointer, align=4)
 
 
 def _store(builder, values, address):
-    builder.store(values, builder.inttoptr(address, values.type.as_pointer()), align=4)
+    pointer = builder.inttoptr(address, values.type.as_pointer())
+    builder.store(values, pointer, align=4)
 
 
 def _offset(builder, address, index, item_bytes):
     """Return the address of an item of an array."""
-    return builder.add(address, builder.mul(index, _LONG(item_bytes)))
+    offset = builder.mul(index, _LONG(item_bytes))
+    return builder.add(address, offset)
 
 
 def _broadcast(builder, kind, value):
@@ -68,8 +71,10 @@ def _broadcast(builder, kind, value):
 
 def _call(builder, name, returns, *arguments):
     """Call a function of LLVM."""
-    function = ir.FunctionType(returns, [argument.type for argument in arguments])
-    return builder.call(builder.module.declare_intrinsic(name, fnty=function), arguments)
+    kinds = [argument.type for argument in arguments]
+    kind = ir.FunctionType(returns, kinds)
+    function = builder.module.declare_intrinsic(name, fnty=kind)
+    return builder.call(function, arguments)
 
 
 def _sum_squares(builder, count, differences):
@@ -85,11 +90,13 @@ def _sum_squares(builder, count, differences):
 
     # variables of the loop, which LLVM keeps in registers
     zero = ir.Constant(_FLOATS, None)
-    squares = [add_square(difference, zero) for difference in differences(_LONG(0))]
+    first = differences(_LONG(0))
+    squares = [add_square(difference, zero) for difference in first]
     totals = [alloca_once_value(builder, square) for square in squares]
     with for_range(builder, count, start=_LONG(1), intp=_LONG) as loop:
         for total, difference in zip(totals, differences(loop.index), strict=True):
-            builder.store(add_square(difference, builder.load(total)), total)
+            added = add_square(difference, builder.load(total))
+            builder.store(added, total)
     return [builder.load(total) for total in totals]
 
 
@@ -99,7 +106,8 @@ def _add_lanes(builder, left, right, first, second):
     """
 
     def take(lanes):
-        mask = ir.Constant(ir.VectorType(_INT, len(lanes)), lanes)
+        kind = ir.VectorType(_INT, len(lanes))
+        mask = ir.Constant(kind, lanes)
         return builder.shuffle_vector(left, right, mask)
 
     return builder.fadd(take(first), take(second))
@@ -115,7 +123,8 @@ def _eight_distances(builder, residual, codewords, width):
         address = _offset(builder, codewords, index, 4 * LANES)
         result = []
         for _ in range(SIDE_BY_SIDE):
-            result.append(builder.fsub(values, _load(builder, address)))
+            codeword = _load(builder, address)
+            result.append(builder.fsub(values, codeword))
             address = _offset(builder, address, width, 4)
         return result
 
@@ -128,7 +137,9 @@ def _eight_distances(builder, residual, codewords, width):
     #   bit 1: a b a b a b a b
     #   bit 2: a b c d a b c d
     #   bit 4: a b c d e f g h
-    sums = [_add_lanes(builder, total, total, [*range(8)], [*range(8, 16)]) for total in sums]
+    first = list(range(8))
+    second = list(range(8, 16))
+    sums = [_add_lanes(builder, total, total, first, second) for total in sums]
     for bit in (1, 2, 4):
         first = [8 + lane - bit if lane & bit else lane for lane in range(8)]
         second = [lane + bit for lane in first]
@@ -146,18 +157,34 @@ def key_of_nearest(builder, residual, codewords, width):
     the nearest codeword, the first of equals.
     """
     integers = ir.VectorType(_INT, SIDE_BY_SIDE)
-    bits = builder.bitcast(_eight_distances(builder, residual, codewords, width), integers)
+    squares = _eight_distances(builder, residual, codewords, width)
+    bits = builder.bitcast(squares, integers)
+
+    # the least distance, and the first lane that has it
     least = _call(builder, f"llvm.vector.reduce.smin.v{SIDE_BY_SIDE}i32", _INT, bits)
     is_least = builder.icmp_signed("==", bits, _broadcast(builder, integers, least))
     mask = builder.bitcast(is_least, ir.IntType(SIDE_BY_SIDE))  # a bit per lane
     is_never_zero = ir.IntType(1)(1)
     first = builder.cttz(mask, is_never_zero)
-    high = builder.shl(builder.sext(least, _LONG), _LONG(32))
-    return builder.or_(high, builder.zext(first, _LONG))
+
+    # both in one key
+    high = builder.sext(least, _LONG)
+    high = builder.shl(high, _LONG(32))
+    low = builder.zext(first, _LONG)
+    return builder.or_(high, low)
 
 
 @_intrinsic
-def measure_eight(builder, residual, codewords, width, coarser_cost, place, distances, keys):
+def measure_eight(
+    builder,
+    residual,
+    codewords,
+    width,
+    coarser_cost,
+    place,
+    distances,
+    keys,
+):
     """Write the squared distances of a residual to eight codewords to distances[place:place + 8],
     and the keys (int64) of their costs to keys[place:place + 8].
 
@@ -166,28 +193,47 @@ def measure_eight(builder, residual, codewords, width, coarser_cost, place, dist
     """
     longs = ir.VectorType(_LONG, SIDE_BY_SIDE)
     squares = _eight_distances(builder, residual, codewords, width)
-    added = _broadcast(builder, squares.type, _load(builder, coarser_cost, ir.FloatType()))
-    costs = builder.fadd(squares, added)
+    coarser_cost = _load(builder, coarser_cost, ir.FloatType())
+    coarser_costs = _broadcast(builder, squares.type, coarser_cost)
+    costs = builder.fadd(squares, coarser_costs)
+
+    # the keys: a cost above its place
     bits = builder.bitcast(costs, ir.VectorType(_INT, SIDE_BY_SIDE))
-    high = builder.shl(builder.sext(bits, longs), ir.Constant(longs, [32] * SIDE_BY_SIDE))
+    half = ir.Constant(longs, [32] * SIDE_BY_SIDE)
+    high = builder.sext(bits, longs)
+    high = builder.shl(high, half)
     lanes = ir.Constant(longs, list(range(SIDE_BY_SIDE)))
-    low = builder.add(_broadcast(builder, longs, place), lanes)
-    _store(builder, squares, _offset(builder, distances, place, 4))
-    _store(builder, builder.or_(high, low), _offset(builder, keys, place, 8))
+    low = _broadcast(builder, longs, place)
+    low = builder.add(low, lanes)
+
+    distances = _offset(builder, distances, place, 4)
+    _store(builder, squares, distances)
+    keys = _offset(builder, keys, place, 8)
+    _store(builder, builder.or_(high, low), keys)
 
 
 @_intrinsic
 def subtract(builder, residual, codeword, out, width):
     """Write residual - codeword to out, from the addresses and the width of these vectors."""
-    with for_range(builder, builder.udiv(width, _LONG(LANES)), intp=_LONG) as loop:
-        left = _load(builder, _offset(builder, residual, loop.index, 4 * LANES))
-        right = _load(builder, _offset(builder, codeword, loop.index, 4 * LANES))
+    steps = builder.udiv(width, _LONG(LANES))
+    with for_range(builder, steps, intp=_LONG) as loop:
+        offset = builder.mul(loop.index, _LONG(4 * LANES))
+        left = _load(builder, builder.add(residual, offset))
+        right = _load(builder, builder.add(codeword, offset))
         difference = builder.fsub(left, right)
-        _store(builder, difference, _offset(builder, out, loop.index, 4 * LANES))
+        _store(builder, difference, builder.add(out, offset))
 
 
 @_intrinsic
-def update_nearest(builder, vectors, codewords, dim, least, blocks, block):
+def update_nearest(
+    builder,
+    vectors,
+    codewords,
+    dim,
+    least,
+    blocks,
+    block,
+):
     """Compare vectors (`ROWS`, D) with the codewords (D, `COLUMNS`) of a block, from addresses.
 
     For each vector and column, `least` (`ROWS`, `COLUMNS`) is the least distance in all blocks so
@@ -206,19 +252,25 @@ def update_nearest(builder, vectors, codewords, dim, least, blocks, block):
         address = _offset(builder, vectors, d, 4)
         result = []
         for _ in range(ROWS):
-            value = _broadcast(builder, _FLOATS, _load(builder, address, ir.FloatType()))
-            result += [builder.fsub(value, columns) for columns in registers]
+            channel = _load(builder, address, ir.FloatType())
+            values = _broadcast(builder, _FLOATS, channel)
+            result += [builder.fsub(values, columns) for columns in registers]
             address = _offset(builder, address, dim, 4)
         return result
 
     integers = ir.VectorType(_INT, LANES)
-    this_block = _broadcast(builder, integers, builder.trunc(block, _INT))
-    sums = _sum_squares(builder, dim, differences)
-    for i, distances in enumerate(sums):
-        least_at = builder.add(least, _LONG(4 * LANES * i))
-        block_at = builder.add(blocks, _LONG(4 * LANES * i))
-        old_least = _load(builder, least_at)
-        closer = builder.fcmp_ordered("<", distances, old_least)
-        _store(builder, builder.select(closer, distances, old_least), least_at)
-        old_block = _load(builder, block_at, integers)
-        _store(builder, builder.select(closer, this_block, old_block), block_at)
+    block = builder.trunc(block, _INT)
+    this_block = _broadcast(builder, integers, block)
+    for distances in _sum_squares(builder, dim, differences):
+        old_least = _load(builder, least)
+        is_closer = builder.fcmp_ordered("<", distances, old_least)
+        new_least = builder.select(is_closer, distances, old_least)
+        _store(builder, new_least, least)
+
+        old_block = _load(builder, blocks, integers)
+        new_block = builder.select(is_closer, this_block, old_block)
+        _store(builder, new_block, blocks)
+
+        # the next register
+        least = builder.add(least, _LONG(4 * LANES))
+        blocks = builder.add(blocks, _LONG(4 * LANES))

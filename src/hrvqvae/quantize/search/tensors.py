@@ -37,8 +37,10 @@ def search_tensors(
         if torch.compiler.is_compiling():
             return _beam(latents, *options)
         values = max(_values_per_vector(codebook, width) for codebook in codebooks)
-        chunks = torch.split(latents, max(1, _CHUNK_VALUES // values))
-        return torch.cat([_beam(chunk, *options) for chunk in chunks], 1)
+        chunk_size = max(1, _CHUNK_VALUES // values)
+        chunks = torch.split(latents, chunk_size)
+        indices = [_beam(chunk, *options) for chunk in chunks]
+        return torch.cat(indices, 1)
 
 
 def _beam(
@@ -60,18 +62,22 @@ def _beam(
         # the cost of each child of each branch, (n, w * m)
         book = index % num_books  # its own codebook, or the only one
         distance = _distances(residual, codebook, book)
-        cost = (distance + coarser_cost).flatten(1)
+        cost = distance + coarser_cost
+        cost = cost.flatten(1)
 
         # the children of least cost are the next branches
-        kept = _least(cost, leaves if is_finest else min(width, cost.shape[1]))
+        count = leaves if is_finest else min(width, cost.shape[1])
+        kept = _least(cost, count)
         parent = kept // size
         index = book.gather(1, parent) * size + kept % size
-        indices = [*(coarser.gather(1, parent) for coarser in indices), index]
+        indices = [coarser.gather(1, parent) for coarser in indices]
+        indices.append(index)
 
         # what is left of the vector, and its part of the next level's costs
         if not is_finest:
-            coarse_cost = (coarse_weight * distance + coarser_cost).flatten(1)
-            coarser_cost = coarse_cost.gather(1, kept).unsqueeze(-1)
+            coarse_cost = coarse_weight * distance + coarser_cost
+            coarser_cost = coarse_cost.flatten(1).gather(1, kept)
+            coarser_cost = coarser_cost.unsqueeze(-1)
             codeword = codebook.flatten(0, 1)[index]
             parents = parent.unsqueeze(-1).expand_as(codeword)
             residual = residual.gather(1, parents) - codeword
@@ -88,7 +94,8 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
     num_books, size, dim = codebook.shape
     is_large = size > _DIRECT
     if num_books == 1 and residual.shape[1] == 1 and not is_large:
-        return (residual.unsqueeze(2) - codebook).square().sum(-1)
+        difference = residual.unsqueeze(2) - codebook
+        return difference.square().sum(-1)
 
     # far from the origin products lose the differences
     if num_books == 1 and is_large:
@@ -98,12 +105,15 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
 
     squares = codebook.square().sum(-1)  # (books, m)
     if torch.compiler.is_compiling() or num_books > dim:  # a copy of the codebook per branch
-        products = (codebook[book] @ residual.unsqueeze(-1)).squeeze(-1)
+        products = codebook[book] @ residual.unsqueeze(-1)
+        products = products.squeeze(-1)
     else:  # less to compute: the products with all codebooks
         products = residual @ codebook.flatten(0, 1).T
         products = products.view(*book.shape, *squares.shape)
-        products = products.take_along_dim(book[..., None, None], 2).squeeze(2)
-    return residual.square().sum(-1, keepdim=True) + squares[book] - 2 * products
+        products = products.take_along_dim(book[..., None, None], 2)
+        products = products.squeeze(2)
+    residual_squares = residual.square().sum(-1, keepdim=True)
+    return residual_squares + squares[book] - 2 * products
 
 
 def _values_per_vector(codebook: Tensor, width: int) -> int:
@@ -111,7 +121,8 @@ def _values_per_vector(codebook: Tensor, width: int) -> int:
     num_books, size, dim = codebook.shape
     differences = dim if num_books == 1 and size <= _DIRECT else 0
     products = width * min(num_books, dim)
-    return max(size * max(differences, products), width * dim)
+    distances = size * max(differences, products)
+    return max(distances, width * dim)
 
 
 def _least(cost: Tensor, count: int) -> Tensor:
@@ -122,4 +133,5 @@ def _least(cost: Tensor, count: int) -> Tensor:
         return cost.argmin(1, keepdim=True)
     if torch.compiler.is_compiling():  # graphs have no stable sort
         return cost.topk(count, dim=1, largest=False).indices
-    return cost.sort(dim=1, stable=True).indices[:, :count]
+    order = cost.sort(dim=1, stable=True).indices
+    return order[:, :count]
