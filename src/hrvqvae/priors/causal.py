@@ -127,7 +127,7 @@ class _BlockAttention(torch.autograd.Function):
         for block, gradient, share in zip(query_blocks, gradient_blocks, shares, strict=True):
             stop = share.shape[2]
 
-            # into a slice, `baddbmm_` would multiply one matrix after the other
+            # not `baddbmm_`: into a slice it multiplies one matrix after the other
             value_gradient[:, :stop] += share.mT @ gradient
             inner = gradient @ values[:, :stop].mT
             inner = torch._softmax_backward_data(inner, share, -1, share.dtype)

@@ -76,7 +76,7 @@ class Head(nn.Module):
 class CodewordEmbeddings(nn.Module):
     """An embedding per codeword of each level. Codewords whose indices are equal modulo
     `most_paths` share one. Indices begin anew at each group of linked levels. A prior begins with a
-    group, so it counts its codewords as the model does.
+    group, so its own codes give the model's indices.
     """
 
     def __init__(self, config: GPTConfig, codewords: Sequence[int]) -> None:
@@ -195,6 +195,7 @@ class GPT(Prior):
         super().__init__(config, *levels)
         hidden = config.hidden_units
         units = config.path_units
+        # a level without `codewords` has one codebook
         sizes = [level.codewords or level.symbols for level in levels]
         self.embeddings = CodewordEmbeddings(config, sizes)
         self.left = nn.Linear(units, hidden)

@@ -95,16 +95,16 @@ class LevelCodebooks(nn.Module):
             sums: sums (K, D) of the residuals of these codewords.
 
         A codeword and its averages stay as they are if its sum is not finite: on a GPU the search
-        does not refuse vectors that are not.
+        lets NaN and infinity pass.
         """
         rate = 1 - self.decay
         finite = sums.sum(-1, keepdim=True).isfinite()
 
-        # n: an average that is moved towards itself stays
+        # n moves towards the count in the batch, or towards itself if the sum is not finite
         count = self.count.view(-1, 1)
         batch_counts = batch_counts.unsqueeze(-1)
-        kept = torch.where(finite, batch_counts[rows], count[rows])
-        batch_counts[rows] = kept
+        target = torch.where(finite, batch_counts[rows], count[rows])
+        batch_counts[rows] = target
         count.lerp_(batch_counts, rate)
 
         # s, and s / n; a codeword whose n has decayed to zero is kept
@@ -144,7 +144,7 @@ class LevelCodebooks(nn.Module):
         codeword starts at the size of its cluster times `weight` (vectors per training batch,
         divided by N), so that the first batches refine the codeword instead of replacing it. With
         `even`, clusters have about the same size. With `shared`, all codebooks start from one
-        k-means.
+        k-means, and `even` has no effect.
         """
         books = parent if self.num_books > 1 else torch.zeros_like(parent)
         if shared:
@@ -229,7 +229,7 @@ def update_codebooks(
         moved: Any = slice(None)
         num_moved = level.num_codewords
 
-        # in a large level, those with vectors alone; on a GPU, all: `nonzero` would wait for it
+        # in a large level only those with vectors; on a GPU all, since `nonzero` would wait for it
         if level.total is None and level_counts.device.type == "cpu":
             moved = level_counts.nonzero().flatten()
             num_moved = len(moved)

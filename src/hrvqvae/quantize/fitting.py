@@ -73,7 +73,7 @@ def fit(
     even = quantizer.config.beam > 1  # a beam codes better with clusters of similar size
     sample = sample.to(quantizer.levels[0].count.device)
     quantizer.initialize(sample, rng, even=even, least=_ENOUGH_PER_CODEWORD)
-    weight = largest_batch / num_vectors  # of a vector, for counts as of a batch
+    weight = largest_batch / num_vectors  # of a vector, so that counts are those of a batch
     with task("fit", num_vectors * passes, "vectors") as advance:
         for _ in range(passes):
             counts, totals = _sum_residuals(quantizer, batches(), advance)
@@ -89,7 +89,7 @@ def _draw_sample(
     """Return a uniform sample of at most `size` vectors, on the CPU, the number of all vectors and
     that of the largest batch.
     """
-    sample = torch.empty(0)
+    sample = torch.empty(0)  # gets its width from the first batch
     keys = torch.empty(0, dtype=torch.float64)
     num_vectors = 0
     largest_batch = 1

@@ -40,8 +40,8 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
 
     # Items that share a leaf, and their vectors, with one row for all equal items. A shared leaf
     # is free until an item is matched to it.
-    _, inverse, counts = torch.unique(leaves, return_inverse=True, return_counts=True)
-    shared = counts[inverse] > 1
+    _, leaf_number, counts = torch.unique(leaves, return_inverse=True, return_counts=True)
+    shared = counts[leaf_number] > 1
     taken = leaves[~shared]
     vectors = torch.empty(0, quantizer.config.dim, dtype=torch.float32)
     start = 0
@@ -52,8 +52,8 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
         vectors = torch.cat([vectors, new])
         start = stop
     row = torch.zeros_like(leaves)  # of an item's vector
-    vectors, inverse = torch.unique(vectors, dim=0, return_inverse=True)
-    row[shared] = inverse
+    vectors, row_of_shared = torch.unique(vectors, dim=0, return_inverse=True)
+    row[shared] = row_of_shared
 
     unplaced = shared.nonzero().flatten()
     count = max(_CANDIDATES, quantizer.config.beam)
@@ -111,6 +111,7 @@ def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
     columns = all_columns[item, place]
     weights = all_costs[item, place]
     # A weight of zero would be no edge. All matchings have as many edges: a constant changes none.
+    # A constant of the weights' own size rounds away little of them.
     weights += weights.max() + 1e-30
 
     shape = (count, len(leaves) + count)

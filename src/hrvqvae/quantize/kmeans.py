@@ -12,8 +12,8 @@ _ITERATIONS = 20
 _ITERATIONS_OF_MANY = 5
 _ROUNDS = 64
 _FAR = 64  # vectors are centered if their squared mean is more than this many times their variance
-# prices of even clusters: change per iteration, in mean squared errors per mean size too much, and
-# the excess that counts at most
+# Prices of even clusters: in each iteration a price rises by `_PRICE_STEP` * excess mean squared
+# errors, where the excess is size / mean size - 1, at most `_MOST_EXCESS`.
 _PRICE_STEP = 0.3
 _MOST_EXCESS = 3
 

@@ -140,7 +140,7 @@ class TreeVQ(nn.Module):
                 levels=levels,
                 linked=linked,
                 beam=beam,
-                joint_beam=linked not in (0, levels),  # of several groups
+                joint_beam=linked not in (0, levels),  # one beam through all groups
                 beta=beta,
                 level_betas=() if levels == 1 else betas,
                 coarse_weight=coarse_weight,
@@ -416,7 +416,7 @@ class TreeVQ(nn.Module):
         is_dense = isinstance(indices, Tensor) and indices.layout == torch.strided
         is_batch = is_dense and indices.ndim > 0
         require(is_batch, "indices", indices, "a tensor (..., l)")
-        if not (indices.is_floating_point() or indices.is_complex()):  # refused below
+        if not (indices.is_floating_point() or indices.is_complex()):  # `lookup` refuses these
             indices = indices.long()
         padding = (indices == PADDING).all(-1, keepdim=True)
         codes = indices.masked_fill(padding, 0).unbind(-1)

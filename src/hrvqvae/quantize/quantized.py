@@ -73,7 +73,7 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
     """
     if not 1 <= len(codes) <= len(sizes):
         raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(sizes)}")
-    batch = codes[0].shape[:1]  # () for codes of one position
+    batch = codes[0].shape[:1]  # () if a code is a scalar
     sides = codes[0].shape[1:]
     pairs = zip(codes, sizes, strict=False)
     for level, (code, size) in enumerate(pairs, start=1):

@@ -149,7 +149,7 @@ class ResidualQuantizer(Quantizer):
         is_gradient = self.config.update == "gradient"
         terms: list[dict[str, Tensor]] = [{} for _ in codewords]
 
-        # the terms of each level; `_betas` is empty if the only level has none besides those of z_q
+        # the terms of each level; a single level has those of z_q alone (`_betas` may be empty)
         for level, beta in enumerate(self._betas):
             if is_gradient:
                 error = residuals[level].detach() - codewords[level]

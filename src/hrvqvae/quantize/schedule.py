@@ -92,15 +92,16 @@ class CodebookSchedule(nn.Module):
         batch = distributed.all_gather(vectors, self.processes.group)
         is_finite = batch.square().sum(1).isfinite()
         batch = batch[is_finite]  # k-means would keep the others
-        _, count = self.read_progress()
+        _, num_waiting = self.read_progress()
         collected = batch
-        if count:
-            collected = torch.cat([self.waiting[:count], batch])
+        if num_waiting:
+            collected = torch.cat([self.waiting[:num_waiting], batch])
         missing = self.start_vectors - len(collected)
         if missing > 0:
             self.waiting = nn.functional.pad(collected, (0, 0, 0, missing))
             self.set_progress(0, len(collected))
-            if count or not len(collected):
+            # as long as vectors are missing, only the first batch is fitted
+            if num_waiting or not len(collected):
                 return None
         rng = torch.Generator().manual_seed(0)
         order = torch.randperm(len(collected), generator=rng, device="cpu")
@@ -186,8 +187,8 @@ class CodebookSchedule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this module alone.
 
-        A deep copy would bring `_copy` along with a copy of `progress`, whose version may later be
-        the noted one, with other values.
+        In a deep copy, `_copy` would name the new module's `progress`. The version of that tensor
+        begins anew, so it could reach the noted one with other values.
         """
         return {**self.__dict__, "_copy": None, "_moved": {}}
 

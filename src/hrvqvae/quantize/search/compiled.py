@@ -142,8 +142,8 @@ def _search_beam(
     residual = np.zeros((2 * beam, padded_dim), np.float32)
     cost = np.zeros(2 * beam, np.float32)
 
-    # of each branch after level l, the codeword in index[l + 1], and in parent[l] the branch before
-    # the level from which it comes
+    # index[l + 1, b] is the codeword of branch b after level l; parent[l, b] is the branch before
+    # level l that it continues
     index = np.zeros((num_levels + 1, beam), np.int64)
     parent = np.zeros((num_levels, beam), np.int64)
 

@@ -101,8 +101,9 @@ def _sum_squares(builder, count, differences):
 
 
 def _add_lanes(builder, left, right, first, second):
-    """Return the sum of two choices of lanes from `left` and `right`, whose lanes are numbered
-    through.
+    """Return the sum of two choices of lanes of `left` and `right`.
+
+    The lanes of `right` are numbered after those of `left`.
     """
 
     def take(lanes):
@@ -132,9 +133,10 @@ def _eight_distances(builder, residual, codewords, width):
     sums = _sum_squares(builder, steps, differences)
 
     # From sixteen lanes per codeword to eight, and in three rounds to one. A round adds lanes at a
-    # distance of `bit`. The first register of a pair gives the lanes without this bit, the second
-    # (lanes 8 to 15 of the pair) those with it. So the lanes belong to these of the codewords a-h:
-    #   bit 1: a b a b a b a b
+    # distance of `bit`. The first register of a pair gives the lanes of the result without this
+    # bit, the second (lanes 8 to 15 of the pair) those with it. So the lanes of the result belong
+    # to these of the codewords a-h:
+    #   bit 1: a b a b a b a b  (a0 + a1, b0 + b1, a2 + a3, ...)
     #   bit 2: a b c d a b c d
     #   bit 4: a b c d e f g h
     first = list(range(8))

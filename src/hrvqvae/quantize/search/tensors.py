@@ -75,9 +75,9 @@ def _beam(
 
         # what is left of the vector, and its part of the next level's costs
         if not is_finest:
-            coarse_cost = coarse_weight * distance + coarser_cost
-            coarser_cost = coarse_cost.flatten(1).gather(1, kept)
-            coarser_cost = coarser_cost.unsqueeze(-1)
+            next_cost = coarse_weight * distance + coarser_cost
+            next_cost = next_cost.flatten(1).gather(1, kept)
+            coarser_cost = next_cost.unsqueeze(-1)
             codeword = codebook.flatten(0, 1)[index]
             parents = parent.unsqueeze(-1).expand_as(codeword)
             residual = residual.gather(1, parents) - codeword
@@ -107,7 +107,7 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or num_books > dim:  # a copy of the codebook per branch
         products = codebook[book] @ residual.unsqueeze(-1)
         products = products.squeeze(-1)
-    else:  # less to compute: the products with all codebooks
+    else:  # fewer values than the copies: the products with all codebooks
         products = residual @ codebook.flatten(0, 1).T
         products = products.view(*book.shape, *squares.shape)
         products = products.take_along_dim(book[..., None, None], 2)
