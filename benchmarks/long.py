@@ -4,16 +4,20 @@ python -m benchmarks.long --out docs/data/long-cifar10
 
 One queue on one thread; the same command goes on where it stopped. For each group of systems it
 makes the trials (DIR/trials), then the rows (DIR/rows), and encodes with every search
-(DIR/beams.jsonl); then the depth study (DIR/depth) and the longest trainings (DIR/longest).
+(DIR/beams.jsonl) and with leaves that are moved (DIR/leaves.jsonl); then the depth study
+(DIR/depth) and the longest trainings (DIR/longest).
 DIR/curves.png, and DIR/steps.png with the longest trainings, draw the error against steps.
 """
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.common import Row, Rows, as_script, fields, options, read_images
 from benchmarks.laboratory.folder import Folder, run_cases
@@ -24,6 +28,8 @@ from benchmarks.laboratory.systems import Comparison
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
+from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize.search import search as search_codebooks
 
 Fields = dict[str, str]
 
@@ -95,6 +101,8 @@ NO_TRIALS = ("printed", "vqvae-printed", "treevq-plain")
 """Systems without trials of their own, whose rows come next."""
 TREES = ("hrvqvae", "treevq")
 """Systems of 2,304 bits that also encode with every search."""
+LEAVES = ("vqvae", "treevq-plain", *TREES)
+"""Systems of 2,304 bits whose leaves are also fitted to their latents."""
 
 _UNLINKED = "levels=3 codewords=4096 linked=1 beam=1"
 _JOINT = "beam=4 joint_beam=true"
@@ -108,6 +116,8 @@ DEPTH: Mapping[str, Fields] = {
 }
 """Variants of treevq-deep, 36 bits for each of 8x8 positions."""
 COARSE_WEIGHTS = ("0", "0.1")
+PASSES = (0, 8)
+"""Passes of Lloyd's algorithm over the latents of training images."""
 _WIDTHS = ("1", "4", "16")
 SEARCHES: Mapping[str, Fields] = {
     **{f"by group, beam {n}": _quantizer(f"beam={n} joint_beam=false") for n in _WIDTHS},
@@ -192,6 +202,15 @@ def measure_searches(comparison: Comparison, folder: Path) -> None:
                 beams.get(labels, partial(encode_error, run, fields))
 
 
+def measure_leaves(comparison: Comparison, folder: Path) -> None:
+    """Move the leaves of each trained model nearer to its latents (folder/leaves.jsonl)."""
+    rows = Rows(folder / "leaves.jsonl")
+    for case in comparison.cases():
+        run = folder / "runs" / case.name
+        for passes in PASSES:
+            rows.get({**case.labels, "passes": passes}, partial(leaf_error, run, passes))
+
+
 def searches_of(linked: Sequence[bool]) -> list[str]:
     """Return the searches of a quantizer. Without links there is no beam within a group, and with
     one group a joint search is that by group.
@@ -217,6 +236,47 @@ def encode_error(run: Path, fields: Fields) -> Row:
         decoded = model.decode(model.encode(pixels), size=size)
         squared += float((decoded - pixels).double().square().sum())
     return {"mse": squared / images.numel()}
+
+
+@torch.inference_mode()
+def leaf_error(run: Path, passes: int) -> Row:
+    """Return the error of test images whose latents take the nearest of a run's leaves, in images
+    and as a share of the latents' variance.
+
+    First `passes` of Lloyd's algorithm fit the leaves to the latents of training images; encoder
+    and decoder stay.
+    """
+    model: Any
+    model, config = Run(run).load()
+    model.eval()
+
+    def read_latents(split: str) -> tuple[Tensor, Tensor]:
+        images = read_images(config.data, IMAGES, split).float() / 255
+        latents = torch.cat([model.latents(batch) for batch in torch.split(images, 50)])
+        return images, latents
+
+    # all leaves, as one flat codebook
+    sizes = model.quantizer.config.sizes
+    codes = torch.unravel_index(torch.arange(math.prod(sizes)), sizes)
+    leaves = model.quantizer.lookup(codes)
+    if passes:
+        vectors = read_latents("train")[1].flatten(0, -2)
+    for _ in range(passes):
+        (index,) = search_codebooks(vectors, [leaves.unsqueeze(0)])
+        count = vq.counts(index, len(leaves)).float()
+        total = torch.zeros_like(leaves).index_add_(0, index, vectors)
+        leaves = vq.means_or_kept(count, total, leaves)
+
+    images, latents = read_latents("test")
+    (index,) = search_codebooks(latents.flatten(0, -2), [leaves.unsqueeze(0)])
+    quantized = leaves[index].view_as(latents)
+    squared = 0.0
+    for batch, pixels in zip(torch.split(quantized, 50), torch.split(images, 50), strict=True):
+        decoded = (model.pixels(batch, config.data.image_size) + 1) / 2
+        squared += float((decoded.clamp(0, 1) - pixels).double().square().sum())
+    variance = latents.flatten(0, -2).var(0).sum()
+    lost = (latents - quantized).square().sum(-1).mean() / variance
+    return {"mse": squared / images.numel(), "lost_variance": float(lost)}
 
 
 def _say(line: str) -> None:
@@ -249,6 +309,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trees = {name: systems[name] for name in TREES if name in systems}
         if trees:
             measure_searches(make_comparison(trees, chosen, STEPS, SEEDS), out)
+            part = {name: systems[name] for name in LEAVES}
+            measure_leaves(make_comparison(part, chosen, STEPS, SEEDS), out)
 
     study_depth(out / "depth")
 

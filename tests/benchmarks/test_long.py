@@ -38,6 +38,7 @@ def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
         ),
         "LONGEST": ("vqvae",),
         "TREES": ("printed",),
+        "LEAVES": ("printed", "vqvae"),
         "DEPTH": {"groups2": quantizer("linked=2"), "rq": quantizer("linked=1 beam=1")},
         "SEARCHES": {
             "by group, beam 1": quantizer("beam=1 joint_beam=false"),
@@ -72,6 +73,15 @@ def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
     assert [row["system"] for row in rows(tmp_path / "depth")] == ["groups2", "rq"]
     assert len(rows(tmp_path / "longest")[0]["test_errors"]) == 3
     assert (tmp_path / "steps.png").is_file()
+
+    # a flat search of all leaves is the search of the only level of VQVAE
+    leaves = {}
+    for line in (tmp_path / "leaves.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        leaves[row["system"], row["passes"]] = row["mse"]
+    assert len(leaves) == 4
+    run = tmp_path / "runs" / "vqvae-0"
+    assert leaves["vqvae", 0] == pytest.approx(long.encode_error(run, {})["mse"], rel=1e-4)
 
     errors = {}
     for row in map(json.loads, lines.splitlines()):
