@@ -93,7 +93,7 @@ def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
         stem = remove_image_suffix(image.name)
         name = stem if counts[stem] == 1 else image.name
         earlier = by_name.setdefault(name, image._replace(name=name))
-        if earlier.open is not image.open:
+        if earlier.open is not image.open:  # another image has this name
             raise InputError(
                 f"{earlier.where} and {image.where} would both be named {name}; compress them apart"
             )
@@ -125,9 +125,12 @@ def _read_batches(
 
     # a least size per image limits their number, too
     least = _BATCH_PIXELS // _BATCH_IMAGES
-    batches = chunk_by_size(
-        read_images(), lambda pair: max(pair[1][0].numel(), least), _BATCH_PIXELS
-    )
+
+    def size(pair: tuple[_NamedImage, Tensor]) -> int:
+        _, pixels = pair
+        return max(pixels[0].numel(), least)  # of one channel
+
+    batches = chunk_by_size(read_images(), size, _BATCH_PIXELS)
     return tracked(batches, "compress", len(images), len)
 
 
@@ -181,7 +184,8 @@ def _open_output(
     """Yield a function that writes the file of an image, and the images that have no file yet."""
     if zips.is_zip(out):
         check_output(out, force=force, inputs=paths)
-        outputs = Outputs(out)  # names that differ and are safe on every system
+        # as if the zip were a folder: names that differ and are safe on every system
+        outputs = Outputs(out)
         targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
         with zips.create_zip(out) as write:
             yield (
@@ -255,7 +259,8 @@ class Resumption:
         if len(missing) < len(paths):
             note(f"{folder} has {len(paths) - len(missing):,} of {total} already")
 
-        # files of another call go first, since a further call would take them for files of this one
+        # Remove the files of another call before the record names this one: a further call would
+        # take them for files of this call.
         for index in missing:
             if paths[index].is_file():
                 paths[index].unlink()

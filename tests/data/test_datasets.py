@@ -117,6 +117,10 @@ class Stream(IterableDataset):
         ([GREY[0]], r"item 0 of the data set is not an image .its shape is \(12, 12\)"),
         ([GREY - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),
         ([(GREY, 0.5)], "labels that are neither whole numbers nor texts"),
+        (
+            ConcatDataset([hugging_face(), hugging_face().remove_columns("label")]),
+            "neither whole numbers nor texts",
+        ),
         ([(GREY, torch.arange(2))], "neither whole numbers nor texts"),
         ([(GREY, []), (GREY, [1])], "neither whole numbers"),
         ([(GREY[0],)], r"its shape is \(12, 12\)"),

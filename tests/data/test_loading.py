@@ -320,6 +320,10 @@ def test_transparency_lies_on_white():
     assert lost == "transparency to white"
     assert decode_image(PICTURE, 1).lost == "transparency to white, colour to greyscale"
 
+    # grey values of which one is transparent stay grey
+    Image.fromarray(np.array([[7, 9]], np.uint8)).save(PICTURE, transparency=9)
+    assert decode_image(PICTURE, None).pixels.tolist() == [[[7, 255]]]
+
 
 @parametrize(
     "values, options, expected, told",

@@ -53,7 +53,7 @@ from hrvqvae.compression.network import EntropyNetwork
 from hrvqvae.config import Grid
 from hrvqvae.models.base import Autoencoder, Encode, to_unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.models.tiles import divide_grid, index_pixels
+from hrvqvae.models.tiles import divide_grid, index_area
 from hrvqvae.quantize import Codes
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.search.tensors import search_tensors
@@ -170,15 +170,15 @@ class DecoderSearch:
             units = tracked(pairs, "search tiles", len(pairs), lambda _: 1)
         for begin, (core, with_halo, inside) in units:
             batch = slice(begin, begin + batch_size)
-            pixels = images[batch][index_pixels(with_halo, self.model.config.stride)]
+            pixels = images[batch][index_area(with_halo, self.model.config.stride)]
             targets = to_unit_images(pixels, self.model.channels)
             tile_start = None
             if start is not None:
-                tile_start = torch.stack(start)[:, batch][index_pixels(with_halo)].flatten(2)
+                tile_start = torch.stack(start)[:, batch][index_area(with_halo)].flatten(2)
             codes = self._search_tile(targets, lmbdas[batch].numpy(), effort, tile_start)
 
             # keep the core of the tile, discard the halo
-            all_codes[:, batch][index_pixels(core)] = codes.int().cpu()[index_pixels(inside)]
+            all_codes[:, batch][index_area(core)] = codes.int().cpu()[index_area(inside)]
         return tuple(level.long().to(images.device) for level in all_codes)
 
     @torch.inference_mode(False)  # gradients need tensors made outside inference mode
@@ -203,7 +203,7 @@ class DecoderSearch:
             codes = start
             vectors = self._quantizer.lookup(tuple(start))
 
-        # without networks all codes cost the same
+        # Without networks all codes cost the same. Each network knows its level.
         networks = [self.entropy_model.network(level) for level in range(self.levels)]
         present = [network for network in networks if network is not None]
         counts_bits = bool(present) and lmbdas.any()
@@ -276,6 +276,7 @@ class DecoderSearch:
         use_bf16 = computes_bf16(inputs.device)
         with torch.set_grad_enabled(with_gradient):
             with torch.autocast(inputs.device.type, torch.bfloat16, enabled=use_bf16):
+                # `pixels` are in [-1, 1], unlike the inputs of `latents`
                 decoded = (self.model.pixels(inputs, size, levels) + 1) / 2
             errors = (decoded.float().clamp(0, 1) - targets).square().sum((1, 2, 3))
             if not with_gradient:
@@ -322,7 +323,8 @@ class DecoderSearch:
         """
         for levels in self._searches:
             # the vectors that these levels add, and their goals: what the other levels leave
-            codes = torch.from_numpy(choice.codes).to(goals.device)[:, :, positions].long()
+            codes = torch.from_numpy(choice.codes).to(goals.device)
+            codes = codes[:, :, positions].long()  # (B, L, P')
             indices = self._quantizer.codeword_indices(tuple(codes.transpose(0, 1)))
             by_level = [
                 level.lookup(index)
@@ -341,7 +343,7 @@ class DecoderSearch:
             before = _distances(current, search_goals)[..., None]
             changes = _distances(vectors, search_goals[:, :, None]) - before
 
-            # options (B, P', L, K): the current codes, with those of the search replaced
+            # options (B, P', L, K): the current codes; in the searched levels, those of the leaves
             options = codes.transpose(1, 2)[..., None].repeat(1, 1, 1, leaves.shape[-1])
             for level, (table, leaf) in zip(levels, pairs, strict=True):
                 options[:, :, level] = leaf % table.shape[1]

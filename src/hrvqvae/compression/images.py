@@ -60,8 +60,8 @@ def make_files(
     encode: Encode | None = None,
     names: Sequence[str] | None = None,
 ) -> list[bytes]:
-    """Return the content of each image's file; see `Model.compress`. `encode` replaces
-    `model.encode`.
+    """Return the content of each image's file; see `Model.compress`. Without `max_bytes`, `encode`
+    replaces `model.encode`.
     """
     levels = model.check_levels(levels)
     encode = encode or model.encode
@@ -134,8 +134,9 @@ def _fit_files(
         unfitted = np.ones(len(images), np.bool_)
         for rank, prefix in enumerate(prefixes):
             shorter = plain_files[min(rank + _SAVED_LEVELS, len(prefixes) - 1)]
-            is_last = rank + _SAVED_LEVELS >= len(prefixes) - 1
-            may_fit = [is_last or len(file) <= max_bytes for file in shorter]
+            # from the least levels a lambda may save enough, even if no plain file fits
+            always_tried = rank + _SAVED_LEVELS >= len(prefixes) - 1
+            may_fit = [always_tried or len(file) <= max_bytes for file in shorter]
             tried = np.flatnonzero(unfitted & may_fit)
             if len(tried):
                 encoder = DecoderSearch(model, entropy_model, prefix)
@@ -204,8 +205,8 @@ def decode_images(
     """Decode files to images (C, Y, X) float32 in [0, 1], from all whole levels of each file or the
     first `levels`.
 
-    Raises InputError if the model does not decode `levels` levels, or a file has fewer whole levels
-    than it decodes.
+    Raises InputError if the model does not decode `levels` levels, and DamagedFileError if a file
+    has fewer whole levels than it decodes.
     """
     max_levels = model.check_levels(levels)
     names = names or [f"file {number}" for number in range(1, len(files) + 1)]

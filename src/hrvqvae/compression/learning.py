@@ -152,7 +152,8 @@ def _round_parameters(parameters: Parameters, contexts: Contexts) -> EntropyNetw
     scaled_weights = weights / scale * steps_per_nat
     scaled_offsets = offsets.astype(np.float64) * steps_per_nat
 
-    # the largest shift with which scores fit 32 bits and weights stay within their limit
+    # the largest shift with which scores fit 32 bits and weights stay within their limit; without a
+    # shift weights may be larger, since 16 bits hold them
     num_rows = len(contexts.features) + 1  # that a code adds: a row per feature, and its zone's
     largest_hidden = np.abs(rounded_bias) + float(_LARGEST_ENTRY) * num_rows
     largest_score = (np.abs(scaled_weights) @ largest_hidden + np.abs(scaled_offsets)).max() + 1.0

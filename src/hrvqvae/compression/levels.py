@@ -84,8 +84,9 @@ def fill_maps(
     """Write the value of each group at every position to `maps`, inside a frame with the value for
     outside.
 
-    Only the codes of the first `num_levels` levels enter a value; `append_code` adds the code of
-    the next level.
+    `groups` (G, 2) are the first and the last level of runs of levels whose codes form one number
+    (network.py). No group ends behind the level that is coded. Only the codes of the first
+    `num_levels` levels enter a value; `append_code` adds the code of the next level.
     """
     for group in range(len(groups)):
         first = groups[group, 0]
@@ -155,9 +156,9 @@ def find_rows(
             group, row + features[feature, 1] + FRAME, column + features[feature, 2] + FRAME
         ]
         rows[feature] = features[feature, 3] + value
-    rows[num_features] = (
-        features[num_features, 3] + y * ZONES // height * ZONES + x * ZONES // width
-    )
+    zone_row = y * ZONES // height
+    zone_column = x * ZONES // width
+    rows[num_features] = features[num_features, 3] + zone_row * ZONES + zone_column
     weight_set = 0
     if selecting >= 0:
         last = groups[selecting, 1]
@@ -369,8 +370,8 @@ def encode_level(
 
 
 def count_required_bytes(layout: Layout, level: int, network: EntropyNetwork | None) -> int:
-    """Return how many bytes a file needs before a reader allocates the codes up to a level and the
-    maps of groups.
+    """Return the least size in bytes of a file for which a reader allocates the codes up to a level
+    and the maps of groups.
     """
     largest_grid = int(layout.grids[: level + 1].prod(1).max())
     cells = int(layout.begins[level + 1])
@@ -398,7 +399,7 @@ def decode_level(
     least_bits = num_codes * (num_symbols.bit_length() - 1)
 
     # with a network, a frequency f is at most 2^16 + 1, and the other m - 1 symbols add at least
-    # m - 1 to the total: log2(total / f) >= (m - 1) / (2^16 + 1)
+    # m - 1 to the total: log2(total / f) >= (m - 1) / (2^16 + 1), as log2(1 + x) >= x up to x = 1
     if network:
         least_bits = num_codes * (num_symbols - 1) // (2**FREQUENCY_BITS + 1)
     too_short = least_bits > 8 * (stops - starts)

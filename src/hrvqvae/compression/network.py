@@ -36,10 +36,11 @@ POWERS: Integers = np.array(
     np.int64,
 )
 
-# most values of a family, of a group, and of a group of another family than the level's
+# most values of a family, of a group, and of a group of another family than the level's or for web
+# pages
 _FAMILY_VALUES = 4096
 _GROUP_VALUES = 512
-_DISTANT_VALUES = 64
+_SMALL_GROUP_VALUES = 64
 _EARLIER_OFFSETS = sorted(
     (offset for offset in product(range(-3, 1), range(-3, 4)) if offset < (0, 0)),
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
@@ -184,11 +185,11 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
     selecting = None
     while last >= 0:
         is_same_family = last >= starts[-1]
-        most = _GROUP_VALUES if is_same_family else _DISTANT_VALUES
+        most = _GROUP_VALUES if is_same_family else _SMALL_GROUP_VALUES
         group = _find_group(last, symbols, starts, grids, most)
         values = math.prod(symbols[group[0] : last + 1])
         is_next = last == level - 1
-        reach = 2 if is_next and values <= _DISTANT_VALUES else 1
+        reach = 2 if is_next and values <= _SMALL_GROUP_VALUES else 1
         placed += [(group, offset) for offset in _AROUND_OFFSETS if max(map(abs, offset)) <= reach]
         if is_next and is_same_family and values * symbols[level] <= _FAMILY_VALUES:
             selecting = group
@@ -202,23 +203,25 @@ def web_contexts(level: int, symbols: Sequence[int]) -> Contexts:
 
     The features are the group that ends at the level, at the four nearest earlier positions, and
     the groups that end at the next coarser level of the family and at the last levels of the three
-    families before. The first two of these are also seen at the four neighbours. The group of
-    coarser levels of the family selects the output weights.
+    families before. The first two of these are also seen at the four neighbours, if they have at
+    most 64 values (a level alone may have more). The group of coarser levels of the family selects
+    the output weights.
     """
     starts = _find_families(symbols[: level + 1], _SMALL_FAMILY_VALUES)
     one_grid = [(1, 1)] * (level + 1)  # a model for web pages has a single grid, of any size
 
     # the last levels of the families before, nearest first
-    lasts = [start - 1 for start in starts[:0:-1]][:3]
+    lasts = [start - 1 for start in reversed(starts[1:])][:3]
     if level > starts[-1]:
         lasts.insert(0, level - 1)
     own, *groups = [
-        _find_group(last, symbols, starts, one_grid, _DISTANT_VALUES) for last in (level, *lasts)
+        _find_group(last, symbols, starts, one_grid, _SMALL_GROUP_VALUES)
+        for last in (level, *lasts)
     ]
     placed: _Placed = [(own, offset) for offset in _EARLIER_OFFSETS[:4]]
     for index, group in enumerate(groups):
         values = math.prod(symbols[group[0] : group[1] + 1])
-        is_crossed = index < 2 and values <= _DISTANT_VALUES
+        is_crossed = index < 2 and values <= _SMALL_GROUP_VALUES
         offsets = _CROSS_OFFSETS if is_crossed else _CROSS_OFFSETS[:1]
         placed += [(group, offset) for offset in offsets]
     return _make_contexts(level, symbols, placed, groups[0] if level > starts[-1] else None)

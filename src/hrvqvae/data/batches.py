@@ -93,8 +93,8 @@ class ImageSet:
     def fingerprints(self) -> NDArray[np.uint64]:
         """Return a number per image (N,), of its name, size and label.
 
-        So a run notices images that were deleted. The array is empty if an image's name may change
-        when others are deleted, as in arrays.
+        So a run notices images that were deleted. The array is empty for a data set given from
+        Python, where an image's name may change when others are deleted.
         """
         if self.source is None or not self.source.has_stable_names:
             return np.empty(0, np.uint64)

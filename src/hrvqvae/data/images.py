@@ -139,7 +139,7 @@ def _load(
         layer = image.convert("RGBA")
         if layer.getchannel("A").getextrema() != (255, 255):
             lost.append("transparency to white")
-        mode = "L" if image.mode == "LA" else "RGB"
+        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert(mode)
     if image.mode == "CMYK":
         lost.append("CMYK to RGB")

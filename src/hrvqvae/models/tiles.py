@@ -68,7 +68,7 @@ def divide_grid(grid: Grid, side: int, margin: int) -> list[Tile]:
     return [Tile(*zip(*axes, strict=True)) for axes in product(*map(divide_axis, grid))]
 
 
-def index_pixels(area: Area, factor: int = 1) -> Any:
+def index_area(area: Area, factor: int = 1) -> Any:
     """Return the index of an area in pixels or codes (..., Y, X), of which a position of the area's
     grid has `factor` per axis.
     """
@@ -105,11 +105,9 @@ def encode(
     for core, extended, core_in_extended in _track_tiles(
         grids[0], stride, networks, config, "encode"
     ):
-        tile_codes = encode_tile(images[index_pixels(extended, stride)])
+        tile_codes = encode_tile(images[index_area(extended, stride)])
         for level_codes, level_tile, factor in zip(codes, tile_codes, factors, strict=True):
-            level_codes[index_pixels(core, factor)] = level_tile[
-                index_pixels(core_in_extended, factor)
-            ]
+            level_codes[index_area(core, factor)] = level_tile[index_area(core_in_extended, factor)]
     return tuple(codes)
 
 
@@ -141,7 +139,7 @@ def decode(
             continue  # the tile lies outside an image of this size
         pairs = zip(codes, factors, strict=True)
         tile_codes = tuple(
-            level_codes[index_pixels(extended, factor)] for level_codes, factor in pairs
+            level_codes[index_area(extended, factor)] for level_codes, factor in pairs
         )
         # `decode_tile` crops the padding at the top left of a tile as of an image, so the first
         # decoded pixel is that of the extended area. Pixels end with the core, or the image.
@@ -152,6 +150,6 @@ def decode(
         )
         decoded = decode_tile(tile_codes, (height, width))
         images = decoded.new_empty(*decoded.shape[:2], *size) if images is None else images
-        images[index_pixels(core, stride)] = decoded[index_pixels(core_in_extended, stride)]
+        images[index_area(core, stride)] = decoded[index_area(core_in_extended, stride)]
     assert images is not None
     return images

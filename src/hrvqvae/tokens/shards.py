@@ -46,8 +46,8 @@ MANIFEST = "_manifest.json"
 PREFIX = "hrvqvae."  # of the names of metadata
 _MAX_PIXELS = 1 << 18  # of images that are decoded together
 # A small file can unpack to billions of values (run lengths, dictionaries). So the values of a row
-# group, and the bytes of its texts, are at most MOST_VALUES, and _VALUES_PER_BYTE for each byte of
-# the file more.
+# group, and the bytes of its texts, are at most MOST_VALUES plus _VALUES_PER_BYTE for each byte of
+# the file.
 MOST_VALUES = 1 << 26
 _VALUES_PER_BYTE = 64
 
@@ -318,7 +318,8 @@ def find_shards(path: Path) -> Shards:
     plan = Plan.read(path)
     files = sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
     names = {file.name for file in files}
-    for name, _ in plan.shards() if plan else ():  # a damaged plan may have billions
+    # a damaged plan may name billions of shards: stop at the first that is absent
+    for name, _ in plan.shards() if plan else ():
         if name not in names:
             raise InputError(f"{path} lacks {name}; run the same hrvqvae tokenize again")
     if not files:

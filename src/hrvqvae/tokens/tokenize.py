@@ -99,8 +99,8 @@ class KeyedImages:
         return state.hexdigest()
 
     def content_digest(self, indices: Sequence[int], broken: Collection[str]) -> str:
-        """Return `Source.digest` of images (their names, sizes, and the ends of some), except
-        images whose keys are in `broken`.
+        """Return `Source.digest` of images (their names and sizes, and the last bytes of some of
+        their files), except images whose keys are in `broken`.
         """
         readable = [index for index in indices if self.key(index) not in broken]
         return self.source.digest(self.source_rows[readable])
@@ -199,7 +199,7 @@ class Tokenizer:
         self.device = next(self.autoencoder.parameters()).device
         # None: images keep their sizes
         self.size = None if full_size else config.data.image_size
-        self.size_field = None if full_size else config.data.size
+        self.size_field = None if full_size else config.data.size  # as plan and metadata have it
         load_entropy_model = partial(run.entropy_model.load, run.weights_digest)
         self._encode_batch = open_encoder(self.autoencoder, load_entropy_model, effort=effort)
         self._metadata = {

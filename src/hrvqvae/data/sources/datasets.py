@@ -171,6 +171,8 @@ def _read_annotations(dataset: Any) -> tuple[Sequence[Any] | None, tuple[str, ..
         return whole, class_lists[0] if len(set(class_lists)) == 1 else ()
     if hasattr(dataset, "column_names"):
         column = _find_label_column(dataset.column_names)
+        if column is None:
+            return None, ()
         targets = dataset[column]
         names = getattr(dataset.features[column], "names", None)
     else:
