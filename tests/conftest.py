@@ -38,7 +38,7 @@ parametrize = pytest.mark.parametrize
 shared_fixture = pytest.fixture(scope="module")
 approx = pytest.approx
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+on_each_device = parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 
 
 def same(left, right):
@@ -137,14 +137,16 @@ def picture_folder(tmp_path):
 @pytest.fixture
 def tiny(mnist_root):
     """A configuration that trains in a second: 12x12 greyscale images, 2 levels of 3 codewords."""
+    training = """
+        batch_size=16 max_steps=24 warmup_steps=4 log_every=4 evaluate_every=100
+        checkpoint_every=3 evaluation_images=40 device=cpu precision=fp32
+    """
     small = (
         {"data.root": str(mnist_root)}
         | fields("data", "size=12 channels=1 workers=0")
         | fields("model", "stride=2 padding=1 hidden_units=8 residual_units=8 residual_blocks=1")
         | fields("model.quantizer", "levels=2 codewords=3 dim=4 init_vectors=1000 restart_every=4")
-        | fields("training", "batch_size=16 max_steps=24 warmup_steps=4 log_every=4")
-        | fields("training", "evaluate_every=100 checkpoint_every=3 evaluation_images=40")
-        | fields("training", "device=cpu precision=fp32")
+        | fields("training", training)
     )
     return override(from_dict({"name": "tiny"}, "tests"), small)
 
@@ -229,21 +231,15 @@ def cells_of(text):
     return [line.strip().split(" | ") for line in text.strip().splitlines()]
 
 
-def input_error(message):
-    """Expect an InputError whose message holds the pattern."""
-    return pytest.raises(InputError, match=message)
+def expected(kind):
+    """Return a function that expects an error of a kind, whose message holds a pattern."""
+    return lambda message=None: pytest.raises(kind, match=message)
 
 
-def damage_error(message=None):
-    return pytest.raises(DamagedFileError, match=message)
-
-
-def in_use_error(message):
-    return pytest.raises(InUseError, match=message)
-
-
-def nonfinite_error(message=None):
-    return pytest.raises(NonFiniteError, match=message)
+input_error = expected(InputError)
+damage_error = expected(DamagedFileError)
+in_use_error = expected(InUseError)
+nonfinite_error = expected(NonFiniteError)
 
 
 def names_in(folder, pattern="*"):
@@ -264,14 +260,12 @@ def refused(command):
     # one line, however slow the machine is
     with patch.multiple(progress, SAY_AFTER_SECONDS=600, LINE_SECONDS=600):
         code, out, err = done(*([command] if isinstance(command, str) else command))
-    err = "".join(
-        line for line in err.splitlines(keepends=True) if "compiling for this processor" not in line
-    )
+    lines = [line for line in err.splitlines() if "compiling for this processor" not in line]
     assert code == 2
     assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("hrvqvae: ")
-    return err
+    assert len(lines) == 1
+    assert lines[0].startswith("hrvqvae: ")
+    return lines[0]
 
 
 def check_refusals(table):

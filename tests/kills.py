@@ -11,16 +11,20 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def at_step(monkeypatch, task, at, do):
-    """Call `do` with the state at the beginning of a step of a task."""
+def before_steps(monkeypatch, task, do):
+    """Call `do` with the task and the state before each step."""
     original = task.step
 
     def step(self, state, batch):
-        if state.step == at:
-            do(state)
+        do(self, state)
         return original(self, state, batch)
 
     monkeypatch.setattr(task, "step", step)
+
+
+def at_step(monkeypatch, task, at, do):
+    """Call `do` with the state at the beginning of a step of a task."""
+    before_steps(monkeypatch, task, lambda _, state: state.step == at and do(state))
 
 
 def stop_at_step(monkeypatch, task, at, signum=signal.SIGTERM):

@@ -24,16 +24,22 @@ def name_module(path):
 MODULES = {name_module(path): path for path in SOURCE.rglob("*.py")}
 
 
-def imported_modules(path):
-    """Return the modules of the package that a source file imports anywhere in it."""
-    imported = set()
+def imported_names(path):
+    """Return what a source file imports anywhere in it."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-    assert not any(name.split(".")[0] in ("benchmarks", "tests") for name in imported), path
-    return imported & MODULES.keys()
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def imported_modules(path):
+    """Return the modules of the package that a source file imports."""
+    names = imported_names(path)
+    assert not {name.partition(".")[0] for name in names} & {"benchmarks", "tests"}, path
+    return names & MODULES.keys()
 
 
 def test_rooms_import_those_before_them():

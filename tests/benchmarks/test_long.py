@@ -57,15 +57,11 @@ def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
     assert (tmp_path / "depth" / "beams.jsonl").read_text() == lines  # nothing is made again
 
     trials = rows(tmp_path / "trials")
-    assert {(row["learning_rate"], row["decay"]) for row in trials} == {
-        ("0.003", "0.8"),
-        ("0.0015", "0.8"),
-    }
+    settings = {(row["learning_rate"], row["decay"]) for row in trials}
+    assert settings == {("0.003", "0.8"), ("0.0015", "0.8")}
     best = min(trials, key=lambda row: row["validation_mse"])
     (printed, vqvae) = rows(tmp_path)
     assert [step for step, _ in vqvae["test_errors"]] == [1, 2]
-    assert vqvae["commit"]
-    assert vqvae["machine"]
     config = (tmp_path / "runs" / "vqvae-0" / "config.yaml").read_text()
     assert f"learning_rate: {best['learning_rate']}" in config
     assert f"decay: {best['decay']}" in config

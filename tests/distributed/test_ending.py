@@ -121,6 +121,7 @@ def test_a_training_goes_on_where_this_job_has_begun_it(
     monkeypatch.setenv(name, began)
     if began == "without a name":
         monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "getppid", lambda: 2)
     run.prepare(tiny)
     monkeypatch.setenv(name, now)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
