@@ -5,6 +5,7 @@ Written from the equations of docs/method.md, not from the package. Symbols are 
 first level has one codebook.
 """
 
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -33,21 +34,17 @@ def losses(vectors, codebooks, linked, beta, level_betas):
 
     Without `level_betas`, only the terms of z_q.
     """
-    terms = {}
-
-    def add(name, value):
-        terms[name] = terms.get(name, 0) + value
-
+    terms = Counter()
     for z in vectors:
         _, residuals = search(z, codebooks, linked)
         # z - z_q = r_L, and r_(l-1) - e_l = r_l
         errors = [float((residual**2).sum()) for residual in residuals]
-        add("codebook", errors[-1])
-        add("commitment", beta * errors[-1])
+        terms["codebook"] += errors[-1]
+        terms["commitment"] += beta * errors[-1]
         for level, weight in enumerate(level_betas, start=1):
-            add(f"codebook_{level}", errors[level])
+            terms[f"codebook_{level}"] += errors[level]
             if weight:
-                add(f"commitment_{level}", weight * errors[level])
+                terms[f"commitment_{level}"] += weight * errors[level]
     return terms
 
 

