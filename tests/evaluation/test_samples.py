@@ -410,7 +410,7 @@ def test_the_test_split_of_a_folder_of_the_same_classes_is_measured_with_priors(
     assert report["prior_bits_per_image"] > 0
     for data in (f"--data {tmp_path}/own", ""):
         line = refused(f"evaluate {run} {data} --split all")
-        assert line.endswith("has splits: measure --split train or --split test\n")
+        assert line.endswith("has splits: measure --split train or --split test")
 
 
 def test_a_damaged_prior_is_a_note_beside_the_errors(run, tmp_path):
