@@ -21,10 +21,6 @@ def mnist():
     return presets.get("hrvqvae/mnist").config
 
 
-def budget(stage):
-    return stage.epochs, stage.max_steps, stage.max_minutes
-
-
 @parametrize("name", [*presets.names()])
 def test_a_preset_survives_a_file(name, tmp_path):
     config = presets.get(name).config
@@ -88,6 +84,7 @@ def test_another_network_of_priors_begins_with_its_defaults():
             prior.training.batch_size | 16,0 | batch_size is '16,0'; it must be at least 1
             prior.training.epochs | 0 | no budget: give prior.training.epochs,
             prior.held_out | 1 | prior.held_out is '1'; it must be between 0 and 1
+            prior.class_dropout | 1 | prior.class_dropout is '1'; it must be
             prior.network.kind | pixelsnial | 'pixelsnial': did you mean pixelsnail
             model.system | vqvae | --model.system can't change from hrvqvae
             model.strid | 8 | unknown field 'model.strid': did you mean stride?
@@ -155,18 +152,19 @@ def test_missing_fields_take_their_defaults():
 
 
 def test_a_budget_is_replaced_by_one_that_is_given():
-    without = from_dict({"training": {"batch_size": 8}}, "here")
-    assert budget(without.training) == (1, 0, 0)
-    for limits, expected in (
-        ("max_steps=500", (0, 500, 0)),
-        ("max_steps=0 max_minutes=3", (0, 0, 3)),
-        ("max_steps=0 seed=0", (1, 0, 0)),
-    ):
-        assert budget(override(without, fields("training", limits)).training) == expected
-    assert budget(override(mnist(), {"training.max_steps": "500"}).training) == (0, 500, 0)
-    later = stage_config("progressive", mnist(), {"progressive.training.max_minutes": "5"})
-    assert budget(later.progressive.training) == (0, 0, 5)
-    assert budget(override(without, {"prior.training.max_steps": "9"}).prior.training) == (0, 9, 0)
+    bases = {"none": from_dict({"training": {"batch_size": 8}}, "here"), "mnist": mnist()}
+    for base, section, changes, expected in cells_of("""
+            none | training | seed=0 | 1 0 0
+            none | training | max_steps=500 | 0 500 0
+            none | training | max_steps=0 max_minutes=3 | 0 0 3
+            none | training | max_steps=0 seed=0 | 1 0 0
+            none | prior.training | max_steps=9 | 0 9 0
+            mnist | training | max_steps=500 | 0 500 0
+            mnist | progressive.training | max_minutes=5 | 0 0 5
+        """):
+        values = flatten(override(bases[base], fields(section, changes)))
+        limits = (values[f"{section}.{name}"] for name in ("epochs", "max_steps", "max_minutes"))
+        assert [*limits] == [*map(int, expected.split())], changes
     with input_error("no budget"):
         TrainingConfig()
 

@@ -145,8 +145,8 @@ def _programs(tmp_path, monkeypatch):
 
 
 BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
-LABELS = noise(6, 4, seed=7) % 10
-IMAGES = noise(6, 4, 3, 32, 32, seed=8)
+LABELS = noise(6, 4) % 10
+IMAGES = noise(6, 4, 3, 32, 32)
 # a label and the planes of each image
 RECORDS = np.concatenate([LABELS[..., None], IMAGES.reshape(6, 4, -1)], 2)
 

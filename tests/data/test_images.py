@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageCms
 
 from hrvqvae.data.images import as_images, decode_image, list_images, read_image, to_pil
-from tests.conftest import input_error, parametrize, same
+from tests.conftest import cells_of, input_error, parametrize, same
 from tests.data.stored import noise, swapped_profile
 
 PATH = Path("x.png")
@@ -60,27 +60,39 @@ def test_only_images_become_pil(shape):
         to_pil(torch.zeros(shape))
 
 
+def image_of(values, dtype):
+    return Image.fromarray(np.array([values.split()], dtype))
+
+
 @parametrize(
     "dtype, values, pixels",
-    [
-        ("int32", [0, 100, 255], [0, 100, 255]),
-        ("int32", [0, 257 * 100, 65_535], [0, 100, 255]),
-        ("uint16", [0, 255, 65_535], [0, 1, 255]),
-        ("uint16", [0, 1, 200], [0, 0, 1]),
-        ("float32", [0, 0.4, 1], [0, 102, 255]),
-        ("float32", [0, 99.6, 255], [0, 100, 255]),
-        ("float32", [0, 257 * 100, 65_535], [0, 100, 255]),
-    ],
+    cells_of("""
+        int32 | 0 100 255 | 0 100 255
+        int32 | 0 25700 65535 | 0 100 255
+        uint16 | 0 255 65535 | 0 1 255
+        uint16 | 0 1 200 | 0 0 1
+        float32 | 0 0.4 1 | 0 102 255
+        float32 | 0 99.6 255 | 0 100 255
+        float32 | 0 25700 65535 | 0 100 255
+    """),
 )
 def test_the_range_of_values_tells_their_scale(dtype, values, pixels):
-    image = Image.fromarray(np.array([values], dtype))
-    assert_allclose(decode_image(lambda: image, 1).pixels[0, 0], pixels, atol=0.5)
+    image = image_of(values, dtype)
+    expected = np.array(pixels.split(), float)
+    assert_allclose(decode_image(lambda: image, 1).pixels[0, 0], expected, atol=0.5)
 
 
-@parametrize("values", [[-1, 5], [0, 65_536], [0.0, np.nan], [-0.5, 0.5]])
-def test_values_beyond_16_bits_are_refused(values):
-    dtype = "int32" if isinstance(values[1], int) else "float32"
-    image = Image.fromarray(np.array([values], dtype))
+@parametrize(
+    "dtype, values",
+    cells_of("""
+        int32 | -1 5
+        int32 | 0 65536
+        float32 | 0 nan
+        float32 | -0.5 0.5
+    """),
+)
+def test_values_beyond_16_bits_are_refused(dtype, values):
+    image = image_of(values, dtype)
     with input_error(r"its values are .*; images have 8 or 16 bits"):
         decode_image(lambda: image, 1)
 

@@ -3,9 +3,7 @@ does.
 """
 
 import os
-import struct
 import sys
-import zlib
 from functools import partial
 from itertools import chain, islice, product
 from pathlib import Path
@@ -33,6 +31,7 @@ from hrvqvae.data.loading import find_data_root, load_images
 from hrvqvae.distributed import RankSlice
 from hrvqvae.utils.progress import note_once
 from tests.conftest import (
+    cells_of,
     drawn_digits,
     input_error,
     names_in,
@@ -44,7 +43,13 @@ from tests.data.stored import broken_image, content, loaded, noise, paths_of
 
 PICTURE = Path("x.png")
 SPLITS = ("train", "test")
-TO_WHITE = ", transparency to white"
+# a PNG of a pixel of 3 x 16 bits, which Pillow can't write
+RGB16 = bytes.fromhex(
+    """
+    89504e470d0a1a0a0000000d4948445200000001000000011002000000c0e78f9d
+    0000000c49444154789c6360640241000025000a042d47f50000000049454e44ae426082
+    """
+)
 
 
 def pixels_of(images, size, **options):
@@ -66,18 +71,15 @@ def test_published_sets_are_held_in_memory(mnist_root):
             load_images(other, "train")
 
 
-@parametrize(
-    "name, channels, message",
-    [
-        ("mnist", 1, "get it with: hrvqvae data get mnist"),
-        ("imagenet", 3, "imagenet is class folders"),
-        ("pets", 3, "no folder .*pets; name it with --data DIR, or take one of mnist, "),
-    ],
-)
-def test_missing_data_says_how_to_get_it(name, channels, message, monkeypatch):
+def test_missing_data_says_how_to_get_it(monkeypatch):
     monkeypatch.setenv("HRVQVAE_DATA", ".")
-    with input_error(message):
-        load_images(DataConfig(dataset=name, channels=channels), "train")
+    for name, message in cells_of("""
+            mnist | get it with: hrvqvae data get mnist
+            imagenet | imagenet is class folders
+            pets | no folder .*pets; name it with --data DIR, or take one of mnist,
+        """):
+        with input_error(message):
+            load_images(DataConfig(dataset=name), "train")
 
 
 def test_root_folder(monkeypatch):
@@ -325,19 +327,17 @@ def test_transparency_lies_on_white():
     assert decode_image(PICTURE, None).pixels.tolist() == [[[7, 255]]]
 
 
-@parametrize(
-    "values, options, expected, told",
-    [
-        ([0, 257 * 200, 257 * 100 + 200, 65535], {}, [0, 200, 101, 255], ""),
-        ([0, 257 * 9, 257 * 9 + 1], {"transparency": 257 * 9}, [0, 255, 9], TO_WHITE),
-    ],
-)
-def test_16_bits_are_rounded_to_8(values, options, expected, told):
-    Image.fromarray(np.array([values], np.uint16)).save(PICTURE, **options)
-    pixels, lost = decode_image(PICTURE, 1)
-    assert pixels.tolist() == [[expected]]
-    assert lost == f"16 bits to 8{told}"
-    PICTURE.write_bytes(_rgb16())
+def test_16_bits_are_rounded_to_8():
+    for values, clear, expected, told in cells_of(f"""
+            0 {257 * 200} {257 * 100 + 200} 65535 | none | 0 200 101 255 | 16 bits to 8
+            0 {257 * 9} {257 * 9 + 1} | {257 * 9} | 0 255 9 | 16 bits to 8, transparency to white
+        """):
+        options = {} if clear == "none" else {"transparency": int(clear)}
+        Image.fromarray(np.array([values.split()], np.uint16)).save(PICTURE, **options)
+        pixels, lost = decode_image(PICTURE, 1)
+        assert pixels.tolist() == [[[*map(int, expected.split())]]]
+        assert lost == told
+    PICTURE.write_bytes(RGB16)
     assert decode_image(PICTURE, 3).lost == "16 bits to 8"
 
 
@@ -348,18 +348,6 @@ def test_of_several_frames_the_first_is_taken(name):
     pixels, lost = decode_image(Path(name), 3)
     assert pixels[:, 0, 0].tolist() == [255, 0, 0]
     assert lost == "further frames"
-
-
-def _rgb16():
-    """Return a PNG of a pixel of 3 x 16 bits, which Pillow can't write."""
-
-    def chunk(kind, content):
-        body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(b"\0" + b"\1\2" * 3))
-    return b"\x89PNG\r\n\x1a\n" + head + pixels + chunk(b"IEND", b"")
 
 
 @parametrize("position, first", [(0.0, 0), (0.5, 75), (1.0, 150)])

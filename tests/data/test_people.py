@@ -2,8 +2,8 @@
 
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.progress import note_once
-from tests.conftest import input_error, parametrize
-from tests.data.people import PEOPLE, drawn, write
+from tests.conftest import parametrize
+from tests.data.people import PEOPLE, write
 from tests.data.stored import folder_config
 
 
@@ -21,10 +21,3 @@ def test_what_is_meant_is_understood(people, tmp_path, caplog):
     assert sum(line.endswith(understood) for line in lines) == 1, lines
     assert people.note in caplog.text
     assert len(caplog.messages) == 1 + bool(people.note), caplog.messages
-
-
-def test_a_single_image_is_no_set(tmp_path):
-    drawn().save(tmp_path / "a.png")
-    advice = f"for images give their folder: {tmp_path}"
-    with input_error(f"a.png names .png files; {advice}$"):
-        load_images(folder_config(tmp_path / "a.png"), "train")

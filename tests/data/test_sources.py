@@ -61,7 +61,7 @@ def store(form, root, files):
     """Write images by name in a form, in three tars or Parquet files; their folders "0", "1" ...
     are their labels. Return what is to be loaded.
     """
-    labels = {name: int(name.split("/")[-2]) for name in files}
+    labels = {name: int(name[0]) for name in files}
     parent = Path(root).parent
     parent.mkdir(parents=True, exist_ok=True)
     if form == "folder":
@@ -82,8 +82,7 @@ def store(form, root, files):
         if form == "tar":
             members = {}
             for name in names:
-                members[name] = files[name]
-                members[f"{name[:-4]}.cls"] = b"%d" % labels[name]
+                members |= {name: files[name], f"{name[:-4]}.cls": name[0].encode()}
             write_tar(f"{root}-{index}.tar", members)
         else:
             write_parquet(f"{root}-{index}.parquet", images, values, paths=names, rows=4)
@@ -215,33 +214,24 @@ def names_of(folder, split="train", **changes):
 
 @parametrize(
     "names, message",
-    [
-        (
-            ["train/a/0.png", "train/b/1.png", "2.png"],
-            "has train, but none of test, val, valid, validation, dev: .*--data",
-        ),
-        (["test/a/0.png", "test/b/1.png"], "has test, but no train"),
-        (["val/0.png", "validation/1.png"], "has val and validation, but no train"),
-        (
-            ["train/a/0.png", "test/1.png"],
-            "images of the test split alone have no labels; .*--data.labels false",
-        ),
-        (["train/0.png", "val/a/1.png"], "images of the train split alone have no labels"),
-        (
-            ["train/e\u0301.png", "train/\u00e9.png", "test/0.png"],
-            "two spellings of Unicode; rename",
-        ),
-        ([os.fsdecode(b"train/\xff.png"), "test/0.png"], "not UTF-8; rename"),
-        (["notes.txt"], "has no image"),
-    ],
+    cells_of("""
+        train/a/0.png train/b/1.png 2.png | has train, but none of test, val, .* dev: .*--data
+        test/a/0.png test/b/1.png | has test, but no train
+        val/0.png validation/1.png | has val and validation, but no train
+        train/a/0.png test/1.png | of the test split alone have no labels; .*--data.labels false
+        train/0.png val/a/1.png | images of the train split alone have no labels
+        train/e\u0301.png train/\u00e9.png test/0.png | two spellings of Unicode; rename
+        train/\udcff.png test/0.png | not UTF-8; rename
+        notes.txt | has no image
+    """),
 )
 def test_folders_that_are_refused(names, message):
-    touch(*(f"set/{name}" for name in names))
+    touch(*(f"set/{name}" for name in names.split()))
     Path("set/annotations").mkdir()
     for split in SPLITS:
         with input_error(message):
             loaded("set", split)
-    if "images of the test split" in message:
+    if "of the test split" in message:
         assert names_of("set", labels=False) == ["train/a/0.png"]
 
 
@@ -489,13 +479,12 @@ def test_arrays_of_two_splits(save, name):
 def test_an_array_and_its_labels():
     pixels = noise(30, 16, 16)
     np.save("digits.npy", pixels)
+    assert loaded("digits.npy", channels=1).classes == ()
+    np.save("digits-labels.npy", np.arange(30) % 7)
     for split in SPLITS:
         images = loaded("digits.npy", split, channels=1)
         assert_array_equal(content(images)[:, 0], pixels[images.rows])
-        assert images.classes == ()
-    np.save("digits-labels.npy", np.arange(30) % 7)
-    images = loaded("digits.npy", channels=1)
-    assert_array_equal(images.labels, images.rows % 7)
+        assert_array_equal(images.labels, images.rows % 7)
 
 
 def test_no_split_of_a_small_array_is_empty():
@@ -516,32 +505,42 @@ def test_a_folder_of_many_arrays(monkeypatch):
     assert len([*Path("/proc/self/fd").iterdir()]) <= before + 5
 
 
+# a tar, its members, and the texts in them; the others are images
+MEMBERS = f"""
+text | a.txt
+word | a.cls=cat a.png
+number | a.cls={"9" * 20} a.png
+longest-number | a.cls={"9" * 5000} a.png
+gone/train-0 | a.png
+half/train | a.cls=5 a.png
+half/test | c.png
+mixed/a | a.png
+long | {"n" * 5000}.png
+named-0/train | a.cls=5 a.png b.cls=0 b.png
+named-0/test | c.cls=0 c.png
+named-1/train | a.cls=5 a.png
+named-1/test | c.cls=0 c.png
+named-2/train | a.cls=5 a.png
+named-2/test | c.cls=0 c.png
+"""
+
+
 def write_bad_tars():
-    image, second, third = PNGS[:3]
+    image = PNGS[0]
     Path("image.png").write_bytes(image)
-    for name, members in {
-        "text": {"a.txt": b"no image"},
-        "word": {"a.cls": b"cat", "a.png": image},
-        "number": {"a.cls": b"9" * 20, "a.png": image},
-        "longest-number": {"a.cls": b"9" * 5000, "a.png": image},
-        "gone/train-0": {"a.png": image},
-        "half/train": {"a.cls": b"5", "a.png": image},
-        "half/test": {"c.png": image},
-        "mixed/a": {"a.png": image},
-        "long": {"n" * 5_000 + ".png": image},
-    }.items():
-        write_tar(f"{name}.tar", members)
+    for name, members in cells_of(MEMBERS):
+        texts = dict(member.partition("=")[::2] for member in members.split())
+        contents = {member: text.encode() or image for member, text in texts.items()}
+        write_tar(f"{name}.tar", contents)
     write_parquet("mixed/a.parquet", [image])
     for index, names in enumerate((b"cat\ndog\n", b"cat\ncat\n", b"caf\xe9\n")):
-        train = {"a.cls": b"5", "a.png": image, "b.cls": b"0", "b.png": second}
-        write_tar(f"named-{index}/train.tar", train)
-        write_tar(f"named-{index}/test.tar", {"c.cls": b"0", "c.png": third})
         Path(f"named-{index}/classnames.txt").write_bytes(names)
 
 
 BAD_TARS = r"""
 x.tar.gz | x.tar.gz: there is no such file or folder
-*.png | names .png files; for images give their folder:
+*.png | names .png files; for images give their folder: .*[^g]$
+image.png | image.png names .png files; for images give their folder: .*[^g]$
 text.tar | text.tar: no PNG, JPEG or WebP image is in it
 word.tar | a.png: its .cls file is no number; correct it, or train with --data.labels false
 number.tar | a.png: its .cls file is no number; correct it, or train with --data.labels false
@@ -564,13 +563,13 @@ def write_bad_tables():
         "empty": {"image": pa.array([], pa.binary())},
     }.items():
         pq.write_table(pa.table(columns), f"{name}.parquet")
-    for name, labels in {
-        "fractions": [0.5] * 4,
-        "vast": np.full(4, 2**63, np.uint64),
-        "kinds/train": [0] * 4,
-        "kinds/test": ["a"] * 4,
-    }.items():
-        write_parquet(f"{name}.parquet", images, labels)
+    for name, kind, label in cells_of(f"""
+            fractions | float64 | 0.5
+            vast | uint64 | {2**63}
+            kinds/train | int64 | 0
+            kinds/test | str | a
+        """):
+        write_parquet(f"{name}.parquet", images, np.array(4 * [label], kind))
     for name in "ab":
         write_parquet(f"other/{name}.parquet", images, [0] * 4, names=(name,))
 
@@ -598,28 +597,31 @@ name.parquet | name.parquet is damaged, or no Parquet file
 """
 
 
+# arrays of zeros, with their types and shapes
+ZEROS = """
+float | float32 | 5 3 8 8
+second | uint8 | 5 3 8 8
+none | uint8 | 0 8 8
+flat | uint8 | 5 192
+many | uint8 | 5 8 8
+many-labels | int64 | 6
+odd | uint8 | 5 8 8
+odd-labels | float64 | 5
+"""
+
+
 def write_bad_arrays():
-    pixels = np.zeros((5, 3, 8, 8), np.uint8)
-    flat = pixels[:, 0]
-    for name, array in {
-        "float": pixels.astype(np.float32),
-        "second": pixels,
-        "none": flat[:0],
-        "flat": pixels.reshape(5, -1),
-        "many": flat,
-        "many-labels": np.arange(6),
-        "odd": flat,
-        "odd-labels": np.arange(5) / 2,
-        "object": np.array([{}]),
-    }.items():
-        np.save(f"{name}.npy", array, allow_pickle=True)
+    for name, kind, shape in cells_of(ZEROS):
+        pixels = np.zeros([*map(int, shape.split())], kind)
+        np.save(f"{name}.npy", pixels)
+    np.save("object.npy", np.array([{}]), allow_pickle=True)
     stored = Path("odd.npy").read_bytes()
     Path("header.npy").write_bytes(stored.replace(b"}", b"{"))
     Path("cut.npy").write_bytes(stored[:-1])
     np.savez("keys.npz", pixels=pixels, more=pixels)
     np.savez("object.npz", images=np.array([{}]))
     inflated = Path("inflated.npz")
-    np.savez_compressed(inflated, images=flat)
+    np.savez_compressed(inflated, images=np.load("odd.npy"))
     packed = bytearray(inflated.read_bytes())
     packed[60:64] = b"\xff" * 4
     inflated.write_bytes(packed)

@@ -5,7 +5,6 @@ tools, by priors.
 import json
 import multiprocessing
 import os
-import random
 import shutil
 from functools import partial
 from pathlib import Path
@@ -30,8 +29,10 @@ from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.tokens.tokenize import Tokenizer, load_keyed_images
 from hrvqvae.training.prior import resolve_priors
 from hrvqvae.utils.outputs import TEMPORARY
+from tests.checkpoints.conftest import change
 from tests.checkpoints.test_damage import equal
 from tests.conftest import (
+    cells_of,
     check_refusals,
     do,
     drawn_digits,
@@ -209,28 +210,34 @@ def _change_plan(out, **changes):
     (out / "_manifest.json").write_text(json.dumps(plan | changes))
 
 
-BEGUN_OTHERWISE = {
-    "was begun with another model: 000000000000": lambda out: _change_plan(out, model="0" * 32),
-    "_manifest.json is damaged, shard size": lambda out: _change_plan(out, shard_size=0),
-    "_manifest.json is damaged, keys": lambda out: _change_plan(out, keys=90.5),
-    "_manifest.json is damaged, more": lambda out: _change_plan(out, more=0),
-    "part-000001.parquet is damaged": lambda out: os.truncate(out / "part-000001.parquet", 300),
-    "holds .parquet files, but no _manifest.json": lambda out: (out / "_manifest.json").unlink(),
-    "was begun with another shard_size: 20": "--shard-size 30",
-    "was begun with another image_size: 28": "--full-size",
-    "it must be at least 1": "--shard-size 0",
-}
-
-
-@parametrize("message", BEGUN_OTHERWISE)
-def test_a_folder_that_was_begun_otherwise(message, shards, digits):
+@parametrize(
+    "options, changes, message",
+    cells_of("""
+        --effort 0 | {"model": "00000000000000000000000000000000"} | another model: 000000000000
+        --effort 0 | {"shard_size": 0} | _manifest.json is damaged
+        --effort 0 | {"keys": 90.5} | _manifest.json is damaged
+        --effort 0 | {"more": 0} | _manifest.json is damaged
+        --shard-size 30 | {} | was begun with another shard_size: 20
+        --full-size | {} | was begun with another image_size: 28
+        --shard-size 0 | {} | it must be at least 1
+    """),
+)
+def test_a_folder_that_was_begun_otherwise(options, changes, message, shards, digits):
     out = shutil.copytree(shards, Path("out"))
-    change = BEGUN_OTHERWISE[message]
-    options = change if isinstance(change, str) else ""
-    if not options:
-        change(out)
+    _change_plan(out, **json.loads(changes))
     before = read_files(out)
-    check_refusals(f"tokenize mnist {digits} out {options} | {message.partition(', ')[0]}")
+    check_refusals(f"tokenize mnist {digits} out {options} | {message}")
+    assert read_files(out) == before
+
+
+def test_damaged_shards_and_shards_without_a_manifest_are_kept(shards, digits):
+    out = shutil.copytree(shards, Path("out"))
+    _cut(out / "part-000001.parquet")
+    before = read_files(out)
+    command = f"tokenize mnist {digits} out"
+    check_refusals(f"{command} | part-000001.parquet is damaged")
+    (out / "_manifest.json").unlink()
+    check_refusals(f"{command} | holds .parquet files, but no _manifest.json")
     assert read_files(out) == before
 
 
@@ -358,7 +365,7 @@ def test_lists_and_what_training_takes(digits, shards):
     names = column(rows, "key")
     labels = column(rows, "label")
     lines = [f"{digits / name}\t{label}\n" for name, label in zip(names, labels, strict=True)]
-    Path("list.txt").write_text("".join(random.Random(1).sample(lines, len(lines))))
+    Path("list.txt").write_text("".join(reversed(lines)))
     tokenize("mnist list.txt listed")
     listed = read_table("listed")
     assert column(listed, "key") == [f"{digits / name}".lstrip("/") for name in names]
@@ -434,7 +441,7 @@ def _rewrite(path, change=lambda rows: rows, **metadata):
     pq.write_table(change(rows).replace_schema_metadata(values), path)
 
 
-def _replace_column(path, name, values):
+def _replace_column(name, values, path):
     def change(rows):
         column = values(rows.column(name)) if callable(values) else [values] * len(rows)
         return rows.set_column(rows.column_names.index(name), name, pa.array(column))
@@ -444,6 +451,10 @@ def _replace_column(path, name, values):
 
 def _lose_first(values):
     return [None, *values.to_pylist()[1:]]
+
+
+def _cut(path):
+    os.truncate(path, 300)
 
 
 def _flip_byte(path):
@@ -467,34 +478,25 @@ def _drop_a_type(path):
 
 UNREADABLE = "is damaged, or no Parquet file"
 DAMAGE = [
-    (lambda path: path.write_bytes(path.read_bytes()[:-100]), UNREADABLE),
+    (_cut, UNREADABLE),
     (_flip_byte, UNREADABLE),
     (
         lambda path: path.write_bytes(path.read_bytes().replace(b"height_2", b"height_\xff")),
-        "is damaged, or",
+        UNREADABLE,
     ),
     (_drop_a_type, UNREADABLE),
-    (lambda path: _rewrite(path, format="2"), "is of version 2 of the format"),
-    (lambda path: _rewrite(path, model="0" * 32), "are of two models"),
-    (lambda path: _rewrite(path, broken="["), "has damaged metadata"),
-    (
-        lambda path: pq.write_table(pa.table({"a": [1]}), path),
-        "is no shard of codes: its metadata has no",
-    ),
-    (lambda path: _rewrite(path, lambda rows: rows.drop_columns(["codes_2"])), "has other columns"),
-    (lambda path: _replace_column(path, "height_2", 9), "has 256 codes of level 2 for 9x16"),
-    (lambda path: _replace_column(path, "codes_1", _lose_first), "has nulls"),
-    (
-        lambda path: _replace_column(path, "codes_1", [0.5] * 256),
-        "has other columns than docs/tokens.md",
-    ),
-    (lambda path: _replace_column(path, "codes_3", [4] * 256), "codes of"),
-    (lambda path: _rewrite(path, _add_many_codes), "values, too many for its size"),
-    (
-        lambda path: _replace_column(path, "label", "x" * 4_000_000),
-        "texts are too long for its size",
-    ),
-    (lambda path: _replace_column(path, "label", [1]), "has other columns"),
+    (partial(_rewrite, format="2"), "is of version 2 of the format"),
+    (partial(_rewrite, model="0" * 32), "are of two models"),
+    (partial(_rewrite, broken="["), "has damaged metadata"),
+    (partial(pq.write_table, pa.table({"a": [1]})), "is no shard of codes: its metadata has no"),
+    (partial(_rewrite, change=lambda rows: rows.drop_columns(["codes_2"])), "has other columns"),
+    (partial(_replace_column, "height_2", 9), "has 256 codes of level 2 for 9x16"),
+    (partial(_replace_column, "codes_1", _lose_first), "has nulls"),
+    (partial(_replace_column, "codes_1", [0.5] * 256), "has other columns than docs/tokens.md"),
+    (partial(_replace_column, "codes_3", [4] * 256), "codes of"),
+    (partial(_rewrite, change=_add_many_codes), "values, too many for its size"),
+    (partial(_replace_column, "label", "x" * 4_000_000), "texts are too long for its size"),
+    (partial(_replace_column, "label", [1]), "has other columns"),
     (Path.unlink, "lacks part-000001.parquet; run the same"),
     (
         lambda path: _change_plan(path.parent, keys=10**12, shard_size=1),
@@ -532,9 +534,7 @@ def run(tiny, tmp_path_factory, tmp_path):
 
 def test_shards_are_decoded_after_further_training(run, run_shards):
     do(f"detokenize {run_shards} before --model {run}")
-    file = RunFolder(run).model
-    tensors, meta = storage.read(file)
-    storage.write(file, {name: tensor * 1.01 for name, tensor in tensors.items()}, meta)
+    change(run)
     # a module in the current folder is not imported
     Path("json.py").write_text("raise SystemExit")
     do(f"detokenize {run_shards} after --model {run}")
@@ -587,14 +587,10 @@ def test_shards_of_another_tool(run, run_shards):
     """
     rows = read_table(run_shards)
     whole = pa.int64()
-    wide = rows.select(["key", "height", "width"])
-    for level in (2, 1):
-        codes = rows.column(f"codes_{level}").cast(pa.large_list(whole))
-        wide = wide.append_column(f"codes_{level}", codes)
-        for name in (f"height_{level}", f"width_{level}"):
-            wide = wide.append_column(name, rows.column(name).cast(whole))
-    labels = rows.column("label").cast(whole)
-    wide = wide.append_column("label", labels)
+    codes = pa.large_list(whole)
+    kinds = {"key": pa.string(), "codes_1": codes, "codes_2": codes}
+    names = reversed(rows.column_names)
+    wide = pa.table({name: rows.column(name).cast(kinds.get(name, whole)) for name in names})
     metadata = pq.read_metadata(parts_of(run_shards)[0]).metadata
     metadata = {name: metadata[name] for name in (b"hrvqvae.format", b"hrvqvae.model")}
     file = Path("all.parquet")
@@ -606,7 +602,7 @@ def test_shards_of_another_tool(run, run_shards):
     _rewrite(file, classes=json.dumps(names))
     relabelled = lay_out(run, file)
     assert relabelled.classes == tuple(names)  # numbers index the names
-    assert relabelled.labels.tolist() == labels.to_pylist()
+    assert relabelled.labels.tolist() == column(wide, "label")
 
 
 def test_shards_that_change_are_laid_out_anew(run, run_shards):
@@ -621,9 +617,9 @@ def test_shards_that_change_are_laid_out_anew(run, run_shards):
 @parametrize(
     "change, message",
     [
-        (lambda path: _replace_column(path, "codes_1", [3] * 49), "has codes 0 to 2 there"),
-        (lambda path: _replace_column(path, "label", _lose_first), "1 of 96 images have no"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), UNREADABLE),
+        (partial(_replace_column, "codes_1", [3] * 49), "has codes 0 to 2 there"),
+        (partial(_replace_column, "label", _lose_first), "1 of 96 images have no"),
+        (_cut, UNREADABLE),
     ],
 )
 def test_codes_that_train_no_prior(change, message, run, run_shards):

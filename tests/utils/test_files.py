@@ -29,7 +29,7 @@ from hrvqvae.utils.outputs import (
     write_atomic,
     write_output,
 )
-from tests.conftest import in_use_error, input_error, parametrize
+from tests.conftest import cells_of, in_use_error, input_error, parametrize
 from tests.kills import in_another_process
 
 _FORKING = """
@@ -209,15 +209,15 @@ def test_what_exists_and_what_is_read_is_kept(tmp_path):
     source.touch()
     target.touch()
     link.hardlink_to(source)
-    for path, force, message in (
-        (target, False, "exists already; choose another output, or overwrite it with --force"),
-        (source, True, "is an input and is never overwritten"),
-        (link, True, "is an input"),
-        (tmp_path / "x.jpg", True, "must end in .png"),
-        (source / "x.png", True, "can't be written"),
-    ):
+    for name, force, message in cells_of("""
+            out.png | no | exists already; choose another output, or overwrite it with --force
+            in.png | yes | is an input and is never overwritten
+            link.png | yes | is an input
+            x.jpg | yes | must end in .png
+            in.png/x.png | yes | can't be written
+        """):
         with input_error(message):
-            check_output(path, force=force, inputs=[source], suffix=".png")
+            check_output(tmp_path / name, force=force == "yes", inputs=[source], suffix=".png")
     check_output(target, force=True, inputs=[source])
     for folder, name, message in (
         (Outputs(tmp_path), "out.png", "exists already"),
