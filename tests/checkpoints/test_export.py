@@ -38,6 +38,11 @@ def front_matter(card):
     return yaml.safe_load(card.split("---\n")[1])
 
 
+def commands(text):
+    """Return what follows hrvqvae in the commands of a page."""
+    return re.findall(r"^\$ hrvqvae (.*)$", text, re.MULTILINE)
+
+
 def prior_tensors(exported, original):
     """Yield the name of each tensor of the priors of two runs, and the tensor in each run."""
     networks = (Run(run).load_priors().networks for run in (exported, original))
@@ -156,7 +161,7 @@ def test_the_card_and_what_it_shows(full_run, tmp_path, monkeypatch):
     ):
         assert said in card
     assert set(re.findall(r"(\d+x\d+) pixels", card)) == {"12x12"}
-    (line,) = re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)
+    (line,) = commands(card)
     write_picture(Path("x.png"), 1, (12, 12), "L")
     do(line)
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -219,13 +224,13 @@ def test_the_configuration_beside_the_weights_is_theirs(run, tmp_path):
 
 def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(full_run, tmp_path):
     model = load(full_run)
-    plain = model.sample(2, seed=1)
-    coarse = model.sample(2, seed=1, levels=2)
+    plain = model.sample(2)
+    coarse = model.sample(2, levels=2)
     RunFolder(full_run).sampling.write_text('{"guidance": [1, 1], "levels": 2}')
     model = load(full_run)
-    for drawn in (model.sample(2, seed=1), model.draw(2, seed=1).images):
+    for drawn in (model.sample(2), model.draw(2).images):
         assert same(drawn, coarse)
-    assert same(model.sample(2, seed=1, guidance=1), plain)  # the prior itself
+    assert same(model.sample(2, guidance=1), plain)  # the prior itself
     export(full_run, tmp_path / "out")
     exported = Run(tmp_path / "out")
     told = "guidance 1,1 and levels 1 to 2; `--guidance 1` draws from the prior itself"

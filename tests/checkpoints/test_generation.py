@@ -34,7 +34,7 @@ def generative(full_run):
 
 def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(generative):
     model = load(generative)
-    drawn = model.draw(2, seed=1)
+    drawn = model.draw(2)
     assert len(drawn.codes) == 2
     reconstructed = model.decode(drawn.codes, size=(12, 12))
     assert not same(drawn.images, reconstructed)
@@ -43,7 +43,7 @@ def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(gener
 
     RunFolder(generative).sampling.write_text('{"levels": 2, "decoder": "progressive"}')
     progressive = load(generative)
-    assert same(progressive.draw(2, seed=1).images, reconstructed)
+    assert same(progressive.draw(2).images, reconstructed)
     assert same(progressive.decode(drawn.codes, size=(12, 12)), reconstructed)
 
 
@@ -118,11 +118,11 @@ def test_a_wrong_sampling_json_is_one_line(text, reason, tmp_path):
 
 def test_samples_of_the_first_levels_need_their_priors_alone(full_run, tmp_path):
     model = load(full_run)
-    before = model.sample(3, seed=1, levels=2)
-    assert same(model.decode(model.draw(3, seed=1).codes, 2, (12, 12)), before)
+    before = model.sample(3, levels=2)
+    assert same(model.decode(model.draw(3).codes, 2, (12, 12)), before)
     shutil.rmtree(prior_folder(full_run, 2).path)
     model = load(full_run)
-    assert same(model.sample(3, seed=1, levels=2), before)
+    assert same(model.sample(3, levels=2), before)
     assert model.classes == tuple("0123456789")
     run = Run(full_run)
     assert run.missing_priors(2) == ""
@@ -131,7 +131,7 @@ def test_samples_of_the_first_levels_need_their_priors_alone(full_run, tmp_path)
         assert Run(full_run).sampling_options(3.0) == {"guidance": 3.0, "levels": levels}
     do(f"sample {full_run} -n 2 --levels 2 -o {tmp_path}/sheet.png")
     with input_error(r"lacks priors; train them: .*train-prior .* --level 3$"):
-        model.sample(3, seed=1)
+        model.sample(3)
 
 
 def test_the_rate_of_the_levels_that_have_priors_is_measured(full_run):

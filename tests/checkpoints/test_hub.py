@@ -4,7 +4,6 @@ import base64
 import hashlib
 import importlib.util
 import json
-import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 import hrvqvae
 from hrvqvae import Model
 from hrvqvae.checkpoints.export import export
-from tests.checkpoints.test_export import IMAGES, front_matter
+from tests.checkpoints.test_export import IMAGES, commands, front_matter
 from tests.conftest import check_refusals, do, input_error, names_in, same, write_picture
 from tests.replay import blocks
 
@@ -31,14 +30,8 @@ def sha1(content):
     return hashlib.sha1(content).hexdigest()
 
 
-class Repository:
-    def __init__(self, private):
-        self.files = {}
-        self.private = private
-
-    @property
-    def commit(self):
-        return sha1(repr(sorted(self.files.items())).encode())
+def commit_of(files):
+    return sha1(repr(sorted(files.items())).encode())
 
 
 class Hub:
@@ -49,7 +42,8 @@ class Hub:
     reachable = True
 
     def __init__(self):
-        self.repositories = {}
+        self.repositories = {}  # the files of each
+        self.private = set()
         self.requests = []  # method and path
 
     def answer(self, request):
@@ -68,25 +62,26 @@ class Hub:
     def _read(self, parts, is_user):
         of_api = parts[:2] == ["api", "models"]
         name = "/".join(parts[2:4] if of_api else parts[:2])
-        repository = self.repositories.get(name)
-        if repository is None or (repository.private and not is_user):
+        files = self.repositories.get(name)
+        if files is None or (name in self.private and not is_user):
             return http.Response(401, headers={"X-Error-Code": "RepoNotFound"})
-        if of_api and parts[-1] not in ("main", repository.commit) and "revision" in parts:
+        commit = commit_of(files)
+        if of_api and parts[-1] not in ("main", commit) and "revision" in parts:
             return http.Response(404, headers={"X-Error-Code": "RevisionNotFound"})
         if of_api and "tree" in parts:
             rows = [
                 {"type": "file", "path": path, "size": len(content), "oid": sha1(content)}
-                for path, content in sorted(repository.files.items())
+                for path, content in sorted(files.items())
             ]
             return http.Response(200, json=rows)
         if of_api:
-            siblings = [{"rfilename": file} for file in repository.files]
-            about = {"id": name, "modelId": name, "sha": repository.commit, "siblings": siblings}
+            siblings = [{"rfilename": file} for file in files]
+            about = {"id": name, "modelId": name, "sha": commit, "siblings": siblings}
             return http.Response(200, json=about)
-        content = repository.files.get("/".join(parts[4:]))  # user/name/resolve/revision/file
+        content = files.get("/".join(parts[4:]))  # user/name/resolve/revision/file
         if content is None:
             return http.Response(404, headers={"X-Error-Code": "EntryNotFound"})
-        tags = {"ETag": f'"{sha1(content)}"', "X-Repo-Commit": repository.commit}
+        tags = {"ETag": f'"{sha1(content)}"', "X-Repo-Commit": commit}
         return http.Response(200, content=content, headers=tags)
 
     def _write(self, parts, body):
@@ -94,8 +89,9 @@ class Hub:
         if parts == ["api", "repos", "create"]:
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
-            private = asked.get("visibility") == "private" or bool(asked.get("private"))
-            self.repositories.setdefault(name, Repository(private))
+            if asked.get("visibility") == "private" or asked.get("private"):
+                self.private.add(name)
+            self.repositories.setdefault(name, {})
             answer = {"url": f"{self.url}/{name}", "id": name}
         elif "preupload" in parts:
             answer["files"] = [
@@ -105,20 +101,17 @@ class Hub:
         elif "commit" in parts and self.refuse_commits:
             return http.Response(403)
         elif "commit" in parts:
-            repository = self.repositories["/".join(parts[2:4])]
+            name = "/".join(parts[2:4])
+            files = self.repositories[name]
             for kind, value in (json.loads(line).values() for line in body.splitlines()):
                 if kind == "file":
-                    repository.files[value["path"]] = base64.b64decode(value["content"])
+                    files[value["path"]] = base64.b64decode(value["content"])
                 elif kind == "deletedFile":
-                    del repository.files[value["path"]]
-            url = f"{self.url}/{'/'.join(parts[2:4])}/commit/{repository.commit}"
-            answer = {"commitUrl": url, "commitOid": repository.commit, "success": True}
+                    del files[value["path"]]
+            commit = commit_of(files)
+            url = f"{self.url}/{name}/commit/{commit}"
+            answer = {"commitUrl": url, "commitOid": commit, "success": True}
         return http.Response(200, json=answer)
-
-
-def commands(text):
-    """Return what follows hrvqvae in the commands of a page."""
-    return re.findall(r"^\$ hrvqvae (.*)$", text, re.MULTILINE)
 
 
 @pytest.fixture
@@ -139,10 +132,10 @@ def test_a_run_with_priors_there_and_back(full_run, tmp_path, hub):
     printed = do(f"hub push {full_run} someone/digits --license mit --private")
     assert printed.startswith(f"{hub.url}/someone/digits/commit/")
     pushed = hub.repositories["someone/digits"]
-    assert pushed.private
+    assert hub.private == {"someone/digits"}
     files = export(full_run, Path("out"))
-    assert pushed.files.keys() == {str(path.relative_to("out")) for path in files}
-    card = pushed.files["README.md"].decode()
+    assert pushed.keys() == {str(path.relative_to("out")) for path in files}
+    card = pushed["README.md"].decode()
     assert front_matter(card)["license"] == "mit"
     get, reconstruct = commands(card)
     assert get.startswith("hub get ")
@@ -155,7 +148,7 @@ def test_a_run_with_priors_there_and_back(full_run, tmp_path, hub):
     fetched = Model.from_pretrained("someone/digits", cache_dir=tmp_path / "cache")
     for model in (hrvqvae.load("digits"), fetched):
         assert same(model.encode(IMAGES), original.encode(IMAGES))
-        assert model.sample(2, seed=3).shape == (2, 1, 12, 12)
+        assert model.sample(2).shape == (2, 1, 12, 12)
     printed = do(f"evaluate digits --data {original.config.data.root} --device cpu")
     assert "the priors know the class" in printed
 
@@ -164,7 +157,7 @@ def test_weights_that_were_changed_there_and_back(full_run, tmp_path, hub):
     """They replace another model and its artifacts, and nothing else."""
     model = hrvqvae.load(full_run)
     model.push_to_hub("someone/changed")
-    files = hub.repositories["someone/changed"].files
+    files = hub.repositories["someone/changed"]
     assert any(name.startswith("priors/") for name in files)
     files["notes.txt"] = b""
     for parameter in model.autoencoder.parameters():
@@ -197,7 +190,7 @@ def test_what_is_on_this_machine_is_asked_of_nobody(run, tmp_path, hub):
 def test_what_the_hub_does_not_give(run, tmp_path, hub, monkeypatch):
     hub.refuse_commits = True
     check_refusals(f"hub push {run} someone/digits | the hub refuses someone/digits")
-    assert hub.repositories.pop("someone/digits").files == {}
+    assert hub.repositories.pop("someone/digits") == {}
     hub.refuse_commits = False
     Model(run).push_to_hub("someone/digits", private=True)
     get = "hub get someone/digits"
@@ -207,7 +200,7 @@ def test_what_the_hub_does_not_give(run, tmp_path, hub, monkeypatch):
         hub push {run} digits | 'digits' is no name of the hub; it must be user/name
         hub get a--b/c | 'a--b/c' is no name of the hub
     """)
-    hub.repositories["someone/digits"].files.pop("model.safetensors")
+    hub.repositories["someone/digits"].pop("model.safetensors")
     check_refusals(f"{get} | is no model of hrvqvae (it has no model.safetensors)")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     check_refusals(f"""
@@ -255,5 +248,5 @@ def test_the_page(tmp_path, hub):
     for command in typed:
         do(command.partition("#")[0])
     assert Path("name/model.safetensors").is_file()
-    card = hub.repositories["user/name"].files["README.md"].decode()
+    card = hub.repositories["user/name"]["README.md"].decode()
     assert front_matter(card)["license"] == "mit"

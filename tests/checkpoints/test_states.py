@@ -30,6 +30,7 @@ from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import InputError
 from tests.checkpoints.conftest import change, fit_entropy_model
 from tests.conftest import (
+    cells_of,
     check_refusals,
     damage_error,
     do,
@@ -146,19 +147,20 @@ def test_an_entropy_model_of_other_weights_in_the_folder_is_kept(run, tmp_path):
 
 
 @parametrize(
-    "field, value",
-    [
-        ("model", {"hidden_units": 1 << 14}),
-        ("prior", {"hidden_units": 1 << 14}),
-        ("model", {"residual_blocks": 100_000}),
-        ("model", {"hidden_units": 1 << 30}),  # torch can't even count the weights
-    ],
+    "field, name, value",
+    cells_of(f"""
+        model | hidden_units | {1 << 14}
+        prior | hidden_units | {1 << 14}
+        model | residual_blocks | 100000
+        model | hidden_units | {1 << 30}
+    """),
 )
-def test_a_small_file_makes_no_large_network(field, value, full_run):
+def test_a_small_file_makes_no_large_network(field, name, value, full_run):
+    """Nor one whose weights torch can't even count."""
     folder = prior_folder(full_run, 0) if field == "prior" else RunFolder(full_run)
     meta = storage.read_meta(folder.model)
     section = meta["config"][field]
-    section.get("network", section).update(value)
+    section.get("network", section)[name] = int(value)
     storage.write(folder.model, {"x": torch.zeros(1)}, meta)
     for file in full_run.rglob("config.yaml"):
         file.unlink()
