@@ -542,7 +542,8 @@ class Model:
 
         # by name: evaluation/ imports this module
         evaluate_run = name_arguments(resolve_name("hrvqvae.evaluation.report:evaluate_run"))
-        # "the data set" is a key of its own: the data that the run was trained on stay registered.
+        # Data sets are registered by the name of their run. "the data set" is no run, so it does
+        # not replace the data that this run was trained on.
         fields = stages.collect_fields("training", {}, "the data set", data)
         root = fields.get("data.root")
         return evaluate_run(self.run.name, root=root, device=str(self.device), **options)

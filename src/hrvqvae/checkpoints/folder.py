@@ -11,17 +11,17 @@ RUN/config.yaml         the resolved configuration
     prefixes/           the run folder of the progressive decoder
     generation/         the run folder of the decoder for samples and completions
     priors/codes/       the codes of the train split; beside it codes-flipped/, codes-shifted-1/,
-    ... for copies
+                        ... for copies
     priors/level-1/     the run folder of a prior; its model.safetensors has the lowest held-out
                         loss; priors/levels-1-3/ where one prior covers several levels
     sampling.json       default guidance, levels and decoder of samples
     states/DIGEST/      earlier model.safetensors, tables.hrvt and prefixes/, to read older files of
-    codes
+                        codes
     autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that this
-    network is trained for
+                        network is trained for
     .lock               held by the process that trains here
     .job                the id of the torchrun job that trains here; a restart of the same job
-    resumes the run
+                        resumes the run
 """
 
 import json

@@ -208,10 +208,12 @@ class Run:
             name = GENERATION
         if name != GENERATION:
             return autoencoder
+        # The copy shares all submodules. The decoder of samples is none: only the copy gets it.
         generator = copy.copy(autoencoder)
         used = self._use_decoder(generator, config, GENERATION)
         trained = used.generation.levels
-        # `config` comes back unchanged if the decoder of samples is missing or stale
+        # `config` comes back unchanged if the decoder of samples is missing or stale; a decoder
+        # whose configuration says 0 levels decodes any number
         if used is config or levels is None or trained in (0, levels):
             return generator
         if decoder is None:
@@ -237,6 +239,7 @@ class Run:
         stored = config_of(meta, decoder.file)
         config = replace(config, progressive=stored.progressive, generation=stored.generation)
 
+        # not from `model`, since `_build_with_weights` first builds on the meta device
         def make() -> ProgressiveDecoder:
             return build_progressive_decoder(require_several_levels(build(config), config), config)
 
@@ -305,9 +308,11 @@ class Run:
         missing = [n for n in range(count) if not any(n in levels for levels in trained)]
         if not missing:
             return ""
-        option = f" --level {missing[0] + 1}" if trained else ""
+        option = ""
         if len(trained) < len(priors):  # some have a configuration, but no weights yet
             option = " --resume"
+        elif trained:  # without --level, train-prior would refuse the trained priors
+            option = f" --level {missing[0] + 1}"
         name = shlex.quote(str(self))
         is_shipped = run_folder(self.name) != Path(self.name)  # nothing is trained there
         if is_shipped:

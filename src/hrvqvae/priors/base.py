@@ -36,7 +36,8 @@ class Level:
     classes: int = 0  #: number of class labels, 0 if there are none
     #: whether the prior also learns a label for "no class", which is the number `classes`
     unconditional: bool = False
-    copies: int = 0  #: kinds of augmented copies that have a label, 1 to `copies`; 0 is no copy
+    #: number of labels of augmented copies: 1 to `copies`; label 0 is for the images themselves
+    copies: int = 0
 
     @property
     def index(self) -> int:

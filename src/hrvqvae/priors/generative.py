@@ -107,8 +107,9 @@ def sample_codes(
         labels, mixing = expand_labels(
             prior.level, None if label is None else label.to(device), params.guidance
         )
+        labels_per_image = mixing.shape[-1]
         coarser = [
-            level_indices.repeat(mixing.shape[-1], 1, 1)
+            level_indices.repeat(labels_per_image, 1, 1)
             for level_indices in codeword_indices(tuple(codes[:first]))
         ]
         sampler(
@@ -139,7 +140,10 @@ def weigh_classes(
     masks = kept.masks[: len(prior.levels)]
     for level, level_codes in zip(prior.levels, kept.codes, strict=False):
         _check_kept(level, level_codes, 1)
-    if all(bool(mask.flatten().cummin(0).values.equal(mask.flatten())) for mask in masks):
+    kept_come_first = all(
+        bool(mask.flatten().cummin(0).values.equal(mask.flatten())) for mask in masks
+    )
+    if kept_come_first:
         codes = tuple(
             level_codes.expand(len(labels), -1, -1) for level_codes in kept.codes[: len(masks)]
         )

@@ -80,7 +80,8 @@ class ImageTask(Task):
             limit=limit, workers=self.config.data.workers, rank_slice=distributed.rank_slice()
         )
 
-        # prefixes are decoded for one image in L / 3: all L cost about three decodings of the batch
+        # Decode the prefixes of every (L // 3)-th image only: all L prefixes then cost at most as
+        # much as about five decodings of the batch.
         report = evaluate(
             model,
             self.config,
@@ -171,7 +172,8 @@ class AutoencoderTask(ImageTask):
         # update the averaged weights
         state.averaged.update_parameters(model)
 
-        # reset the moments of restarted codewords, and set their average to the new value
+        # Reset the moments of the codewords that this step restarted, if any. Set their average to
+        # the new value, after the update above, which mixed it with the old one.
         self.schedule.forget(state.networks[MODEL].optimizer, state.averaged.module)
 
         # usage of the finest level in the batch of all processes

@@ -62,7 +62,8 @@ class MetricsLog:
         self.window = [] if window is None else window
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
-        # written after the checkpoint: do not log its steps twice
+        # A training that ends at a checkpoint logs after it. The checkpoint still has the window
+        # with these steps: do not log them twice.
         if self.has("train", first_step):
             self.window.clear()
         if distributed.is_rank_zero():

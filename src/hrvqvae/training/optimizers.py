@@ -64,9 +64,9 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
 def _multiply_steps(gram: Tensor) -> Tensor:
     """Return the product of all P, divided by the norm of X, for each X X^T (B, n, n)."""
     first, third, fifth = _ITERATION
-    square = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-14  # of the norm of X
-    gram = gram / square
-    product = square.rsqrt()
+    squared_norms = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-14
+    gram = gram / squared_norms
+    product = squared_norms.rsqrt()
     for step in range(_ITERATIONS):
         polynomial = torch.baddbmm(gram, gram, gram, beta=third, alpha=fifth)
         polynomial.diagonal(dim1=1, dim2=2).add_(first)

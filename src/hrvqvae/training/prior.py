@@ -107,10 +107,10 @@ def drop_classes(
     """
     if label is None or not share:
         return label
-    # drawn for the whole batch, of which all processes have equal shares
-    process = distributed.rank_slice()
-    draws = make_rng("class dropout", seed, step).random((process.count, len(label)))
-    is_dropped = torch.from_numpy(draws[process.rank] < share).to(label.device, non_blocking=True)
+    # Draw for the whole batch. All ranks have equal, contiguous shares of it: one row per rank.
+    ranks = distributed.rank_slice()
+    draws = make_rng("class dropout", seed, step).random((ranks.count, len(label)))
+    is_dropped = torch.from_numpy(draws[ranks.rank] < share).to(label.device, non_blocking=True)
     return torch.where(is_dropped, level.classes, label)
 
 
@@ -155,6 +155,7 @@ class PriorTask(Task):
     def open(self, say: Say) -> None:
         prior = self.config.prior
         codes_folder = RunFolder(self.parent_run).codes
+        # the autoencoder as it was trained, on the data of the prior's configuration
         config = dataclasses.replace(self.model_config, data=self.config.data)
         if prior.codes is None:
             copies = list(list_copies(prior.flip, prior.shifts, prior.variants))
@@ -236,7 +237,8 @@ class PriorTask(Task):
             if self.classes != tuple(meta["classes"]):
                 not_copied.append(tensor_name)
             elif rows is not None and rows.shape != initial[tensor_name].shape:
-                # one row more, or one less
+                # the copied prior has one row more, which is cut off; or it lacks the last row,
+                # which becomes the mean
                 num_labels = model.level.labels
                 mean_rows = rows.mean(0).expand(max(0, num_labels - len(rows)), *rows.shape[1:])
                 weights[tensor_name] = torch.cat([rows, mean_rows])[:num_labels]
@@ -364,6 +366,7 @@ def train_priors(
     tasks = [PriorTask(path, levels, config, autoencoder) for levels, config in configs.items()]
     trainers = [Trainer(task, resume=resume, callbacks=callbacks, say=say) for task in tasks]
     with ExitStack() as locks:
+        # `train` acquires these locks again, as their holder may
         for task in tasks:
             locks.enter_context(distributed.lock_on_rank_zero(task.run.path))
         for trainer in trainers:

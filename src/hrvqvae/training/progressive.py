@@ -79,19 +79,22 @@ class ProgressiveTask(ImageTask):
         count = len(images)
         indices = torch.arange(count, device=images.device)
         assigned = (indices + distributed.rank() * count + state.step) % len(prefixes)
+        num_levels = assigned + 1  # the prefixes are those of 1, 2, ... L - 1 levels
         with state.compute.autocast():
             all_latents = self.model.prefix_latents(self.model.encode(placed))
             latents = all_latents[assigned, indices]
-            decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), assigned + 1)
+            decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), num_levels)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
 
-        # Average the errors of the images of each prefix; `chosen` is (prefixes, B).
+        # Sum the errors of the images of each prefix; `chosen` is (prefixes, B).
         chosen = assigned == torch.arange(len(prefixes), device=images.device).unsqueeze(1)
         sums = (chosen * errors).sum(1)
         counts = chosen.sum(1).to(errors)
         mean_sums, mean_counts = distributed.all_reduce_mean([sums.detach(), counts])
 
-        # Each loss is 1 in value. Its gradient, averaged over the processes, is that of log(error).
+        # A loss is a sum divided by the mean of this sum over the processes, taken as constant. Its
+        # gradient, averaged over the processes, is that of log(sum). As the count is constant, this
+        # is the gradient of log(error).
         relative = sums / mean_sums.clamp(min=1e-12)
         losses = {
             f"relative_{levels}": loss for levels, loss in zip(prefixes, relative, strict=True)
@@ -99,7 +102,8 @@ class ProgressiveTask(ImageTask):
         norm = state.minimize({MODEL: losses})["gradient_norm"]
         state.averaged.update_parameters(decoder)
 
-        # log the errors of the prefixes that images have; `counts` would be waited for on a GPU
+        # Log the mean errors of the prefixes that have images. Compute from the step which these
+        # are: reading `counts` would wait for the GPU.
         total = min(len(prefixes), count * distributed.world_size())
         present = sorted((position + state.step) % len(prefixes) for position in range(total))
         means = mean_sums / mean_counts

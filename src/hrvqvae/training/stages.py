@@ -91,6 +91,7 @@ def train_autoencoder(
             f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin"
             " a run"
         )
+    # a config.yaml that was put there by hand: nothing was trained beside it
     if has_config and not was_locked and not run.begun():
         raise InputError(f"{run.config} exists, but there is no run; choose another --out")
     resume = resume or is_restarted(run.belongs_to_this_job)
@@ -132,7 +133,7 @@ def train_decoder(run: str | Path, kind: str, fields: Fields, *, resume: bool = 
         stored = Run(run).folder_config
         require_trainable(run)
         begun_config = folder.read_config() if resume and folder.config.is_file() else None
-        section = "progressive" if kind == PROGRESSIVE else kind
+        section = "progressive" if kind == PROGRESSIVE else kind  # PROGRESSIVE is "prefixes"
         config = stage_config(section, stored, fields, begun_config)
         is_resolved = begun_config is not None or kind == PROGRESSIVE
         return config if is_resolved else resolve_generation(Run(run), config)

@@ -290,7 +290,8 @@ def _restore_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> Non
         if (key == "momentum") != group.get("orthogonal", False):
             raise KeyError(name)
 
-        # The optimizer pairs elements by their order in memory, which must be the parameter's.
+        # The fused optimizer pairs elements by their order in memory. A tensor that was read is
+        # contiguous, a parameter may be channels-last: give the tensor the parameter's strides.
         if tensor.shape == parameter.shape:
             tensor = torch.empty_like(parameter).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor

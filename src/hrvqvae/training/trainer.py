@@ -75,7 +75,8 @@ class Outcome:
 
     step: int  #: steps taken over all resumptions
     signal: int | None  #: the signal that stopped the training, or None if the budget is spent
-    #: wall-clock time over all resumptions; only the last one counts the evaluation at its end
+    #: wall-clock time over all resumptions, without the evaluations at the ends of earlier ones:
+    #: these come after the last checkpoint, which stores the time
     seconds: float
     peak_bytes: int  #: peak memory of this process (`Compute.peak_bytes`)
     limit: str = ""  #: the limit that ended the training, such as "400 steps"; "" after a signal
@@ -299,9 +300,11 @@ class Trainer:
         failed = processes.failed and not complete
         self._log(state)
 
-        # the time may have run out after the last checkpoint; a run without a step is saved, too,
-        # unless its data can't be read
-        if self.saved != (state.step, complete) or not (state.step or failed):
+        # steps were taken since the last checkpoint, or the time ran out after it
+        is_newer = self.saved != (state.step, complete)
+        # a run without a step is saved, too, unless its data can't be read
+        is_start = state.step == 0 and not failed
+        if is_newer or is_start:
             self._save(state)
         if failed:
             distributed.raise_first(processes.error)
