@@ -276,6 +276,19 @@ def searched(system: str, beam: int) -> list[float]:
     return where(path, "mse", system=system, search=search, coarse_weight="0.1")
 
 
+def leaves(system: str, passes: int, field: str = "mse") -> list[float]:
+    """Return a field of a system's leaves in docs/data/long-cifar10 after passes of Lloyd's
+    algorithm.
+    """
+    return where("long-cifar10/leaves.jsonl", field, system=system, passes=passes)
+
+
+def lost_variance(system: str) -> str:
+    """Return mean and standard deviation of the share of the latents' variance that codes lose."""
+    shares = leaves(system, 0, "lost_variance")
+    return f"{mean(shares):.2%} ± {stdev(shares):.2%}"
+
+
 def effort_changes(path: str, model: str) -> str:
     """Return the error of effort 0, and the changes of efforts 1 and 2."""
     errors = where(path, "mse", model=model)
