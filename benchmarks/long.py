@@ -167,6 +167,9 @@ def choose(systems: Mapping[str, System], folder: Folder) -> dict[str, Fields]:
         if number < len(trials_of(name))
     ]
     _stop(run_cases(cases, comparison.about(), folder, _say, Validation))
+    if not all(folder.row_path(case.name).is_file() for case in cases):
+        _say("another process makes the last trials; give the same command after them")
+        sys.exit()
     return read_chosen(folder)
 
 
@@ -270,13 +273,11 @@ def leaf_error(run: Path, passes: int) -> Row:
     images, latents = read_latents("test")
     (index,) = search_codebooks(latents.flatten(0, -2), [leaves.unsqueeze(0)])
     quantized = leaves[index].view_as(latents)
-    squared = 0.0
-    for batch, pixels in zip(torch.split(quantized, 50), torch.split(images, 50), strict=True):
-        decoded = (model.pixels(batch, config.data.image_size) + 1) / 2
-        squared += float((decoded.clamp(0, 1) - pixels).double().square().sum())
+    decoded = (model.pixels(quantized, config.data.image_size) + 1) / 2
+    error = decoded.clamp(0, 1) - images
     variance = latents.flatten(0, -2).var(0).sum()
     lost = (latents - quantized).square().sum(-1).mean() / variance
-    return {"mse": squared / images.numel(), "lost_variance": float(lost)}
+    return {"mse": float(error.double().square().mean()), "lost_variance": float(lost)}
 
 
 def _say(line: str) -> None:
