@@ -32,9 +32,10 @@ from tests.quantize.test_fit import LargestTensor
 
 FORMS = {"compiled": search_compiled, "tensors": search_tensors}
 every_form = parametrize("form", FORMS.values(), ids=FORMS)
+every_bad = parametrize("bad", [torch.nan, -torch.nan, torch.inf, -torch.inf])
 
 
-def codebooks(levels, size, dim, offset=0.0, seed=0):
+def codebooks(levels, size, dim=16, offset=0.0, seed=0):
     random = generator(seed)
     books = [
         torch.randn(size**level, size, dim, generator=random) * 0.6**level
@@ -53,8 +54,8 @@ def assert_greedy(latents, books, paths, slack=0.0):
     and the slack.
     """
     residual = latents.double()
-    path = torch.zeros(len(latents), dtype=torch.long)
-    is_clear = torch.ones(len(latents), dtype=torch.bool)
+    path = torch.zeros(len(latents)).long()
+    is_clear = torch.ones(len(latents)).bool()
     for book, index in zip(books, paths, strict=True):
         size = book.shape[1]
         assert same(index // size, path)  # a child hangs under its parent
@@ -98,6 +99,7 @@ def test_the_greedy_search_agrees_with_the_oracle(form, data):
     before = latents.clone()
     indices = form(latents, books)
     assert same(latents, before)
+    assert indices.dtype == torch.int64
     slack = 0.0
     if form is search_tensors:  # |r|^2 + |c|^2 - 2 r c, from the mean codeword
         lengths = [(values - offset).square().sum(-1).max() for values in (latents, books[0])]
@@ -133,7 +135,7 @@ def test_a_beam_agrees_with_the_oracle(data):
 
 @every_form
 def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form):
-    """Room is taken only for paths that there are."""
+    """One path leaves a weight no choice; room is taken only for paths that there are."""
     books = codebooks(3, 5, 7)
     latents = vectors_of(2000, 7)
     leaves = sum(
@@ -148,10 +150,11 @@ def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form):
     assert same(indices[-1][is_clear], nearest.indices[is_clear, 0])
     assert same(form(latents, books, 10**15), indices)
     assert same(form(latents, books[:1], 10**15), form(latents, books[:1]))
+    assert same(form(latents, books, 1, 0.5), form(latents, books))
 
 
 @parametrize("levels, width", [(1, 1), (2, 1), (3, 4)])
-@parametrize("bad", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+@every_bad
 def test_nothing_is_nearest_to_what_is_not_finite(levels, width, bad):
     books = codebooks(levels, 5, 7)
     for count in (5, 3_000):
@@ -169,7 +172,7 @@ def test_nothing_is_nearest_to_what_is_not_finite(levels, width, bad):
 
 @parametrize("size", [3, 8, 9])
 @parametrize("width", [1, 12])
-@parametrize("bad", [torch.nan, -torch.nan, torch.inf])
+@every_bad
 def test_latents_that_are_not_finite(size, width, bad, monkeypatch):
     """They lead to no codebook that is not there."""
     monkeypatch.setattr(compiled.np, "isfinite", lambda _: True)
@@ -196,9 +199,9 @@ def test_the_tensor_form_is_exact_far_from_the_origin(device, shapes):
 
 @on_each_device
 @parametrize("width", [1, 4])
-@parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@every_bad
 def test_tensor_operations_give_other_vectors_their_codes_beside_nan(device, width, bad):
-    books = codebooks(3, 8, 16)
+    books = codebooks(3, 8)
     latents = vectors_of(300)
     expected = search_tensors(latents, books, width)
     latents[17, 3] = bad
@@ -208,9 +211,9 @@ def test_tensor_operations_give_other_vectors_their_codes_beside_nan(device, wid
     assert is_equal.double().mean() > (0.99 if device == "cuda" else 0.9999)
 
 
-@parametrize("bad", [torch.nan, torch.inf])
+@every_bad
 def test_tensor_operations_never_choose_a_bad_codeword_in_a_beam(bad):
-    books = codebooks(1, 100, 16) + codebooks(1, 4, 16)
+    books = codebooks(1, 100) + codebooks(1, 4)
     latents = vectors_of(300)
     expected = search_tensors(latents, books, 4)
     books[0][0, 5] = bad
@@ -228,7 +231,7 @@ def test_values_that_can_not_be_squared():
 @parametrize("levels, size, width", [(1, 64, 1), (3, 8, 1), (5, 3, 1), (3, 8, 4), (5, 3, 4)])
 def test_chunks_and_devices_change_nothing(device, levels, size, width, monkeypatch):
     """Apart from what rounding may decide, which is rare."""
-    books = codebooks(levels, size, 16)
+    books = codebooks(levels, size)
     latents = vectors_of(3_000)
     expected = search_compiled(latents, books, width, 0.1)
     there = moved_to(device, books)
@@ -261,7 +264,7 @@ def test_memory_of_separate_levels_is_bounded(sizes, width, monkeypatch):
 
 @needs_gpu
 def test_tensor_operations_are_taken_on_a_gpu():
-    books = codebooks(3, 8, 16)
+    books = codebooks(3, 8)
     latents = vectors_of(3_000)
     indices = search(latents.cuda(), moved_to("cuda", books))
     assert indices.is_cuda
@@ -270,7 +273,7 @@ def test_tensor_operations_are_taken_on_a_gpu():
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_trace_holds_the_search_and_not_what_it_found():
-    books = codebooks(3, 8, 16)
+    books = codebooks(3, 8)
     latents = vectors_of(100)
     traced = torch.jit.trace(lambda x: search(x, books, 4), latents[:50], check_trace=False)
     assert same(traced(latents), search(latents, books, 4))
@@ -287,7 +290,7 @@ def test_matrix_products_are_in_float32_under_autocast():
 @every_form
 @parametrize("width", [1, 3])
 def test_the_first_of_several_codebooks_of_the_first_level_is_searched(form, width):
-    books = codebooks(3, 4, 16)[1:]
+    books = codebooks(3, 4)[1:]
     paths = form(vectors_of(200), books, width)
     assert same(paths, form(vectors_of(200), [books[0][:1], books[1][:4]], width))
 
