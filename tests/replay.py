@@ -28,7 +28,8 @@ def drawn_mnist(root, monkeypatch):
 def drawn_cifar10(root, monkeypatch):
     folder = root / "cifar10"
     folder.mkdir(parents=True)
-    for seed, name in enumerate([*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"]):
+    for seed in range(6):
+        name = f"data_batch_{seed + 1}" if seed < 5 else "test_batch"
         grey, labels = drawn_digits(60, seed, size=32)
         tint = np.random.default_rng(seed).integers(80, 256, (60, 3, 1, 1))
         planes = (grey[:, None] * tint // 255).astype(np.uint8).reshape(60, -1)

@@ -2,7 +2,6 @@
 missing.
 """
 
-import ast
 import json
 import os
 import re
@@ -13,17 +12,23 @@ import tomllib
 import zipfile
 from contextlib import suppress
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
 from PIL import Image
 
 from hrvqvae.utils.extras import packages
-from tests.conftest import names_in, parametrize, run_python, shared_fixture, write_picture
+from tests.conftest import (
+    cells_of,
+    names_in,
+    parametrize,
+    run_python,
+    shared_fixture,
+    write_picture,
+)
+from tests.test_architecture import SOURCE, imported_names
 
 ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "src" / "hrvqvae"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUN = """
 import json, sys
@@ -52,16 +57,15 @@ WORK = (
     "complete mnist x.png --keep top -n 1 -o completed.png",
     "export mnist exported",
 )
-NEED = {
-    "train": (
-        "train hrvqvae/mnist --max-steps 1 --out run",
-        "train-prior mnist --max-steps 1",
-        "demo --out demo",
-        "evaluate mnist",
-    ),
-    "play": ("play mnist",),
-    "shards": ("tokenize mnist . tokens", "detokenize tokens decoded"),
-}
+NEED = cells_of("""
+    train | train hrvqvae/mnist --max-steps 1 --out run
+    train | train-prior mnist --max-steps 1
+    train | demo --out demo
+    train | evaluate mnist
+    play | play mnist
+    shards | tokenize mnist . tokens
+    shards | detokenize tokens decoded
+""")
 _MODULES = metadata.packages_distributions()
 NOT_IN_ALL = {"all", "browser", "dev", "play"}
 
@@ -82,7 +86,7 @@ def results(tmp_path_factory):
         name for extra, names in packages().items() if extra not in ("", "dev") for name in names
     ]
     absent = sorted(set().union(*map(modules_of, missing)))
-    commands = [*WORK, *chain(*NEED.values())]
+    commands = [*WORK, *(command for _, command in NEED)]
     program = RUN.format(absent=absent, commands=commands)
     results = json.loads(run_python("-c", program, cwd=folder).stdout)
     return folder, dict(zip(commands, results, strict=True))
@@ -93,7 +97,7 @@ def test_what_uses_trained_models_needs_no_extra(command, results):
     assert results[1][command][0] == 0, results[1][command]
 
 
-@parametrize("extra, command", [(extra, command) for extra in NEED for command in NEED[extra]])
+@parametrize("extra, command", NEED)
 def test_a_missing_extra_is_one_line_before_anything_is_written(extra, command, results):
     code, errors = results[1][command]
     assert (code, errors.count("\n")) == (2, 1), errors
@@ -105,13 +109,8 @@ def test_a_missing_extra_is_one_line_before_anything_is_written(extra, command, 
 def test_whatever_is_imported_is_required_or_in_an_extra():
     required = [re.split(r"[<>=]", line)[0] for line in PROJECT["dependencies"]]
     base = set().union(*map(modules_of, required))
-    imported = set()
-    for path in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                imported.add(node.module.partition(".")[0])
+    names = set().union(*map(imported_names, SOURCE.rglob("*.py")))
+    imported = {name.partition(".")[0] for name in names}
     needed = imported - set(sys.stdlib_module_names) - base - {"hrvqvae"}
     brought = set().union(*(modules_of(name) for names in packages().values() for name in names))
     assert needed - brought == set(), "imported, but neither required nor in an extra"

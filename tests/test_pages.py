@@ -4,6 +4,7 @@ site is built.
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,13 +12,12 @@ import pytest
 import torch
 import yaml
 from torch.distributed.run import get_args_parser
-from torch.testing import assert_close
 
 from hrvqvae.cli import _parser
 from hrvqvae.cli.console import split_fields
 from hrvqvae.config import presets
 from hrvqvae.config.registry import LOGGERS
-from tests.conftest import cells_of, do, generator, parametrize, run_python, write_picture
+from tests.conftest import cells_of, do, parametrize, run_python, write_picture
 from tests.replay import blocks, cut, drawn_mnist, replay
 from tests.trained_run import GIVEN, as_options, trained_copy, undrawn
 
@@ -31,12 +31,12 @@ SMALL_PRIOR = (
     "--prior.network.hidden_units 8 --prior.training.evaluation_images 50"
     " --prior.training.batch_size 8"
 )
-CUTS = (
-    (r"--max-(minutes|steps) [^\0]+", "--max-steps 2"),
-    (r"^(hrvqvae train (?!.*--(?:resume|init-from)).*)", rf"\1 {SMALL}"),
-    ("--training.batch_size 16", "--training.batch_size 2 --training.evaluation_images 2"),
-    (r"^(hrvqvae train-prior (?!.*--resume)[^\0]+ ).*", rf"\1--max-steps 2 {SMALL_PRIOR}"),
-)
+CUTS = cells_of(rf"""
+    --max-(minutes|steps) [^\0]+ | --max-steps 2
+    ^(hrvqvae train (?!.*--(?:resume|init-from)).*) | \1 {SMALL}
+    --training.batch_size 16 | --training.batch_size 2 --training.evaluation_images 2
+    ^(hrvqvae train-prior (?!.*--resume)[^\0]+ ).* | \1--max-steps 2 {SMALL_PRIOR}
+""")
 TINY = {"model.hidden_units": 8, "training.batch_size": 8}
 TINY_PRIOR = {"prior.network.hidden_units": 8, "prior.training.batch_size": 8}
 FEWER = cells_of(r"""
@@ -132,10 +132,10 @@ def test_a_guide(page):
 def test_the_page_of_tokens(tiny, tmp_path_factory, folder, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for index in range(12):
-        kind = folder / "my-photos" / ("cats", "dogs")[index % 2]
-        kind.mkdir(exist_ok=True)
-        (folder / "my-photos" / f"{index:02d}.jpg").rename(kind / f"{index}.jpg")
+    # twice, in folders of two classes
+    shutil.move("my-photos", "dogs")
+    shutil.copytree("dogs", "my-photos/cats")
+    shutil.move("dogs", "my-photos/dogs")
     trained_copy(tiny, tmp_path_factory, folder / "runs" / "photos")
     smaller = (
         (r" --max-minutes [^\0]+", ""),
@@ -151,9 +151,9 @@ def test_the_page_of_tokens(tiny, tmp_path_factory, folder, monkeypatch):
                 replay(cut(shlex.split(line.removeprefix("$ ")), smaller))
     assert names["first"].shape == (16, 16)
     assert set(names["counts"]["label"]) == {"cats", "dogs"}
-    assert int(names["counts"]["times"].sum()) == 12 * 256
+    assert int(names["counts"]["times"].sum()) == 24 * 256
     assert names["images"].shape == (4, 3, 32, 32)
-    assert len(list((folder / "decoded").rglob("*.png"))) == 12
+    assert len(list((folder / "decoded").rglob("*.png"))) == 24
     assert len(list((folder / "noise").rglob("*.png"))) == 5
     assert torch.equal(
         names["batch"]["codes_1"][0].view(16, 16), torch.from_numpy(names["first"].astype("int64"))
@@ -166,25 +166,11 @@ def test_the_page_of_the_layer():
         exec(block, names)
     assert names["coarse"].shape == (4, 64, 14, 14)
     assert names["leaf"].shape == (4, 14, 14)
-    quantize = names["quantize"]
-    step = names["step"]
-    state = names["optimizer"].state
-    quantize.schedule.start_vectors, quantize.schedule.restart_every = 256, 3
-    counts = [buffer for name, buffer in quantize.named_buffers() if name.endswith("count")]
-    rng = generator()
-    moved_rows = 0
-    for index in range(6):
-        before = [parameter.detach().clone() for parameter in quantize.parameters()]
-        for count in counts:
-            count[:, 0] = 0  # a codeword of each codebook is dead
-        step(torch.randn(1, 256, 64, generator=rng))
-        for old, new in zip(before, quantize.parameters(), strict=True):
-            moved = (old - new).norm(dim=-1) > 0.1  # further than a step of Adam leads
-            if index and moved.any():  # its moments are those of this one step
-                moved_rows += int(moved.sum())
-                assert_close(state[new]["exp_avg"][moved], 0.1 * new.grad[moved])
-                assert_close(state[new]["exp_avg_sq"][moved], 0.001 * new.grad[moved] ** 2)
-    assert moved_rows > 0
+    # moments are reset after the backward pass, and before the step: its first one has none yet
+    moments = []
+    names["quantize"].schedule.forget = lambda optimizer: moments.append(len(optimizer.state))
+    names["step"](torch.randn(1, 256, 64))
+    assert moments == [0]
 
 
 def test_a_custom_logger(folder, monkeypatch):
@@ -218,8 +204,8 @@ def test_commands_for_several_processes():
         arguments = options.training_script_args
         if arguments[0] == "train":
             batch = int(re.findall(r"batch_size: (\d+)", do(*arguments, "--print-config"))[-1])
-            least, *_, most = [*options.nnodes.split(":"), *options.nnodes.split(":")]
-            for machines in range(int(least), int(most) + 1):
+            nodes = options.nnodes.split(":")
+            for machines in range(int(nodes[0]), int(nodes[-1]) + 1):
                 assert batch % (machines * int(options.nproc_per_node)) == 0
         else:
             _parser().parse_args(split_fields(arguments)[0])

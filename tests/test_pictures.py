@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from unittest.mock import DEFAULT, Mock, patch
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_a_second_call_goes_on(tmp_path):
     assert after == contents()
 
 
-def test_files_of_another_call_are_no_files_of_a_forced_one(tmp_path, monkeypatch, caplog):
+def test_files_of_another_call_are_no_files_of_a_forced_one(tmp_path, caplog):
     folder = tmp_path / "single"
 
     def draw(seed, force=False, name="7"):
@@ -53,17 +54,9 @@ def test_files_of_another_call_are_no_files_of_a_forced_one(tmp_path, monkeypatc
         return [path.read_bytes() for path in sorted(folder.glob(f"{name}-*.png"))]
 
     first = draw(1)
-    write = pictures.write_image
-
-    def interrupt(image, path):
-        if path.name.endswith("0001.png"):
-            raise KeyboardInterrupt
-        write(image, path)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(pictures, "write_image", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            draw(2, force=True)
+    interrupt = Mock(wraps=pictures.write_image, side_effect=[DEFAULT, KeyboardInterrupt])
+    with patch.object(pictures, "write_image", interrupt), pytest.raises(KeyboardInterrupt):
+        draw(2, force=True)
     second = draw(2)
     assert not set(first) & set(second)
     draw(1, force=True, name="3")

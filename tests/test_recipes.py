@@ -23,7 +23,6 @@ from hrvqvae.evaluation.report import evaluate_run
 from tests.conftest import (
     approx,
     cells_of,
-    generator,
     names_in,
     parametrize,
     random_images,
@@ -121,12 +120,12 @@ def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path):
 
 def test_other_figures_and_usage(tmp_path):
     usage = "recipes/figure 11 DATA"
-    for arguments, told in (
-        ("10", usage),
-        ("11", usage),
-        ("14 images", usage),
-        ("14 images birdd", "there is no class birdd"),
-    ):
+    for arguments, told in cells_of(f"""
+        10 | {usage}
+        11 | {usage}
+        14 images | {usage}
+        14 images birdd | there is no class birdd
+    """):
         done = recipe("figure", tmp_path, *arguments.split())
         assert done.returncode == 2
         assert told in done.stderr
@@ -146,19 +145,18 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
     sampling = defaults.read_text() if defaults.is_file() else ""
     defaults.unlink(missing_ok=True)  # the run that is replayed does not exist yet
     fields = PIXELSNAIL if name == "mnist" else ""
-    cuts = [
-        (r"--max-(steps|minutes) [^\0]+", "--max-steps 2"),
-        ("--samples 2000", "--samples 4"),
-        ("-n 64", "-n 4"),
-        (r"^(python .*/nearest.py .*)", r"\1 -n 4"),
-        (r"^(hrvqvae train-progressive out) --resume$", r"\1 --resume --max-steps 2"),
-        (r"^(hrvqvae fit-entropy-model .*)", r"\1 --effort 0.01"),
-        (r"^(hrvqvae train .*)", rf"\1 {SMALL}"),
-        (
-            r"^(hrvqvae train treevq-deep/cifar10 .*)",
-            r"\1 --model.stride 8 --model.residual_blocks 1",
-        ),
-        # a field may be given once
+    cuts = cells_of(rf"""
+        --max-(steps|minutes) [^\0]+ | --max-steps 2
+        --samples 2000 | --samples 4
+        -n 64 | -n 4
+        ^(python .*/nearest.py .*) | \1 -n 4
+        ^(hrvqvae train-progressive out) --resume$ | \1 --resume --max-steps 2
+        ^(hrvqvae fit-entropy-model .*) | \1 --effort 0.01
+        ^(hrvqvae train .*) | \1 {SMALL}
+        ^(hrvqvae train treevq-deep/cifar10 .*) | \1 --model.stride 8 --model.residual_blocks 1
+    """)
+    # a field may be given once
+    cuts += [
         (r" --prior.(training.batch_size|network.(hidden_units|layers|dropout)) [^\0]+", ""),
         (r"^(hrvqvae train-prior .*)", rf"\1 {SMALL_PRIOR} {fields}"),
     ]
@@ -228,7 +226,7 @@ def test_the_figure_of_the_hierarchy(run, tmp_path, capsys):
 
 def test_figure_10_shows_the_codes_of_every_position():
     make_tree = runpy.run_path(str(RECIPES / "figures" / "hierarchy.py"))["make_tree"]
-    image = random_images(3, 12, 12, rng=generator())
+    image = random_images(3, 12, 12)
     sizes = dataclasses.replace(TREE, level_codewords=(4, 3, 2))
     for config in (config_of("treevq"), config_of("hrvqvae", quantizer=sizes)):
         model = model_of(config)

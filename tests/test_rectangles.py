@@ -28,7 +28,7 @@ def test_sizes():
             DataConfig(size=value)
 
 
-@parametrize("size", [(100, 30), (30, 100), (61, 40)])
+@parametrize("size", [(100, 30), (61, 40)])
 @parametrize("sides", [(12, 16), (16, 12), (1, 9), (9, 1), (12, 12)])
 @parametrize("share", [0.0, 0.5, 0.999, 1.0])
 def test_the_largest_part_of_the_shape_is_taken(size, sides, share):
@@ -50,20 +50,19 @@ def test_every_stage_takes_rectangles(system, picture_folder, tmp_path):
     config = with_data(tiny_systems(tmp_path)[system], **data)
     file = write_file(config, tmp_path / "tiny.yaml")
     run = tmp_path / "run"
-    prior = GIVEN_GPT if system == "treevq" else GIVEN
-    if system == "vqgan":
-        prior = {name: value for name, value in prior.items() if "network" not in name}
+    prior = GIVEN_GPT if system in ("treevq", "vqgan") else GIVEN
     train_prior = f"train-prior {run} {as_options(prior).replace('max_steps=12', 'max_steps=2')}"
     image = next(picture_folder.rglob("*.png"))
     samples = tmp_path / "samples"
-    for command in (
-        f"train {file} --data.size 12x16 --out {run} --max-steps 2",
-        train_prior,
-        f"evaluate {run} --samples 4",
-        f"complete {run} {image} --keep left -n 2 -o {tmp_path}/left.png",
-        f"tokenize {run} {picture_folder} {tmp_path}/codes --workers 0",
-        f"sample {run} -n 3 --save-dir {samples} -o {tmp_path}/sheet.png",
-    ):
+    commands = f"""
+        train {file} --data.size 12x16 --out {run} --max-steps 2
+        {train_prior}
+        evaluate {run} --samples 4
+        complete {run} {image} --keep left -n 2 -o {tmp_path}/left.png
+        tokenize {run} {picture_folder} {tmp_path}/codes --workers 0
+        sample {run} -n 3 --save-dir {samples} -o {tmp_path}/sheet.png
+    """
+    for command in commands.strip().splitlines():
         do(command)
     if system == "treevq":
         shutil.rmtree(run / "priors")

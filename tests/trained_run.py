@@ -10,7 +10,6 @@ from benchmarks.common import TINY, fields
 from hrvqvae.checkpoints import codemaps
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.cli import main
 from hrvqvae.config import QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
@@ -19,7 +18,7 @@ from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.outputs import write_atomic
-from tests.conftest import with_training, write_file
+from tests.conftest import do, with_training, write_file
 
 
 def silent(_):
@@ -39,8 +38,8 @@ def tiny_run_with_priors(mnist_root):
     folder.mkdir()
     file = write_file(with_training(tiny_run(mnist_root), max_steps=60), folder / "tiny.yaml")
     with undrawn():
-        assert main(["train", str(file), "--out", str(folder / "run")]) == 0
-        assert main(["train-prior", str(folder / "run"), "--max-steps", "30"]) == 0
+        do(f"train {file} --out {folder}/run")
+        do(f"train-prior {folder}/run --max-steps 30")
     return folder / "run"
 
 
@@ -48,7 +47,7 @@ def tiny_run_with_priors(mnist_root):
 def tiny_run_with_entropy_model(mnist_root):
     folder = mnist_root.parent / "tiny-with-entropy-model"
     shutil.copytree(tiny_run_with_priors(mnist_root), folder)
-    Run(folder).entropy_model.fit(effort=0.2, say=lambda _: None)
+    Run(folder).entropy_model.fit(effort=0.2, say=silent)
     return folder
 
 

@@ -2,7 +2,6 @@
 matrices.
 """
 
-import dataclasses
 import importlib
 from functools import partial
 
@@ -46,15 +45,11 @@ def systems(mnist_root, monkeypatch):
     """Tiny presets for MNIST, an untrained classifier in place of a trained one, and no curves of
     trainings.
     """
-    tiny = tiny_systems(mnist_root)
+    tiny = {
+        config.name: presets.Preset(config=config, sources={}, about="")
+        for config in tiny_systems(mnist_root).values()
+    }
     original = presets.get
-
-    def get(name):
-        system, _, dataset = name.partition("/")
-        if system in tiny and dataset == "mnist":
-            config = dataclasses.replace(tiny[system], name=name)
-            return presets.Preset(config=config, sources={}, about="")
-        return original(name)
 
     def train(config):
         torch.manual_seed(0)
@@ -62,7 +57,7 @@ def systems(mnist_root, monkeypatch):
         names = tuple("0123456789")
         return TrainedClassifier(network, 0.1, names, classifier.describe_images(config))
 
-    monkeypatch.setattr(presets, "get", get)
+    monkeypatch.setattr(presets, "get", lambda name: tiny.get(name) or original(name))
     monkeypatch.setattr(classifier, "train_classifier", train)
     with undrawn():
         yield

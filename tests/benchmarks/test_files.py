@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.optimize import linprog
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from benchmarks.files import trained
@@ -40,13 +41,13 @@ from hrvqvae.utils.quantities import psnr
 from tests.conftest import approx, drawn_digits, input_error, names_in, parametrize, shared_fixture
 
 
-def smooth_images(count, channels=3, height=32, width=32, seed=0):
+def smooth_images(count, channels=3, height=16, width=16, seed=0):
     """Return a slope and a disc in each channel."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(height, width)
     down, across, step = generator.uniform(-80, 80, (3, count, channels, 1, 1))
     row, column = generator.uniform(0.2, 0.8, (2, count, 1, 1, 1))
-    disc = (y - row) ** 2 + (x - column) ** 2 < generator.uniform(0.02, 0.1, row.shape)
+    disc = (y - row) ** 2 + (x - column) ** 2 < 0.05
     return (128 + down * y + across * x + disc * step).clip(0, 255).astype(np.uint8)
 
 
@@ -55,8 +56,7 @@ KINDS = {WebP: "WEBP", Avif: "AVIF", Jpeg: "JPEG", JpegScan: "JPEG", JpegXL: "JX
 
 def test_by_command(mnist_root, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(trained, "_LAMBDAS", ())
-    options = f"--data {mnist_root} --data.size 12 --formats webp jpeg --images 2"
-    command = ["mnist", *options.split()]
+    command = f"mnist --data {mnist_root} --data.size 12 --formats webp jpeg --images 2".split()
     main([*command, "--json", "-o", str(tmp_path)])
     report = json.loads(capsys.readouterr().out)
     assert report["images"] == 2
@@ -137,32 +137,21 @@ def test_budgets_against_plain_searches(seed, count, images, budget):
         generator.integers(1, 100, (count, images)), generator.uniform(1e-4, 0.09, (count, images))
     )
     sizes = curve.sizes.mean(1)
-    errors = curve.errors.mean(1)
-    mixtures = [
-        errors[i] + share * (errors[j] - errors[i])
-        for i in range(count)
-        for j in range(count)
-        for share in np.linspace(0, 1, 201)
-        if sizes[i] + share * (sizes[j] - sizes[i]) <= budget
-    ]
+    shares_add_up = {"A_eq": [[1] * count], "b_eq": [1]}
+    mixture = linprog(curve.errors.mean(1), A_ub=[sizes], b_ub=[budget], **shares_add_up)
     within = curve.within(budget)
-    assert (within is None) == (not mixtures)
+    assert (within is None) == (sizes.min() > budget)
     if within is not None:
-        best = 10 ** (-within / 10)
-        assert min(mixtures) - 0.09 / 200 * 2 <= best <= min(mixtures) * (1 + 1e-9)
-    fitting = [
-        min(curve.errors[s, i] for s in range(count) if curve.sizes[s, i] <= budget)
-        for i in range(images)
-        if (curve.sizes[:, i] <= budget).any()
-    ]
+        assert within == approx(psnr(mixture.fun))
+    fitting = np.ma.masked_array(curve.errors, curve.sizes > budget).min(0)
     fitted = curve.fitted(budget)
-    assert (fitted is None) == (len(fitting) < images)
+    assert (fitted is None) == np.ma.is_masked(fitting)
     if fitted is not None:
-        assert fitted == approx(psnr(float(np.mean(fitting))))
+        assert fitted == approx(psnr(float(fitting.mean())))
 
 
 def test_measured_is_what_torchmetrics_finds():
-    images = smooth_images(6, 3, 16, 16)
+    images = smooth_images(6)
     files, pixels = measure(Shaved(), images)
     assert (files.sizes == 769).all()
     assert (pixels.sizes == 768).all()
@@ -200,7 +189,7 @@ def test_a_curve_beside_others():
 
 @shared_fixture
 def linear():
-    return Linear(smooth_images(400, 3, 16, 16, seed=1), steps=(0.05, 0.2, 0.8))
+    return Linear(smooth_images(400), steps=(0.05, 0.2, 0.8))
 
 
 def test_blocks_and_components_of_the_linear_transform(linear):
@@ -210,8 +199,6 @@ def test_blocks_and_components_of_the_linear_transform(linear):
     assert (from_blocks(blocks, (3, 16, 24)) == images).all()
     for setting in linear.settings:
         components = setting.components
-        identity = components.basis.T @ components.basis
-        assert np.allclose(identity, np.eye(len(identity)), atol=1e-4)
         strength = components.held_out.var(0)
         assert strength[:4].sum() > 0.8 * strength.sum()
     with input_error("2 images of 13x13 pixels.*--no-linear"):
@@ -219,7 +206,7 @@ def test_blocks_and_components_of_the_linear_transform(linear):
 
 
 def test_code_lengths_are_those_of_held_out_counts(linear):
-    images = smooth_images(2, 3, 16, 16, seed=2)
+    images = smooth_images(2, seed=1)
     for setting in linear.settings:
         components = setting.components
         held_out = setting.quantize(components.held_out)
@@ -245,7 +232,6 @@ def test_files_of_a_trained_model(monkeypatch):
     (curve,) = measure(codec, images)
     assert curve.learned
     assert curve.whole
-    assert curve.title == "hrvqvae mnist"
     model = codec.model
     originals = torch.from_numpy(images)
     codes = model.encode(originals)
@@ -253,7 +239,7 @@ def test_files_of_a_trained_model(monkeypatch):
         usual, none, *weighed = [
             at for at, name in enumerate(curve.settings) if name.startswith(written)
         ]
-        sizes = [len(file) for file in model.compress(originals, levels=levels)]
+        sizes = [*map(len, model.compress(originals, levels=levels))]
         assert curve.sizes[usual].tolist() == sizes
         decoded = (model.decode(codes, levels, (28, 28)) * 255).round() / 255
         expected = (decoded - originals / 255).square().mean((1, 2, 3)).numpy()

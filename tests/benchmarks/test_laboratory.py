@@ -7,6 +7,8 @@ import signal
 from contextlib import ExitStack
 from itertools import count
 from math import inf, log2
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -16,8 +18,8 @@ from benchmarks import compare
 from benchmarks.laboratory import instruments
 from benchmarks.laboratory.instruments import COLUMNS
 from benchmarks.laboratory.report import compare_pairs, draw_curves, mean_errors, table, welch
-from benchmarks.laboratory.settings import LADDERS, Search, open_trials
-from benchmarks.laboratory.systems import Comparison, codewords_searched, digest_of
+from benchmarks.laboratory.settings import LADDERS, open_trials
+from benchmarks.laboratory.systems import codewords_searched, digest_of
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import QuantizerConfig, SingleGridConfig, presets
 from hrvqvae.config.parsing import override
@@ -27,40 +29,41 @@ from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import NonFiniteError
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import approx, cells_of, input_error, parametrize, read_json
-from tests.kills import in_another_process
+from tests.kills import before_steps, in_another_process
 
-SECTIONS = ("data", "model", "training", "prior")
+SECTIONS = ["data", "model", "training", "prior"]
 # of treevq/cifar10
-DIGESTS = ["97462af6fca1ce17", "64c6c45addbd3a27", "7879b174cd59ae2c", "4f3c46e89e677c94"]
+DIGESTS = "97462af6fca1ce17 64c6c45addbd3a27 7879b174cd59ae2c 4f3c46e89e677c94"
 DEEP = "treevq-deep"
 RATE, DECAY, BETA = LADDERS
 START = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))
 
 
-with_systems = pytest.mark.usefixtures("systems")
+with_systems = pytest.mark.usefixtures("systems", "in_tmp_path")
+HERE = Path()
 
 
-def run(out, words):
-    """Compare on MNIST; return the rows."""
+def run(words, out=HERE):
+    """Compare on MNIST, in the folder of the test; return the rows."""
     compare.main(["mnist", *words.split(), "--out", str(out)])
     return read_json(out / "results.json")
 
 
-def check_refusals(out, table):
+def check_refusals(table, out=HERE):
     """Check that each comparison of a table "words | message" is refused with its message."""
     for words, message in cells_of(table):
         with input_error(None) as error:
-            run(out, words)
+            run(words, out)
         assert message in str(error.value)
 
 
-def stops(out, words):
+def stops(words):
     """Compare until nothing stops it; return how often it was stopped."""
     stopped = 0
     while True:
-        assert not (out / "results.md").exists(), "a stopped comparison has written its results"
+        assert not Path("results.md").exists(), "a stopped comparison has written its results"
         try:
-            run(out, words)
+            run(words)
             return stopped
         except SystemExit:
             stopped += 1
@@ -70,14 +73,14 @@ def names(rows):
     return [(row["system"], row["seed"]) for row in rows]
 
 
-def model_time(out, name):
+def model_time(name, out=HERE):
     return (out / "runs" / name / "model.safetensors").stat().st_mtime_ns
 
 
 @with_systems
-def test_every_system_is_measured_by_every_instrument(tmp_path, capsys):
+def test_every_system_is_measured_by_every_instrument(capsys):
     words = "--max-steps 4 --systems vqvae,wide=vqgan --wide.model.hidden_units 10"
-    rows = run(tmp_path, words)
+    rows = run(words)
     assert names(rows) == [("vqvae", 0), ("wide", 0)]
     for row in rows:
         assert row.keys() > {"machine", "commit", "test_errors", "leaves_used", *COLUMNS}
@@ -88,16 +91,15 @@ def test_every_system_is_measured_by_every_instrument(tmp_path, capsys):
         assert 0 < row["usage"] <= 1
     assert rows[0]["parameters"] < rows[1]["parameters"]
     assert "| wide | 1 |" in capsys.readouterr().out
-    assert read_image(tmp_path / "reconstructions.png", 3).shape[1] > 3 * 60
-    assert (tmp_path / "curves.png").is_file()
+    assert read_image(Path("reconstructions.png"), 3).shape[1] > 3 * 60
+    assert Path("curves.png").is_file()
 
 
-def test_errors_are_drawn_against_bits_where_these_differ(tmp_path):
-    path = tmp_path / "curves.png"
-    rows = [
-        {"system": name, "seed": 0, "bits_per_image": 10, "mse": 0.1, "test_errors": [(1, 0.2)]}
-        for name in ("a", "b")
-    ]
+@with_systems
+def test_errors_are_drawn_against_bits_where_these_differ():
+    path = Path("curves.png")
+    common = {"seed": 0, "bits_per_image": 10, "mse": 0.1, "test_errors": [(1, 0.2)]}
+    rows = [{"system": name} | common for name in ("a", "b")]
     draw_curves(rows, path)
     one_panel = read_image(path, 3).shape[2]
     rows[1]["bits_per_image"] = 20
@@ -106,21 +108,20 @@ def test_errors_are_drawn_against_bits_where_these_differ(tmp_path):
 
 
 @with_systems
-def test_systems_and_seeds_are_added_to_a_folder(tmp_path):
+def test_systems_and_seeds_are_added_to_a_folder():
     words = "--max-steps 2 --systems vqvae"
-    first = run(tmp_path, f"{words} --seeds 2")
-    trained = model_time(tmp_path, "vqvae-0")
-    rows = run(tmp_path, "--max-steps 2 --systems rqvae")
+    first = run(f"{words} --seeds 2")
+    trained = model_time("vqvae-0")
+    rows = run("--max-steps 2 --systems rqvae")
     assert names(rows) == [("rqvae", 0), ("vqvae", 0), ("vqvae", 1)]
     assert rows[1:] == first
-    shutil.rmtree(tmp_path / "runs" / "vqvae-1")
-    (tmp_path / "rows" / "vqvae-1.json").unlink()
-    again = run(tmp_path, f"{words} --seeds 2")
+    shutil.rmtree("runs/vqvae-1")
+    Path("rows/vqvae-1.json").unlink()
+    again = run(f"{words} --seeds 2")
     assert [row["mse"] for row in again] == [row["mse"] for row in rows]  # the same run again
-    assert model_time(tmp_path, "vqvae-0") == trained
+    assert model_time("vqvae-0") == trained
     more = "--seeds 3 --vqvae.model.quantizer.codewords 5"
     check_refusals(
-        tmp_path,
         f"""
         --max-steps 7 --systems vqvae | max_steps is 2 there, 7 here
         {words} --training.batch_size 5 | fields is
@@ -130,76 +131,73 @@ def test_systems_and_seeds_are_added_to_a_folder(tmp_path):
 
 
 @with_systems
-def test_rows_alone_are_enough(tmp_path, monkeypatch):
+def test_rows_alone_are_enough(monkeypatch):
     """What is small is taken along, the runs are not: nothing is trained again."""
-    here = tmp_path / "here"
-    there = tmp_path / "there"
+    here = Path("here")
+    there = Path("there")
     words = "--max-steps 2 --systems vqvae"
-    rows = run(here, words)
+    rows = run(words, here)
     shutil.copytree(here, there, ignore=shutil.ignore_patterns("runs", "results.*"))
     row = there / "rows" / "vqvae-0.json"
     row.with_name(f"{TEMPORARY}abc-vqvae-1.json").write_bytes(b"")  # of a killed process
-    assert run(there, words) == rows
+    assert run(words, there) == rows
     assert not (there / "runs").exists()
     for name in ("results.md", "reconstructions.png", "curves.png"):
         assert (there / name).read_bytes() == (here / name).read_bytes(), name
     changed = f"{words} --vqvae.model.quantizer.beta 0.5"
-    check_refusals(there, f"{changed} | another configuration than the row of seed 0")
+    check_refusals(f"{changed} | another configuration than the row of seed 0", there)
 
-    trained = model_time(here, "vqvae-0")
+    trained = model_time("vqvae-0", here)
     features = Features("", lambda images: images.flatten(1))
     monkeypatch.setattr(instruments, "choose_features", lambda *_: features)
     check_refusals(
-        here,
         f"""
         {words} --seeds 2 | FID of 40 images
         {words} --seeds 2 | delete {here / "rows"}
         """,
+        here,
     )
     shutil.rmtree(here / "rows")
-    assert run(here, words)[0]["frechet"] == "FID of 40 images"
-    assert model_time(here, "vqvae-0") == trained  # not trained again
+    assert run(words, here)[0]["frechet"] == "FID of 40 images"
+    assert model_time("vqvae-0", here) == trained  # not trained again
 
     for damaged in (row, there / "comparison.json"):
         content = damaged.read_bytes()
         damaged.write_bytes(content[: len(content) // 2])
-        check_refusals(there, f"{words} | {damaged} is damaged")
+        check_refusals(f"{words} | {damaged} is damaged", there)
         damaged.write_bytes(content)
 
 
 @with_systems
-def test_rows_do_not_mix_precisions(tmp_path, monkeypatch):
-    config = presets.get("vqvae/mnist").config
-    fields = {"training.precision": "auto", "training.device": "auto"}
-    tiny = presets.Preset(config=config.replace(**fields), sources={}, about="")
-    monkeypatch.setattr(presets, "get", lambda _: tiny)
-    for bf16, seed in ((True, 0), (False, 1)):
-        monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda device, bf16=bf16: bf16)
-        run(tmp_path, f"--max-steps 2 --systems vqvae --seeds {seed + 1}")
-        config = RunFolder(tmp_path / "runs" / f"vqvae-{seed}").read_config()
+def test_rows_do_not_mix_precisions(monkeypatch):
+    words = "--systems vqvae --training.precision auto --training.device auto --max-steps 2"
+    for seed, bf16 in enumerate((True, False)):
+        monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", Mock(return_value=bf16))
+        run(f"{words} --seeds {seed + 1}")
+        config = RunFolder(Path(f"runs/vqvae-{seed}")).read_config()
         assert config.training.precision == "bf16"
 
 
 @with_systems
-def test_what_another_process_makes_is_passed_over(tmp_path, capsys):
+def test_what_another_process_makes_is_passed_over(capsys):
     words = "--max-steps 2 --systems vqvae,rqvae"
-    held = tmp_path / "runs" / "vqvae-0"
+    held = Path("runs/vqvae-0")
     with in_another_process(held) as pid:
-        assert names(run(tmp_path, words)) == [("rqvae", 0)]
+        assert names(run(words)) == [("rqvae", 0)]
     lines = capsys.readouterr().err
     assert f"{held} is in use by another process (pid {pid})" in lines
     assert "still being made elsewhere: 1 of 2 cases" in lines
     assert not RunFolder(held).begun()
-    assert names(run(tmp_path, words)) == [("rqvae", 0), ("vqvae", 0)]
+    assert names(run(words)) == [("rqvae", 0), ("vqvae", 0)]
 
 
-def test_what_can_not_be_compared(tmp_path):
-    (tmp_path / "results.md").touch()
+@with_systems
+def test_what_can_not_be_compared():
+    Path("results.md").touch()
     once = "--max-steps 1 --systems"
     check_refusals(
-        tmp_path,
         f"""
-        {once} vqvae | {tmp_path / "results.md"} exists, but
+        {once} vqvae | results.md exists, but
         {once} vqgam | did you mean vqgan/mnist
         {once} model=vqvae | the name 'model'
         {once} hrvqvae --training.seed 7 | --training.seed is decided by --seeds
@@ -221,11 +219,8 @@ def test_distances_of_a_search():
 
 
 def test_tables_by_hand():
-    distances = {"frechet": "FID", "perceptual": None}
-    rows = [
-        {"system": "vqvae", "seed": seed, "mse": mse, "psnr": 20.0, "ssim": None, **distances}
-        for seed, mse in enumerate((1e-3, 3e-3))
-    ]
+    common = {"system": "vqvae", "psnr": 20.0, "ssim": None, "frechet": "FID", "perceptual": None}
+    rows = [common | {"seed": seed, "mse": mse} for seed, mse in enumerate((1e-3, 3e-3))]
     lines = table(rows).splitlines()
     assert lines[0] == "| system | seeds | MSE | PSNR, dB |"
     assert lines[2] == "| vqvae | 2 | 2.000e-03 ± 1.414e-03 | 20.00 |"
@@ -237,7 +232,7 @@ def test_tables_by_hand():
 
 def test_comparisons_of_pairs_by_hand():
     """P-values of scipy's manual for Welch's test; Holm's correction by hand."""
-    values = {"a": (1, 2, 3, 4, 5), "b": (2, 4, 6, 8, 10), "c": (1, 2, 3, 4, 5), "d": (9,)}
+    values = {"a": range(1, 6), "b": range(2, 12, 2), "c": range(1, 6), "d": [9]}
     assert welch(values["a"], values["b"]) == approx(0.1075312, abs=1e-6)
     assert welch([1.0, 1.0], [1.0, 1.0]) == 1
     assert welch([1.0, 1.0], [2.0, 2.0]) == 0
@@ -284,22 +279,21 @@ def test_a_search_goes_on_beyond_an_end():
 
 
 @with_systems
-def test_a_stopped_search_goes_on(tmp_path, monkeypatch):
+def test_a_stopped_search_goes_on(monkeypatch):
     """The rows are trained with the settings of the trial of least error; one trial diverges."""
-    original = AutoencoderTask.step
     steps = count(1)
 
-    def step(self, state, batch):
-        if self.training.optimizer == "muon" and self.training.learning_rate == 0.003:
+    def fail(task, _):
+        if task.training.optimizer == "muon" and task.training.learning_rate == 0.003:
             raise NonFiniteError("diverged")
         if next(steps) % 11 == 0:
             signal.raise_signal(signal.SIGTERM)
-        return original(self, state, batch)
 
-    monkeypatch.setattr(AutoencoderTask, "step", step)
     words = "--max-steps 3 --systems rqvae,adam=vqvae --adam.training.optimizer adam --tune 5"
-    assert stops(tmp_path, words) > 1
-    tuning = tmp_path / "tuning"
+    with monkeypatch.context() as patched:
+        before_steps(patched, AutoencoderTask, fail)
+        assert stops(words) > 1
+    tuning = Path("tuning")
     trials = [read_json(path) for path in (tuning / "rows").glob("*.json")]
     diverged = [row for row in trials if row["validation_mse"] is None]
     assert [(row["optimizer"], row["learning_rate"]) for row in diverged] == [("muon", "0.003")]
@@ -307,7 +301,7 @@ def test_a_stopped_search_goes_on(tmp_path, monkeypatch):
         of_system = [row for row in trials if row["system"] == name]
         assert len(of_system) == 5
         best = min(of_system, key=lambda row: row["validation_mse"] or inf)
-        config = RunFolder(tmp_path / "runs" / f"{name}-0").read_config()
+        config = RunFolder(Path(f"runs/{name}-0")).read_config()
         assert config.training.optimizer == best.get("optimizer", "adam")
         assert str(config.training.learning_rate) == best["learning_rate"]
         assert config.data.validation == 0
@@ -315,38 +309,34 @@ def test_a_stopped_search_goes_on(tmp_path, monkeypatch):
         assert RunFolder(trial).read_config().data.validation == 0.1
 
     # an earlier search serves a longer comparison of the same systems and fields
-    longer = f"--max-steps 6 --tuned-in {tmp_path} --systems"
-    monkeypatch.setattr(AutoencoderTask, "step", original)
-    assert names(run(tmp_path / "longer", f"{longer} rqvae")) == [("rqvae", 0)]
+    longer = "--max-steps 6 --tuned-in . --systems"
+    assert names(run(f"{longer} rqvae", Path("longer"))) == [("rqvae", 0)]
     check_refusals(
-        tmp_path / "new",
         f"""
         {longer} rqvae --training.batch_size 3 | fields is
         {longer} vqvae | the search for vqvae has not ended well
         {longer} rqvae --rqvae.model.padding 2 | trials of rqvae are of another configuration
         --max-steps 6 --tuned-in nowhere --systems rqvae | has no search
         """,
+        Path("new"),
     )
 
 
 @with_systems
-def test_two_processes_share_a_search(tmp_path, monkeypatch):
+def test_two_processes_share_a_search(monkeypatch):
     """A trial that another process holds is waited for, and made here where it is given up."""
     made = []
-    original = AutoencoderTask.step
 
-    def step(self, state, batch):
-        made.append(self.run.path.name)
-        if "muon-0.01" in self.run.path.name:
+    def note(task, _):
+        made.append(task.run.path.name)
+        if "muon-0.01" in made[-1]:
             held.close()
-        return original(self, state, batch)
 
-    monkeypatch.setattr(AutoencoderTask, "step", step)
-    comparison = Comparison(dataset="mnist", systems={"rqvae": "rqvae"}, max_steps=2)
-    first = Search(comparison, 6, "rqvae", {}).next([])[1].name
+    before_steps(monkeypatch, AutoencoderTask, note)
+    first = "rqvae-adam-0.003-0.99-0.25"
     with ExitStack() as held:
-        held.enter_context(in_another_process(tmp_path / "tuning" / "runs" / first))
-        run(tmp_path, "--systems rqvae --max-steps 2 --tune 6")
+        held.enter_context(in_another_process(Path("tuning/runs", first)))
+        run("--systems rqvae --max-steps 2 --tune 6")
     trials = list(dict.fromkeys(name for name in made if name != "rqvae-0"))
     assert len(trials) == 6
     assert trials[-1] == first
@@ -378,4 +368,4 @@ def test_digests_differ_between_systems_and_stay():
     names = [name for name in presets.names() if name.endswith("/cifar10")]
     assert len({digest_of(presets.get(name).config, "model") for name in names}) == len(names)
     config = presets.get("treevq/cifar10").config
-    assert [digest_of(config, part) for part in SECTIONS] == DIGESTS
+    assert [digest_of(config, part) for part in SECTIONS] == DIGESTS.split()

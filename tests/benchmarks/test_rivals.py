@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from itertools import product
 
 import numpy as np
 import torch
@@ -29,9 +30,8 @@ from tests.conftest import (
     random_images,
     same,
     state_of,
-    with_training,
 )
-from tests.trained_run import tiny_run, undrawn
+from tests.trained_run import undrawn
 
 KINDS = ("simvq", "lfq", "qinco", "vq")
 
@@ -42,7 +42,6 @@ def library(rivals, **fields):
 
 
 def fsq(rivals, *levels, dim=6):
-    torch.manual_seed(0)
     return rivals.FSQQuantizer(rivals.FSQQuantizerConfig(channel_levels=levels, dim=dim))
 
 
@@ -59,8 +58,6 @@ def test_fsq_agrees_with_the_paper(levels, seed):
     offset = np.where(counts % 2 == 0, 0.5, 0.0)
     bounded = np.tanh(z.double().numpy() + np.arctanh(offset / half)) * half - offset
     digits = np.round(bounded).astype(int) + counts // 2
-    assert (digits >= 0).all()
-    assert (digits < counts).all()
     radix = np.cumprod([1, *levels[:-1]])
     assert_array_equal(result.codes[0], (digits * radix).sum(-1))
     # evenly spaced in [-1, 1]
@@ -80,12 +77,11 @@ def test_simvq_s_loss_is_on_the_scale_of_ours(rivals):
     assert_close(gradient, 0.5 * difference, rtol=1e-4, atol=1e-4)
 
 
-@parametrize("levels", [1, 3])
-@parametrize("name", ["fsq", *KINDS])
+@parametrize("name, levels", [("fsq", 1), *product(KINDS, (1, 3))])
 def test_the_contract_of_a_quantizer(rivals, name, levels):
     """Codes give what training decodes; nothing is drawn or changed; wrong codes are refused."""
     if name == "fsq":
-        quantizer, levels, values = fsq(rivals, 5, 3, 4), 1, 60
+        quantizer, values = fsq(rivals, 5, 3, 4), 60
     else:
         quantizer, values = library(rivals, name=name, codewords=4, levels=levels), 4
     quantizer.initialize(normal(4, 8, 8, 6), generator())
@@ -137,16 +133,15 @@ def test_fields_of_rivals(rivals):
             override(config, {f"model.quantizer.{name}": value})
 
 
-def test_whole_numbers_are_not_averaged(rivals, mnist_root):
+def test_whole_numbers_are_not_averaged(rivals):
     """FSQ has an integer buffer of 3; 0.9 * 3 + 0.1 * 3 is less than 3 and would become 2."""
-    quantizer = rivals.FSQQuantizerConfig(channel_levels=(3, 7, 6), dim=4)
-    tiny = with_training(tiny_run(mnist_root), polyak_decay=0.9)
-    config = tiny.replace(model=rivals.FSQConfig(quantizer=quantizer))
+    changes = {"model.quantizer.channel_levels": "3,7,6", "training.polyak_decay": "0.9"}
+    config = override(presets.get("fsq/mnist").config, changes)
     model = build(config)
     averaged = TrainState.start(model, config.training).averaged
     for _ in range(3):
         averaged.update_parameters(model)
-    images = torch.rand(2, 1, 12, 12, generator=generator())
+    images = torch.rand(2, 1, 12, 12)
     assert same(averaged.module.encode(images), model.encode(images))
 
 

@@ -24,14 +24,13 @@ from benchmarks.torture.uses import PARTS, judge
 from hrvqvae.cli import GROUPS
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
-from tests.conftest import approx, parametrize
+from tests.conftest import approx, cells_of, parametrize
 from tests.quantize import oracle
 from tests.replay import drawn_mnist
 
-SMALL = (
-    "--model.hidden_units 8 --training.batch_size 4 --training.device cpu"
-    " --model.quantizer.init_vectors 512"
-)
+SMALL = "--model.hidden_units 8 --training.batch_size 4 --model.quantizer.init_vectors 512"
+ADVERSARIAL = "--training.device cpu --model.adversarial_start 0 --model.perceptual none"
+DEEP = "treevq-deep/mnist"
 
 
 def figures_of(row, *names):
@@ -39,46 +38,25 @@ def figures_of(row, *names):
 
 
 def printed(name, arguments, capsys):
-    capsys.readouterr()
     importlib.import_module(f"benchmarks.{name}").main(arguments.split())
     return capsys.readouterr().out
 
 
-SCRIPTS = {
-    "search": ("--size 2 3 --vectors 300", "method L m", 5),
-    "effort": (
-        "mnist --models mnist --images 3 --lmbda 0.01 --bytes 60",
-        "model coding MSE",
-        5,
-    ),
-    "train": (
-        (
-            f"--rounds 1 --preset vqgan/mnist {SMALL} --model.adversarial_start 0"
-            " --model.perceptual none"
-        ),
-        "method preset batch",
-        2,
-    ),
-    "prior": (
-        "--rounds 1 --batch 2 --presets hrvqvae/mnist treevq-deep/mnist",
-        "preset network codes",
-        2,
-    ),
-    "sample": (
-        "--rounds 1 --positions 1 --levels treevq-deep/mnist:1 --images treevq-deep/mnist:1",
-        "method drawn batch",
-        3,
-    ),
-}
+SCRIPTS = cells_of(f"""
+    search | --size 2 3 --vectors 300 | method L m | 5
+    effort | mnist --models mnist --images 3 --lmbda 0.01 --bytes 60 | model coding MSE | 5
+    train | --rounds 1 --preset vqgan/mnist {SMALL} {ADVERSARIAL} | method preset batch | 2
+    prior | --rounds 1 --batch 2 --presets hrvqvae/mnist {DEEP} | preset network codes | 2
+    sample | --rounds 1 --positions 1 --levels {DEEP}:1 --images {DEEP}:1 | method drawn batch | 3
+""")
 
 
-@parametrize("name", SCRIPTS)
-def test_rows(name, tmp_path, monkeypatch, capsys):
+@parametrize("name, arguments, heads, count", SCRIPTS)
+def test_rows(name, arguments, heads, count, tmp_path, monkeypatch, capsys):
     drawn_mnist(tmp_path, monkeypatch)
-    arguments, heads, count = SCRIPTS[name]
     head, *rows = printed(name, arguments, capsys).split("\n\n")[0].splitlines()
     assert head.split()[:3] == heads.split()
-    assert len(rows) == count
+    assert len(rows) == int(count)
     if "ratio" in head:
         ratios = [row[head.find("ratio") :].split()[0] for row in rows]
         assert all(ratio == "-" or float(ratio) > 0 for ratio in ratios)
@@ -91,9 +69,8 @@ ROOT = Path(__file__).parents[2]
 def test_commands_that_texts_name_exist():
     """In pages, and in docstrings of scripts."""
     commands = {name for names in GROUPS.values() for name in names.split()}
-    texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    scripts = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
-    for path in (*texts, *scripts):
+    texts = "*.md docs/**/*.md benchmarks/**/*.py recipes/**/*.py"
+    for path in [path for pattern in texts.split() for path in ROOT.glob(pattern)]:
         text = path.read_text()
         for name in re.findall(r"python -m (benchmarks(?:\.\w+)*)", text):
             assert find_spec(name), path
@@ -171,18 +148,14 @@ def test_the_oracle_of_searches_by_all_paths(width, weight):
 
 
 @parametrize(
-    "first, second, vector, tie",
-    [
-        (1, 1 - 0.05 * TOLERANCE, 2, True),
-        (1, 1 - 5 * TOLERANCE, 2, False),
-        (1, 1, 1, True),
-        (1, 3, 1, False),
-    ],
+    "second, vector, tie",
+    [(1 - 0.05 * TOLERANCE, 2, True), (1 - 5 * TOLERANCE, 2, False), (1, 1, True), (3, 1, False)],
 )
-def test_vectors_that_rounding_decides_are_not_judged(first, second, vector, tie):
+def test_vectors_that_rounding_decides_are_not_judged(second, vector, tie):
+    """Codewords are 1 and `second`; code 1 is compared with code 0."""
     right = torch.zeros(1, 3, dtype=torch.long)
     vectors = torch.full((3, 1), float(vector))
-    books = [torch.tensor([[[float(first)], [float(second)]]])]
+    books = [torch.tensor([[[1.0], [second]]])]
     difference = gpu.compare(vectors, books, right, right + 1, SEARCHES["greedy"])
     counts = figures_of(difference, "equal", "ties", "errors")
     assert counts == (0, 3 * tie, 3 * (not tie))
@@ -219,9 +192,7 @@ def small_gpu(monkeypatch):
 def test_the_gpu_report_in_its_small_form(small_gpu, capsys):
     gpu.main(["--json"])
     report = json.loads(capsys.readouterr().out)
-    assert report["device"] == "cpu"
-    assert report["form"] == "small"
-    assert report["faults"] == []
+    assert figures_of(report, "device", "form", "faults") == ("cpu", "small", [])
     sizes = [figures_of(row, "search", "levels", "codewords") for row in report["codes"]]
     assert sizes == [("greedy", 2, 3), ("beam of 4", 2, 3), ("flat", 1, 9)]
     for row in report["search"]:

@@ -34,8 +34,10 @@ from tests.conftest import (
     shared_fixture,
     write_picture,
 )
-from tests.data.stored import folder_of, write_parquet, write_tar
+from tests.data.stored import folder_of, write_parquet
 from tests.trained_run import tiny_run_with_entropy_model
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def save_images(folder):
@@ -63,18 +65,17 @@ def as_bytes(image):
     return (image * 255).round().byte()
 
 
-def test_one_file_there_and_back(run, images, tmp_path, monkeypatch):
-    file = tmp_path / "x.hrv"
-    out = tmp_path / "y.png"
-    sheet = tmp_path / "sheet.png"
+def test_one_file_there_and_back(run, images, monkeypatch):
+    file = Path("x.hrv")
+    out = Path("y.png")
     printed = do(f"compress {run} {images}/2.png -o {file} --device cpu")
     size = file.stat().st_size
     assert f"1 image, {size} bytes" in printed
     inspect = f"inspect {file} --model {run} -o"
-    printed = do(f"{inspect} {sheet}")
+    printed = do(f"{inspect} sheet.png")
     assert "7x30 pixels (height, width)" in printed
     assert re.search(rf"^level 3 .* {size}\n\nwhole\n", printed, re.MULTILINE)
-    assert read_image(sheet, 3).shape[2] > 30
+    assert read_image(Path("sheet.png"), 3).shape[2] > 30
     again = f"decompress {file} -o {out} --model {run}"
     do(f"{again} --levels 2")
     model = hrvqvae.load(run)
@@ -91,33 +92,31 @@ def test_one_file_there_and_back(run, images, tmp_path, monkeypatch):
     assert same(pixels(out), expected)
     # of a system that decodes all levels or none
     monkeypatch.setattr(SingleGridAutoencoder, "prefixes", (3,))
-    assert damaged in ended(2, f"{inspect} {tmp_path}/none.png")
-    assert not (tmp_path / "none.png").exists()
+    assert damaged in ended(2, f"{inspect} none.png")
+    assert not Path("none.png").exists()
 
 
-def test_tars_parquet_files_and_lists_are_taken_as_folders_are(run, tmp_path):
-    folder = save_images(tmp_path / "images")
+def test_parquet_files_and_lists_are_taken_as_folders_are(run):
+    folder = save_images(Path("images"))
     files = folder_of(folder)
-    write_tar(tmp_path / "t-000000.tar", files)
     labels = [[0, 1]] * 4  # of a type that is refused in training
-    write_parquet(tmp_path / "p-0.parquet", list(files.values()), labels, paths=list(files))
+    write_parquet(Path("p-0.parquet"), list(files.values()), labels, paths=list(files))
     names = "\n".join(f"{name}\tlabel" for name in files)
     # with a byte order mark, as on Windows
     (folder / "names.txt").write_text(names, encoding="utf-8-sig")
     codes = []
-    for stored in ("images", "t-000000.tar", "p-*.parquet", "images/names.txt"):
-        out = tmp_path / f"codes-{len(codes)}"
-        do(f"compress {run} {tmp_path}/{stored} -o {out}")
+    for stored in ("images", "p-*.parquet", "images/names.txt"):
+        out = Path(f"codes-{len(codes)}")
+        do(f"compress {run} {stored} -o {out}")
         codes.append(folder_of(out))
     assert len(codes[0]) == 4
-    assert codes[1:] == [codes[0]] * 3
+    assert codes[1:] == [codes[0]] * 2
 
 
-def test_a_folder_gets_a_file_for_each_image(run, images, tmp_path):
-    codes = tmp_path / "codes"
-    back = tmp_path / "back"
+def test_a_folder_gets_a_file_for_each_image(run, images):
+    codes = Path("codes")
     first = codes / "0.hrv"
-    again = f"compress {run} {images} -o {codes}"
+    again = f"compress {run} {images} -o codes"
     do(f"{again} --levels 1")
     assert [*folder_of(codes)] == ["0.hrv", "1.hrv", "2.hrv", "more/0.hrv"]
     first.unlink()
@@ -125,51 +124,44 @@ def test_a_folder_gets_a_file_for_each_image(run, images, tmp_path):
     check_refusals(f"{again} | 1.hrv exists already; {advice}")
     assert not first.exists()
     do(f"{again} --force")
-    do(f"decompress {first} {codes}/1.hrv -o {back} --model {run}")
-    assert [*folder_of(back)] == ["0.png", "1.png"]
-    do(f"decompress {codes} -o {tmp_path}/all --model {run}")
-    assert [*folder_of(tmp_path / "all")] == ["0.png", "1.png", "2.png", "more/0.png"]
+    do(f"decompress {first} codes/1.hrv -o back --model {run}")
+    assert [*folder_of(Path("back"))] == ["0.png", "1.png"]
+    do(f"decompress codes -o all --model {run}")
+    assert [*folder_of(Path("all"))] == ["0.png", "1.png", "2.png", "more/0.png"]
     told = "has neither files of codes (.hrv) nor zips of them"
-    check_refusals(f"decompress {images} -o {tmp_path}/none --model {run} | {told}")
+    check_refusals(f"decompress {images} -o none --model {run} | {told}")
 
 
-def test_a_zip_is_a_folder_of_files(run, images, tmp_path):
-    path = tmp_path / "x.zip"
-    back = tmp_path / "back"
-    again = f"compress {run} {images} -o {path}"
+def test_a_zip_is_a_folder_of_files(run, images):
+    again = f"compress {run} {images} -o x.zip"
     do(again)
-    do(f"compress {run} {images} -o {tmp_path}/files")
-    files = folder_of(tmp_path / "files")
-    assert dict(read_zip(path)) == files
-    printed = do(f"inspect {path}")
-    assert f"{path}: 4 images, " in printed
+    do(f"compress {run} {images} -o files")
+    assert dict(read_zip(Path("x.zip"))) == folder_of(Path("files"))
+    printed = do("inspect x.zip")
+    assert "x.zip: 4 images, " in printed
     assert "sizes: 7x30, 12x12" in printed
     check_refusals(f"{again} | overwrite it with --force")
-    do(f"compress {run} {images}/0.png -o {path} --force")
-    assert [name for name, _ in read_zip(path)] == ["0.hrv"]
-
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name, content in files.items():
-            packed.writestr(name, content)
-    do(f"decompress {path} -o {back} --model {run}")
+    do(f"decompress x.zip -o back --model {run}")
     model = hrvqvae.load(run)
     (expected,) = model.decompress(model.compress(pixels(images / "2.png")[None]))
-    assert same(pixels(back / "2.png"), as_bytes(expected))
+    assert same(pixels(Path("back/2.png")), as_bytes(expected))
+    do(f"compress {run} {images}/0.png -o x.zip --force")
+    assert [name for name, _ in read_zip(Path("x.zip"))] == ["0.hrv"]
 
 
-def test_names_keep_their_endings_where_they_must(run, tmp_path):
+def test_names_keep_their_endings_where_they_must(run):
     for name in ("0.png", "0.jpg", "1.png"):
-        write_picture(tmp_path / "in" / name, 0, (12, 12), "L")
-    do(f"compress {run} {tmp_path}/in -o {tmp_path}/out")
-    assert {*folder_of(tmp_path / "out")} == {"0.png.hrv", "0.jpg.hrv", "1.hrv"}
+        write_picture(Path("in") / name, 0, (12, 12), "L")
+    do(f"compress {run} in -o out")
+    assert {*folder_of(Path("out"))} == {"0.png.hrv", "0.jpg.hrv", "1.hrv"}
 
 
-def test_an_interrupted_call_goes_on(run, images, tmp_path, monkeypatch):
-    out = tmp_path / "out"
+def test_an_interrupted_call_goes_on(run, images, monkeypatch):
+    out = Path("out")
     command = f"compress {run} {images} -o {out}"
-    late = f"compress {run} {images} -o {tmp_path}/late"
-    do(f"compress {run} {images} -o {tmp_path}/whole")
-    expected = folder_of(tmp_path / "whole")
+    late = f"compress {run} {images} -o late"
+    do(f"compress {run} {images} -o whole")
+    expected = folder_of(Path("whole"))
     monkeypatch.setattr(image_files, "_BATCH_IMAGES", 1)
     write = image_files.write_output
 
@@ -206,17 +198,16 @@ def test_an_interrupted_call_goes_on(run, images, tmp_path, monkeypatch):
     assert folder_of(out) != expected
 
 
-def test_the_shipped_model_is_found_by_what_it_wrote(images, tmp_path):
+def test_the_shipped_model_is_found_by_what_it_wrote(images):
     decoded = []
     for name in ("x.hrv", "x.zip"):
-        do(f"compress mnist {images}/0.png -o {tmp_path}/{name}")
-        do(f"decompress {tmp_path}/{name} -o {tmp_path}/{name}.png")
-        decoded.append(pixels(tmp_path / f"{name}.png"))
+        do(f"compress mnist {images}/0.png -o {name}")
+        do(f"decompress {name} -o {name}.png")
+        decoded.append(pixels(Path(f"{name}.png")))
     assert same(*decoded)
 
 
-def test_what_can_not_be_done(run, images, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_what_can_not_be_done(run, images, monkeypatch):
     image = images / "0.png"
     Path("notes.txt").write_text("words")
     for out in ("x.hrv", "x.zip"):
@@ -246,81 +237,77 @@ def test_what_can_not_be_done(run, images, tmp_path, monkeypatch):
         inspect x.zip --model {run} | -o and --model are for one file
         fit-entropy-model {run} --effort 0 | --effort is 0.0; it must be above 0
     """)
-    assert {*folder_of(tmp_path)} == {"notes.txt", "twice.tar", "x.hrv", "x.zip"}
+    assert {*folder_of(Path())} == {"notes.txt", "twice.tar", "x.hrv", "x.zip"}
 
 
-def test_broken_images_can_be_left_out(run, tmp_path, monkeypatch):
-    save_images(tmp_path / "in")
-    (tmp_path / "in" / "2.png").write_bytes(b"none")
+def test_broken_images_can_be_left_out(run, monkeypatch):
+    save_images(Path("in"))
+    Path("in/2.png").write_bytes(b"none")
     monkeypatch.setattr(image_files, "_BATCH_IMAGES", 1)  # one is written before the broken one
     for out, count, goes_on in (("y.zip", 3, False), ("files", 2, True)):
-        command = f"compress {run} {tmp_path}/in -o {tmp_path}/{out}"
+        command = f"compress {run} in -o {out}"
         check_refusals(f"{command} | leave such images out with --on-error skip")
         printed = ended(0, f"{command} --on-error skip")
         assert f"{count} images" in printed
         assert "2.png" in printed
         assert ("files already" in printed) == goes_on
     names = ["0.hrv", "1.hrv", "more/0.hrv"]
-    assert [name for name, _ in read_zip(tmp_path / "y.zip")] == names
-    assert [*folder_of(tmp_path / "files")] == names
-    command = f"compress {run} {tmp_path}/in/2.png -o {tmp_path}/z.zip --on-error skip"
+    assert [name for name, _ in read_zip(Path("y.zip"))] == names
+    assert [*folder_of(Path("files"))] == names
+    command = f"compress {run} in/2.png -o z.zip --on-error skip"
     assert "no image could be read" in ended(2, command)
-    assert not (tmp_path / "z.zip").exists()
+    assert not Path("z.zip").exists()
 
 
-def test_any_name_of_a_file_can_be_zipped_and_read_again(run, images, tmp_path):
+def test_any_name_of_a_file_can_be_zipped_and_read_again(run, images):
     """With a backslash, a colon or a line break; the terminal gets none of their control
     characters.
     """
     image = images / "0.png"
     for name in ("a\\b", "C:x\x1b[2J", "two\nlines", "x" * 248):
-        shutil.copy(image, tmp_path / f"{name}.png")
+        shutil.copy(image, Path(f"{name}.png"))
     for out in ("x.zip", "codes"):
-        do(f"compress {run} {tmp_path} -o {tmp_path}/{out}")
-    printed = ended(0, f"decompress {tmp_path}/x.zip -o {tmp_path}/back --model {run}")
+        do(f"compress {run} . -o {out}")
+    printed = ended(0, f"decompress x.zip -o back --model {run}")
     assert "4 images" in printed
     assert "\x1b" not in printed
-    files, codes = (
-        {file.stem for file in (tmp_path / folder).iterdir()} for folder in ("back", "codes")
-    )
+    files, codes = ({file.stem for file in Path(folder).iterdir()} for folder in ("back", "codes"))
     assert files == codes > {"a_b", "C_x_[2J", "two_lines"}
-    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+    with tarfile.open(Path("t.tar"), "w") as tar:
         for name in ("../../out.png", "/abs/x.png"):
             tar.add(image, name)
-    do(f"compress {run} {tmp_path}/t.tar -o {tmp_path}/deep/codes")
-    assert {*folder_of(tmp_path / "deep")} == {"codes/out.hrv", "codes/abs/x.hrv"}
-    assert not (tmp_path / "out.hrv").exists()
+    do(f"compress {run} t.tar -o deep/codes")
+    assert {*folder_of(Path("deep"))} == {"codes/out.hrv", "codes/abs/x.hrv"}
+    assert not Path("out.hrv").exists()
 
 
-@parametrize(
-    "names", [["../out"], ["/out"], ["a/../../out"], ["..\\out"], ["C:/out"], ["x", "X", "x"]]
-)
-def test_a_zip_writes_nowhere_but_where_it_is_told(names, run, tmp_path):
+@parametrize("names", [r"../out", r"/out", r"a/../../out", r"..\out", r"C:/out", r"x X x"])
+def test_a_zip_writes_nowhere_but_where_it_is_told(names, run):
     """A link in it is no file of codes."""
     (content,) = hrvqvae.load(run).compress(torch.zeros(1, 1, 12, 12))
-    path = tmp_path / "x.zip"
+    path = Path("x.zip")
     with zipfile.ZipFile(path, "w") as opened, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name twice
-        for name in names:
+        for name in names.split():
             opened.writestr(f"{name}.hrv", content)
         link = zipfile.ZipInfo("link.hrv")
         link.external_attr = 0o120777 << 16
         opened.writestr(link, "../../out.png")
-    out = tmp_path / "in" / "side"
+    out = Path("in/side")
     told = ended(2, f"decompress {path} -o {out} --model {run}")
     assert "names are changed" in told
     assert "link.hrv is not a file of codes" in told
-    written = [*tmp_path.rglob("*.png")]
-    assert len(written) == len(names)
+    written = [*Path().rglob("*.png")]
+    assert len(written) == len(names.split())
     assert all(file.is_relative_to(out) and not file.is_symlink() for file in written)
 
 
-def test_what_is_damaged_stops_no_other_image(run, images, tmp_path):
+def test_what_is_damaged_stops_no_other_image(run, images):
     """An entry or the end of a zip, and a file among others: the others are written, and the exit
     code is 2.
     """
-    path = tmp_path / "X.ZIP"
-    out = tmp_path / "out"
+    path = Path("X.ZIP")
+    out = Path("out")
     do(f"compress {run} {images} -o {path}")
     content = path.read_bytes()
     entry = dict(read_zip(path))["1.hrv"]
@@ -341,55 +328,53 @@ def test_what_is_damaged_stops_no_other_image(run, images, tmp_path):
         assert "damaged: " in printed
         shutil.rmtree(out)
 
-    codes = tmp_path / "codes"
-    do(f"compress {run} {images} -o {codes}")
-    (codes / "1.hrv").write_bytes(b"none")
-    line = f"{codes}/1.hrv is not a file of codes"
-    check_refusals(f"decompress {codes} -o {out} --model {run} | {line}")
+    do(f"compress {run} {images} -o codes")
+    Path("codes/1.hrv").write_bytes(b"none")
+    line = "codes/1.hrv is not a file of codes"
+    check_refusals(f"decompress codes -o {out} --model {run} | {line}")
     assert {*folder_of(out)} == whole
 
 
-def test_work_is_cut_by_pixels(run, images, tmp_path, monkeypatch):
-    path = tmp_path / "x.zip"
+def test_work_is_cut_by_pixels(run, images, monkeypatch):
     monkeypatch.setattr(image_files, "_BATCH_PIXELS", 300)
     monkeypatch.setattr(hrv, "BATCH_PIXELS", 300)
     compress = Mock(wraps=hrvqvae.load(run).compress)
     monkeypatch.setattr(hrvqvae.model.Model, "compress", compress)
-    do(f"compress {run} {images} -o {path}")
+    do(f"compress {run} {images} -o x.zip")
     assert [len(call.args[0]) for call in compress.call_args_list] == [2, 1, 1]
     decode = Mock(wraps=image_files.decode_images)
     monkeypatch.setattr(image_files, "decode_images", decode)
-    do(f"decompress {path} -o {tmp_path}/out --model {run}")
+    do(f"decompress x.zip -o out --model {run}")
     assert [len(call.args[1]) for call in decode.call_args_list] == [2, 1, 1]
 
 
-def test_folders_and_what_a_killed_writer_left_are_no_images(run, images, tmp_path):
-    (tmp_path / "in" / "x.png").mkdir(parents=True)
+def test_folders_and_what_a_killed_writer_left_are_no_images(run, images):
+    Path("in/x.png").mkdir(parents=True)
     for name in ("a.png", f"{TEMPORARY}b.png"):
-        shutil.copy(images / "0.png", tmp_path / "in" / name)
-    assert "1 image," in do(f"compress {run} {tmp_path}/in -o {tmp_path}/x.zip")
+        shutil.copy(images / "0.png", Path("in") / name)
+    assert "1 image," in do(f"compress {run} in -o x.zip")
 
 
-def test_a_command_that_is_ended_leaves_nothing(images, tmp_path, monkeypatch):
+def test_a_command_that_is_ended_leaves_nothing(images, monkeypatch):
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_DFL)  # nohup ignores one
         monkeypatch.setattr(os, "fsync", lambda _, signum=signum: signal.raise_signal(signum))
         with pytest.raises(SystemExit, match=str(128 + signum)):
-            do(f"compress mnist {images}/2.png -o {tmp_path}/x.hrv")
+            do(f"compress mnist {images}/2.png -o x.hrv")
         assert signal.getsignal(signum) == signal.SIG_DFL
-    assert not [*tmp_path.iterdir()]
+    assert not [*Path().iterdir()]
 
 
-def test_a_strict_terminal_prints_names_that_are_no_text(run, images, tmp_path):
+def test_a_strict_terminal_prints_names_that_are_no_text(run, images):
     out = io.TextIOWrapper(io.BytesIO(), "ascii", errors="strict")
     with redirect_stdout(out):
-        words = f"compress {run} {images}/0.png -o {tmp_path}/caf\udce9.hrv".split()
+        words = f"compress {run} {images}/0.png -o caf\udce9.hrv".split()
         assert main(words) == 0
         out.flush()
     assert b"caf\\udce9.hrv" in out.buffer.getvalue()
 
 
-def test_a_class_is_no_path(tmp_path, monkeypatch):
+def test_a_class_is_no_path(monkeypatch):
     classes = ("../victim/photo", "t-shirt/top", "CON", "a")
     drawn = Sampled(torch.zeros(4, 1, 8, 8), classes, ())
     for name, result in (
@@ -398,10 +383,10 @@ def test_a_class_is_no_path(tmp_path, monkeypatch):
         ("draw_batches", lambda _, missing, **__: [drawn] if missing else []),
     ):
         monkeypatch.setattr(pictures.Model, name, result)
-    (tmp_path / "victim").mkdir()
-    command = f"sample mnist -n 4 --save-dir {tmp_path}/each -o {tmp_path}"
-    do(f"{command}/sheet.png")
-    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
+    Path("victim").mkdir()
+    command = "sample mnist -n 4 --save-dir each -o"
+    do(f"{command} sheet.png")
+    written = {path.as_posix() for path in Path().rglob("*.png")}
     assert written == {
         "sheet.png",
         "each/_._victim_photo-0000.png",
@@ -409,13 +394,12 @@ def test_a_class_is_no_path(tmp_path, monkeypatch):
         "each/CON-0002.png",
         "each/a-0003.png",
     }
-    together = tmp_path / "all"
-    do(f"sample mnist -n 4 -o {together}/a-0003.png --save-dir {together}")
-    assert len([*together.glob("*.png")]) == 5
-    (tmp_path / "loop.png").symlink_to("loop.png")
+    do("sample mnist -n 4 -o all/a-0003.png --save-dir all")
+    assert len([*Path("all").glob("*.png")]) == 5
+    Path("loop.png").symlink_to("loop.png")
     check_refusals(f"""
-        {command}/sheet.png | exists already
-        {command}/new.png --seed 1 | has other images already
-        sample mnist -n 4 -o {tmp_path}/loop.png | loop
+        {command} sheet.png | exists already
+        {command} new.png --seed 1 | has other images already
+        sample mnist -n 4 -o loop.png | loop
         sample mnist -n 4 -o '' | is empty; name a file or a folder
     """)

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from hrvqvae.priors.base import build_prior
 from tests.conftest import parametrize, random_images, same
 from tests.models.small import config_of, model_of
-from tests.newest.test_fake_gpu import NETWORKS, prior_config
+from tests.newest.test_fake_gpu import NETWORKS, inputs_of, prior_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's compiler
 
@@ -35,9 +35,7 @@ def test_codes_and_images(name):
 def test_logits(kind):
     config, levels = prior_config(kind)
     prior = build_prior(config, levels, classes=10).eval()
-    codes = [torch.randint(level.symbols, (2, *level.grid)) for level in prior.levels]
-    coarser = [torch.randint(size, (2, *prior.level.grid)) for size in prior.level.coarser]
-    label = torch.zeros(2, dtype=torch.long)
-    expected = prior.level_logits(codes, coarser, label)
-    compiled = torch.compile(prior.level_logits, fullgraph=True)(codes, coarser, label)
+    inputs = inputs_of(prior)
+    expected = prior.level_logits(*inputs)
+    compiled = torch.compile(prior.level_logits, fullgraph=True)(*inputs)
     assert_close(compiled, expected, rtol=1e-4, atol=1e-5)

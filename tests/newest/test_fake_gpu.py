@@ -7,7 +7,7 @@ in test_loop. A sampler draws on the CPU by design: of a GPU it asks `level_logi
 """
 
 import dataclasses
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config, DataConfig, TrainingConfig
-from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build, build_objective, build_progressive_decoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
@@ -41,17 +40,24 @@ pytestmark = pytest.mark.skipif(
 def config_for(name):
     changes = {"adversarial_start": 0} if name == "vqgan" else {}
     training = TrainingConfig(max_steps=10, device="cuda", precision="fp32", log_every=1)
-    return Config(
-        data=DataConfig(channels=3, size=14), model=config_of(name, **changes), training=training
-    )
+    data = DataConfig(channels=3, size=14)
+    return Config(data=data, model=config_of(name, **changes), training=training)
 
 
 def images_on(device, kind=torch.uint8):
     return torch.zeros(4, 3, 14, 14, dtype=kind, device=device)
 
 
-@contextmanager
-def zero_gradients(*modules):
+def labels():
+    return torch.zeros(4, dtype=torch.long)
+
+
+def check_step(waits, task, state, batch):
+    """Check that a step of a task, with gradients of zero, waits for nothing; return its
+    metrics.
+    """
+    modules = [network.module for network in state.networks.values()]
+
     def backward(loss, *_, **__):
         for parameter in (weight for module in modules for weight in module.parameters()):
             parameter.grad = torch.zeros_like(parameter)
@@ -59,8 +65,11 @@ def zero_gradients(*modules):
     def grad(loss, inputs, **_):
         return (torch.zeros_like(inputs),)
 
+    waits.places.clear()
     with patch.object(Tensor, "backward", backward), patch("torch.autograd.grad", grad):
-        yield
+        metrics = task.step(state, batch)
+    assert waits.places == []
+    return metrics
 
 
 def no_autocast():
@@ -78,12 +87,9 @@ def test_a_training_step_of_a_system_waits_for_nothing(name):
             model = build(config).train()
             task.objective = build_objective(config)
         state = TrainState.start(model, config.training, task.objective.auxiliary)
-        batch = Batch(images_on("cpu"), torch.zeros(4, dtype=torch.long))
-        waits.places.clear()
-        with zero_gradients(*(network.module for network in state.networks.values())):
-            metrics = task.step(state, batch)
-            model(images_on("cuda", torch.float32))  # as in a training loop of somebody's own
-        assert not waits.places
+        metrics = check_step(waits, task, state, Batch(images_on("cpu"), labels()))
+        model(images_on("cuda", torch.float32))  # as in a training loop of somebody's own
+        assert waits.places == []
         assert all(metric.is_cuda for metric in metrics.values() if isinstance(metric, Tensor))
 
 
@@ -114,10 +120,7 @@ def test_a_training_step_of_a_progressive_decoder():
         task.config = config
         task.model = model
         state = TrainState.start(decoder, config.training)
-        waits.places.clear()
-        with zero_gradients(decoder):
-            task.step(state, Batch(images_on("cpu"), torch.zeros(4, dtype=torch.long)))
-        assert waits.places == []
+        check_step(waits, task, state, Batch(images_on("cpu"), labels()))
 
 
 NETWORKS = {
@@ -130,10 +133,18 @@ NETWORKS = {
 
 def prior_config(kind):
     """Return a configuration with a prior of a kind, and the levels of the prior."""
-    config = override(config_for("hrvqvae"), {"prior.class_dropout": "0.1"})
-    prior = dataclasses.replace(config.prior, network=NETWORKS[kind])
+    config = config_for("hrvqvae")
+    prior = dataclasses.replace(config.prior, class_dropout=0.1, network=NETWORKS[kind])
     levels = range(3) if kind == "gpt" else range(2, 3)
     return dataclasses.replace(config, prior=prior), levels
+
+
+def inputs_of(prior):
+    """Return codes of the levels of a prior, coarser codes and labels."""
+    codes = tuple(torch.randint(level.symbols, (4, *level.grid)) for level in prior.levels)
+    grid = (4, *prior.level.grid)
+    coarser = tuple(torch.randint(size, grid) for size in prior.level.coarser)
+    return codes, coarser, labels()
 
 
 @parametrize("kind", NETWORKS)
@@ -144,21 +155,12 @@ def test_a_training_step_of_a_prior(kind):
             prior = build_prior(config, levels, classes=10).train()
         task = PriorTask("", levels, config, (None, config, ""))
         state = TrainState.start(prior, config.training)
-        codes = tuple(torch.zeros(4, *level.grid, dtype=torch.long) for level in prior.levels)
-        coarser = tuple(
-            torch.zeros(4, *prior.level.grid, dtype=torch.long) for _ in prior.level.coarser
-        )
-        waits.places.clear()
-        with zero_gradients(prior):
-            task.step(state, CodeBatch(codes, coarser, torch.zeros(4, dtype=torch.long)))
-        assert waits.places == []
-        placed = CodeBatch(codes, coarser, torch.zeros(4, dtype=torch.long)).to(
-            torch.device("cuda")
-        )
+        batch = CodeBatch(*inputs_of(prior))
+        check_step(waits, task, state, batch)
         with torch.no_grad():
-            assert all(logits.is_cuda for logits in prior.eval().level_logits(*placed)), (
-                "what a sampler asks for"
-            )
+            # what a sampler asks for
+            placed = prior.eval().level_logits(*batch.to(torch.device("cuda")))
+        assert all(logits.is_cuda for logits in placed)
 
 
 LAYERS = {

@@ -33,6 +33,11 @@ _INDEX = {
     aten._index_put_impl_.default,
     aten.index_put.default,
 }
+_COPY = {aten._to_copy.default, aten.copy_.default}
+
+
+def _on_device(tensor):
+    return tensor.device.type != "cpu"
 
 
 class CountReads(TorchDispatchMode):
@@ -51,7 +56,7 @@ class Waits(TorchDispatchMode):
     selects all elements.
     """
 
-    def __init__(self, value=1.0):
+    def __init__(self, value=1):
         super().__init__()
         self.value = value
         self.places = []
@@ -59,38 +64,23 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        on_device = any(leaf.device.type != "cpu" for leaf in tensors)
-        if func in _READ and on_device:
-            self._note(func)
-            kind = tensors[0].dtype
-            return (
-                self.value
-                if kind.is_floating_point
-                else bool(self.value)
-                if kind == torch.bool
-                else int(self.value)
-            )
-        if func in _SHAPE and on_device:
-            self._note(func)
-            if func is aten.nonzero.default:
-                return args[0].new_zeros(args[0].numel(), args[0].ndim, dtype=torch.long)
-            if func is aten.masked_select.default:
-                return args[0].new_zeros(args[0].numel())
-            if func is aten.bincount.default:
-                return args[0].new_zeros(kwargs.get("minlength", 0) or 1)
+        on_device = any(map(_on_device, tensors))
         if func in _INDEX and on_device:
             return func(args[0], self._without_masks(func, args), *args[2:], **kwargs)
+        if func in _READ | _SHAPE and on_device:
+            self._note(func)
+        if func in _READ and on_device:
+            return bool(self.value) if tensors[0].dtype == torch.bool else self.value
+        if func is aten.nonzero.default and on_device:
+            return args[0].new_zeros(args[0].numel(), args[0].ndim, dtype=torch.long)
+        if func is aten.masked_select.default and on_device:
+            return args[0].new_zeros(args[0].numel())
+        if func is aten.bincount.default and on_device:
+            return args[0].new_zeros(kwargs.get("minlength", 0) or 1)
         result = func(*args, **kwargs)
-        devices = {
-            leaf.device.type
-            for leaf in tree_leaves((args, kwargs, result))
-            if isinstance(leaf, Tensor)
-        }
-        if func in (aten._to_copy.default, aten.copy_.default) and len(devices) > 1:
-            blocking = not (
-                kwargs.get("non_blocking") or (func is aten.copy_.default and args[2:] == (True,))
-            )
-            if blocking or result.device.type == "cpu":
+        if func in _COPY and len({*map(_on_device, (*tensors, result))}) > 1:
+            in_background = kwargs.get("non_blocking") or args[2:] == (True,)
+            if not in_background or not _on_device(result):
                 self._note(func)
         return result
 
@@ -98,38 +88,30 @@ class Waits(TorchDispatchMode):
         indices = []
         for index in args[1]:
             if index is not None and index.dtype in (torch.bool, torch.uint8):
-                fills = (
-                    func is not aten.index.Tensor and args[2].numel() == 1
-                )  # a fill, which needs no number
-                if not fills:
+                # a fill needs no number
+                if func is aten.index.Tensor or args[2].numel() != 1:
                     self._note(func)
                 places = index.new_zeros(index.numel(), dtype=torch.long)
                 indices += [places] * index.ndim
-            else:
-                if (
-                    index is not None
-                    and index.device.type == "cpu"
-                    and args[0].device.type != "cpu"
-                ):
-                    self._note(func)
-                indices.append(index)
+                continue
+            if index is not None and _on_device(args[0]) and not _on_device(index):
+                self._note(func)
+            indices.append(index)
         return indices
 
     def _note(self, func):
-        frames = [leaf for leaf in traceback.extract_stack() if "/hrvqvae/" in leaf.filename]
-        where = frames[-1] if frames else traceback.extract_stack()[0]
-        self.places.append(f"{func} at {'/'.join(where.filename.split('/')[-2:])}:{where.lineno}")
+        stack = traceback.extract_stack()
+        where = [frame for frame in stack if "/hrvqvae/" in frame.filename][-1:] or stack
+        self.places.append(f"{func} at {where[0].filename}:{where[0].lineno}")
 
 
 @contextmanager
-def fake_gpu(value=1.0):
+def fake_gpu(value=1):
     """Make new tensors fake ones of a GPU, and list the waits; nothing is computed."""
-    shared = patch.object(
-        FakeTensorMode, "__deepcopy__", lambda self, _: self, create=True
-    )  # of copies of a model
+    # of copies of a model
+    shared = patch.object(FakeTensorMode, "__deepcopy__", lambda self, _: self, create=True)
     one_gpu = patch("torch.cuda.device_count", lambda: 1)
     with shared, one_gpu, warnings.catch_warnings(), FakeTensorMode(), Waits(value) as waits:
-        warnings.filterwarnings(
-            "ignore", "Accessing the data pointer of FakeTensor"
-        )  # copies of a model do
+        # copies of a model do
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         yield waits

@@ -31,11 +31,8 @@ class Server:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     with (tmp_path_factory.mktemp("served") / "log").open("w+") as log:
-        command = [
-            sys.executable,
-            "-c",
-            "from hrvqvae.cli import main; raise SystemExit(main(['play', 'mnist']))",
-        ]
+        program = "from hrvqvae.cli import main; raise SystemExit(main(['play', 'mnist']))"
+        command = [sys.executable, "-c", program]
         # a proxy that is not there
         environment = {**os.environ, "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
         process = subprocess.Popen(
@@ -54,14 +51,12 @@ def server(tmp_path_factory):
 @pytest.fixture
 def browser(tmp_path):
     options = webdriver.ChromeOptions()
-    for option in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--window-size=1100,900",
-    ):
+    chosen = f"""
+        --headless=new --no-sandbox --disable-dev-shm-usage --window-size=1100,900
+        --user-data-dir={tmp_path}/profile
+    """
+    for option in chosen.split():
         options.add_argument(option)
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
     yield driver

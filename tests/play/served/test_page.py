@@ -28,6 +28,10 @@ def client(server):
     return Client(server.address, verbose=False)
 
 
+def connected(server):
+    return closing(http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=100))
+
+
 def upload(client, path):
     return client.predict(handle_file(str(path)), 3, True, api_name="/upload")
 
@@ -75,9 +79,7 @@ def test_100_megabytes_are_refused(sized, client, server, tmp_path):
     if sized:
         headers["Content-Length"] = str(len(head) + 100 * len(block) + len(tail))
     body = iter([head, *[block] * 100, tail])
-    with closing(
-        http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=100)
-    ) as connection:
+    with connected(server) as connection:
         try:
             connection.request(
                 "POST", "/gradio_api/upload", body, headers, encode_chunked=not sized
@@ -122,9 +124,7 @@ def test_files_of_this_machine_are_not_served(server):
 
 @parametrize("headers", [{"Host": "rebound.example:7860"}, {"Origin": "http://other.example"}])
 def test_pages_of_other_sites_are_turned_away(headers, server):
-    with closing(
-        http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)
-    ) as connection:
+    with connected(server) as connection:
         connection.request("POST", "/gradio_api/upload", b"x", headers)
         answer = connection.getresponse()
         assert answer.status == 403

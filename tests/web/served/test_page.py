@@ -15,15 +15,7 @@ from hrvqvae.export.web import export_web
 from tests.conftest import parametrize, read_json, shared_fixture
 from tests.play.served import conftest
 from tests.web.bundle import read_bundle
-from tests.web.test_module import (
-    FILES,
-    WEB,
-    codes_file,
-    decoded,
-    images_of_many_sizes,
-    pixels_of,
-    text_of,
-)
+from tests.web.test_module import WEB, check_pixels, files_of_many_sizes, text_of
 
 browser = conftest.browser
 
@@ -86,18 +78,12 @@ def wait_for(driver, script, *arguments):
 def test_pixels_in_chromium_are_those_of_python(browser, site, capsys):
     address, folder = site
     model, entropy_model = read_bundle(folder / "thumb.hrvw")
-    images = images_of_many_sizes(FILES, model.channels)
-    files = [
-        codes_file(model, entropy_model, image, i % model.prefixes[-1] + 1)
-        for i, image in enumerate(images)
-    ]
+    files = files_of_many_sizes(model, entropy_model)
     browser.get(address + "package.json")
     browser.set_script_timeout(600)
     results = browser.execute_async_script(DECODE, [text_of(file) for file in files])
     assert "error" not in results, results
-    for file, result in zip(files, results["results"], strict=True):
-        difference = pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model, file)
-        assert np.abs(difference).max() <= 1
+    check_pixels(model, entropy_model, files, results["results"])
     with capsys.disabled():
         middle = {
             name: round(float(np.median(results[name])), 2) for name in ("decoding", "encoding")
