@@ -207,7 +207,7 @@ class Rings:
         return (images,)
 
     def decode(self, codes, size):
-        return codes[0]
+        return SimpleNamespace(cpu=lambda: codes[0])  # as on a GPU: to be moved before it is used
 
 
 def rings(labels, generator):
@@ -365,6 +365,12 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(run, beam, lmbda):
     assert evaluated.report.mse == approx(float(error), rel=1e-4)
     assert samples.call_args.args[0].config.model.quantizer.beam == (beam or 1)
     assert samples.call_args.kwargs["lmbda"] == lmbda
+
+
+def test_samples_are_drawn_on_the_device_of_the_evaluation(run):
+    with patch("hrvqvae.evaluation.report.measure_samples", return_value=()) as samples:
+        evaluate_run(run, device="cpu:0", samples=2)
+    assert samples.call_args.args[0].device == torch.device("cpu:0")  # the default is "cpu"
 
 
 def test_each_image_is_encoded_once(run, monkeypatch):

@@ -69,6 +69,7 @@ def run(argv: Sequence[str]) -> int:
         )
     arguments, unknown = _parser().parse_known_args(words)
     if unknown:  # perhaps an argument after an option: `export mnist --compact small`
+        # the words after the command; `prog` is "hrvqvae export" or "hrvqvae hub push"
         rest = words[len(arguments.parser.prog.split()) - 1 :]
         arguments, unknown = arguments.parser.parse_known_intermixed_args(rest)
     unknown += [f"--{name}" for name in fields if not arguments.command.fields]
@@ -168,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Logs an error that a user can cause as one line, and
     returns 2.
     """
-    for name in ("stdout", "stderr"):  # None if it is closed; an output file could get its number
+    # A closed stream is None, and an output file could get its file descriptor.
+    for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # notices about its own cache

@@ -81,6 +81,7 @@ def _inspect_file(arguments: Arguments) -> int:
     header = read_header(content, str(path))
     (model,) = find_models([(str(path), header.fingerprint)], arguments.model)
     codes = read(model.entropy_model, [content], names=[str(path)])[0]
+    # docs/format.md calls the networks of an entropy model tables.
     coding = "with an entropy model" if header.by_tables else "without an entropy model"
     height, width = codes.size
     print(
@@ -101,7 +102,7 @@ def _inspect_file(arguments: Arguments) -> int:
     missing = len(model.entropy_model.symbols) - len(codes.codes)
     state = f"whole; {counted(missing, 'level')} not written to the file" if missing else "whole"
     print(f"\n{codes.fault or state}")
-    # A model may decode the first levels only if there are enough of them.
+    # `prefixes[0]` is the least number of levels that the model decodes.
     if arguments.out is not None and len(codes.codes) >= model.autoencoder.prefixes[0]:
         draw_levels(model, codes, arguments.out)
         print(f"picture of the levels: {arguments.out}")

@@ -66,7 +66,8 @@ def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
 
 def _train(arguments: Arguments) -> int:
     processes: AbstractContextManager[None] = nullcontext()
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # --print-config alone needs no torch
+    # One process needs no group. So `--print-config` imports no torch.
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         from hrvqvae.distributed.launch import process_group
 
         processes = process_group()
@@ -199,6 +200,7 @@ def _demo(arguments: Arguments) -> int:
     for words in (
         ("data", "get", "mnist"),
         ("train", arguments.preset, "--out", arguments.out, *resume, *steps, *minutes),
+        # begins if there is nothing to resume
         ("train-prior", arguments.out, "--resume", *steps, *prior_minutes, *smaller_prior),
         ("evaluate", arguments.out, "--images", "2000"),
         ("sample", arguments.out, *guided, "--force", "-o", str(pictures / "samples.png")),

@@ -130,8 +130,8 @@ def autoencoder_config(
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
     must_agree = dict[str, Any]()
     if Path(name).is_file():
-        # Compare the values of the file that are not defaults. Where the file has a default, an
-        # option may have replaced it when the run began.
+        # Compare the values of the file that are not defaults: an option that replaced such a value
+        # when the run began must be given again. An option may also have replaced a default.
         default = flatten(default_config(stored.model.system, stored.prior.network.kind))
         must_agree = {
             field: value

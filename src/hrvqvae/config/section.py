@@ -87,7 +87,7 @@ def _parse(value: Any, hint: Any) -> Any:
         return value == "true"
 
     # A number may be a text, or of another library such as numpy. A bool is not a number here. What
-    # is left is a section: the mappings of a file were flattened before.
+    # is left is a text, a bool, or a section; the mappings of a file were flattened before.
     kind = {int: Integral, float: Real}.get(hint)
     if kind is None and isinstance(value, hint):
         return value

@@ -302,6 +302,7 @@ def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) ->
     """
     # Table 5 is of the retrained system; for this one its values are our choice.
     table_5 = {field: value for field, (value, _) in select_column(TABLE_5, dataset).items()}
+    # without `dataset`: from the system's defaults, not from the preset vqvae2/DATASET
     return ExtraPreset(
         name=f"vqvae2-original/{name}",
         about=about,

@@ -337,8 +337,9 @@ def _return_unchanged(value: Any) -> Any:
 def _ignore_signals(_: int) -> None:
     """Ignore SIGINT always, and the first SIGTERM and SIGHUP.
 
-    Such a signal reaches all processes. The main process needs the workers until it has saved; it
-    ends them by a second SIGTERM.
+    A signal that ends a training reaches all of its processes, but the main process needs the
+    workers until it has saved. Each handler restores the default at its first signal, so a second
+    SIGTERM or SIGHUP ends the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
@@ -360,6 +361,8 @@ def explain_worker_errors() -> Iterator[None]:
         is_restarted_script = "bootstrapping phase" in str(error)
         if not is_restarted_script and "DataLoader worker" not in str(error):
             raise
+        # Without fork, a worker imports the script. If the script starts workers there, the worker
+        # fails, and this process may only see that the worker is dead.
         if is_restarted_script or multiprocessing.get_start_method() != "fork":
             fault = (
                 "the processes that decode images run the script again: put its calls below"

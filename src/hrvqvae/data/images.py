@@ -268,8 +268,10 @@ def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> lis
     """
     _require_dense(images)
     if isinstance(images, Tensor | np.ndarray):
+        # An array (N,) holds N objects, such as paths.
         single = images.ndim <= 3 if isinstance(images, Tensor) else images.ndim in (2, 3)
     else:
+        # A memoryview is a Sequence too, but one of several dimensions can't be iterated.
         single = not isinstance(images, Sequence) or isinstance(images, str | memoryview)
     converted = []
     lost = dict[str, str]()
@@ -291,8 +293,8 @@ def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> lis
 def as_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Convert what Python code gives as images to a batch (B, C, Y, X); see `list_images`.
 
-    A tensor that is not of three dimensions is returned unchecked. Raises InputError as
-    `list_images`, or if the images have several sizes or types.
+    A tensor (B, C, Y, X) is returned unchecked. Raises InputError as `list_images`, or if the
+    images have several sizes or types.
     """
     if isinstance(images, Tensor) and images.ndim == 4:
         _require_dense(images)

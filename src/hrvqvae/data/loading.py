@@ -65,7 +65,7 @@ def find_data_root(root: str | None) -> Path:
 def find_published(dataset: Dataset, root: Path) -> Path:
     """Return the folder of a published set, which is `root/NAME` or `root` itself.
 
-    `root` itself is the folder if it has no folder NAME, and not the name of another published set.
+    It is `root/NAME` if that is a folder, or if `root` has the name of another data set.
     """
     below = root / dataset.name
     is_other = root.name != dataset.name and root.name in DATASETS
@@ -99,6 +99,7 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
     for batch in read_batches(images, chunk_samples(range(len(images)), _BATCH), workers):
         start = len(labels)
         labels += batch.labels.tolist()
+        # If all images of a batch are broken, its tensor has the shape (0,).
         pixels[start : len(labels)] = batch.images.numpy().reshape(-1, *shape[1:])
         broken += batch.broken
     if not labels:
@@ -138,6 +139,7 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
         else:
             images.pixels = images.pixels[selected]
         return images
+    # `get` raises an error for an unknown name.
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
     # `read` names the function that reads a published set; sets without it are folders of images.
     if dataset and dataset.read and not (config.root or "").startswith(datasets.PREFIX):
@@ -233,6 +235,7 @@ def _select_split(
     # why there are no classes
     reasons = [part.unlabelled for part in sources.values() if part.unlabelled]
     if not config.labels:
+        # A source without labels may have none, or has left them unread: no reason is known.
         reasons = [] if source.labels is None else ["data.labels is false"]
     if reasons and not classes:
         summary += f": {reasons[0]}"
@@ -308,11 +311,11 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
         words = re.findall("[a-z]+", shard.name.lower())
         names_of_splits = [word for word in words if word in SPLIT_NAMES]
         by_name[names_of_splits[-1] if names_of_splits else ""].append(shard)
-    # A pattern that matches the files of one split alone is no error: `data.split` divides them. So
-    # "" is present, as if there were other files.
+    # `find_splits` raises an error if one split is there and nothing else (""). A pattern may match
+    # the files of one split alone, which `data.split` divides: add "" for it.
     present = {*by_name} if path.is_dir() else {*by_name, ""}
     first = shards[0].path
-    pattern = f"'{first.with_name('*')}{first.suffix}'"  # the `--data` of one split's files
+    pattern = f"'{first.with_name('*')}{first.suffix}'"  # the `--data` that `find_splits` advises
     splits = files.find_splits(present, path, pattern)
     if splits is None:
         return {"": source_class(shards, labels)}

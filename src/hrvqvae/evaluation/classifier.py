@@ -134,6 +134,7 @@ def shift_and_flip(images: Tensor, rng: torch.Generator) -> Tensor:
     columns = right[:, None] + torch.where(flipped[:, None], width - 1 - order, order)
     rows = down[:, None] + torch.arange(height)
     image = torch.arange(count)[:, None, None]
+    # The indices give (B, Y, X, C): a slice between index tensors comes last.
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -197,11 +198,12 @@ def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:
     """Return the classifier of a data set: from the package, else from the file `path`, else newly
     trained.
 
-    A classifier serves the images that it was trained on alone, whatever their name. A newly
-    trained classifier is written to `path`, also if the file there is of other images. Raises as
+    A classifier serves only the images that it was trained on, whatever their name. A newly trained
+    classifier is written to `path`, also if the file there is of other images. Raises as
     `train_classifier` and `read_classifier`.
     """
     shipped = _SHIPPED / f"{config.dataset}.safetensors"
+    # It was trained on the whole training split, and also serves runs with `data.validation`.
     if shipped.is_file() and _is_of(shipped, replace(config, validation=0.0)):
         return read_classifier(shipped, config)
     if path.is_file():
@@ -282,6 +284,7 @@ def train_classifier(config: DataConfig, seed: int = 1) -> TrainedClassifier:
     rate = recipe.learning_rate
     decay = recipe.weight_decay
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=decay, fused=True)
+    # The last rate, which is almost 0, is set after the last update.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
 
     # training, with images that are changed at random

@@ -174,8 +174,9 @@ class RunEvaluation:
 def choose_data(data: DataConfig, root: str | None, split: str | None) -> tuple[DataConfig, str]:
     """Return the data to measure on, and its split.
 
-    `data` is the data of the run. Another folder `root` is measured whole by default (split "all",
-    see `open_images`), but images of the published set or of the run's own folder as in training.
+    `data` is the data of the run. If `root` holds the published set or is the run's own folder, it
+    is measured as in training. Another folder is measured whole by default (split "all", see
+    `open_images`), or on its test split if it has splits.
     """
     if root is None:
         return data, split or "test"
@@ -260,7 +261,8 @@ def evaluate_run(
         samples: number of samples to draw and measure with each weight of `guidance`.
         limit: number of images, spread evenly over the split (None: all).
         beam: as for `hrvqvae.load`; `lmbda` and `effort` are as for `Model.encode`.
-        sample_levels: levels to draw (default: all; of sampling.json, if a level has no prior).
+        sample_levels: levels to draw (default: all, or those of sampling.json if a level has no
+            prior).
         rate: measure the rate; if False, samples are not measured either.
 
     Raises:
@@ -319,7 +321,8 @@ def evaluate_run(
     if samples:
         reused = maps if split == "test" and limit is None else None
         quality = measure_samples(
-            Model(run, beam=beam),
+            # Another model, because `autoencoder` is on the CPU now, in another memory format.
+            Model(run, str(compute.device), beam),
             data,
             samples,
             guidances=guidance,

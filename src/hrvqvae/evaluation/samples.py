@@ -32,7 +32,7 @@ from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 
 CLASSIFIER = "classifier.safetensors"  # in a run folder, or in the folder of a comparison
-NUM_SETS = 5  # sets of samples, of training images, and at most of other test images
+NUM_SETS = 5  # sets of samples; of training images and of other test images there may be fewer
 _BLOCK = 1_024
 _NEIGHBOUR = 3
 _BATCH = 128
@@ -261,7 +261,7 @@ def measure_samples(
             " and 4"
         )
 
-    # What samples are compared with. The features may be those of the classifier that was written.
+    # What samples are compared with. `choose_features` may take the same classifier from its file.
     reference, *other_tests = draw_subsets(tests, size, 1 + NUM_SETS)
     real = RealImages(choose_features(config, classifier_path), read_images_at(tests, reference))
 
@@ -272,7 +272,7 @@ def measure_samples(
     else:
         parts = map(maps.read, np.split(reference, range(_BATCH, size, _BATCH)))
         coded = (codes for codes, _ in parts)
-    decoded = torch.cat([model.decode(codes, size=config.image_size) for codes in coded])
+    decoded = torch.cat([model.decode(codes, size=config.image_size).cpu() for codes in coded])
     labels = torch.from_numpy(tests.labels[reference])
     train_sets = (read_images_at(train, subset) for subset in draw_subsets(train, size, NUM_SETS))
     test_sets = (read_images_at(tests, subset) for subset in other_tests)

@@ -56,7 +56,8 @@ def explain_write_errors(target: object, advice: str = "") -> Iterator[None]:
         ) from error
 
 
-# annotation -> a type, the type of the entries of a list, or an attribute; and its name in messages
+# annotation -> its kind, and its name in messages. A kind is a type, a tuple of the types of a
+# list's entries (empty for numbers, also in an array), or the name of an attribute.
 _KINDS: Mapping[str, tuple[Any, str]] = {
     "None": (NoneType, "None"),
     "bool": (bool, "True or False"),
@@ -113,6 +114,7 @@ def name_arguments(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except InputError as error:
+            # A command in the advice, such as `hrvqvae data get NAME`, keeps its options.
             sentence, prompt, command = str(error).partition("hrvqvae ")
             sentence = re.sub(r"--resume\b", "resume=True", sentence)
             sentence = re.sub(

@@ -260,7 +260,8 @@ def create_folder(path: Path) -> Iterator[Path]:
     if path.exists():  # also if the path is . or /, for which `with_name` would fail
         raise InputError(f"{path} exists already; choose another folder")
     path = path.resolve()
-    # The next writer of the folder finds what a killed writer left by this name.
+    # The name depends on `path` alone, so the next writer finds, and removes, what a killed writer
+    # left.
     temporary = path.with_name(
         f"{TEMPORARY}{hashlib.blake2b(os.fsencode(path.name), digest_size=4).hexdigest()}"
     )

@@ -89,7 +89,8 @@ class ArraySource(Source):
     def content(self, row: int, ending: bool) -> bytes:
         index, within = self.locate(row)
         pixels = self._images(index)[within]
-        # The middle row, with or without `ending`: all images of an array have one size.
+        # The middle row, also without `ending`: a size, as of a file, would tell no images apart,
+        # because all images of an array have one size.
         return bytes(pixels[len(pixels) // 2].tobytes())
 
 

@@ -96,6 +96,8 @@ def read_list(path: Path) -> FolderSource:
     if not names:
         raise InputError(f"{path} names no image; write a path per line")
     source = FolderSource(path.parent, names)
+    # The labels replace the names of folders. A line without a label has None, which the callers of
+    # `open_whole` accept; other functions read no lists.
     source.labels = np.array(labels, object)
     return source
 
@@ -105,9 +107,9 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
     divide them.
 
     `train/` and the first folder of `HELD_OUT` that has images are splits. Images elsewhere in the
-    folder are left out, and a note counts them. One of them alone is an error; but beside other
-    folders it is a class, as in CIFAR100. Labels are the folders of the images in a split. The
-    dictionary is empty if the folder has no images.
+    folder are left out, and a note counts them. One split alone is an error; but beside other
+    folders its folder is a class, as `train/` in CIFAR100. Labels are the folders of the images in
+    a split. The dictionary is empty if the folder has no images.
 
     Raises InputError if only one split is there, or a name is not UTF-8 or has two spellings.
     """
@@ -127,6 +129,7 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
             raise InputError(
                 f"{folder} has {folder_of_split[split]}/ and {top}/; rename one of them"
             )
+    # for the error of `find_splits`: the folder of a split that is there
     only = folder / min(folder_of_split.values(), default="")
     splits = find_splits({*folder_of_split}, folder, str(only))
     if splits is None:
@@ -252,7 +255,7 @@ def match_files(pattern: Path) -> list[Path]:
     """
     if pattern.is_file():
         return [pattern]
-    # of a{1,2}b the texts are a and b, and the choices 1 or 2
+    # `split` returns a, "1,2" and b of a{1,2}b: texts and, between them, the insides of braces.
     *before_braces, last = _BRACES.split(str(pattern))[::2]
     files = list[Path]()
     for choices in itertools.product(*map(_expand_braces, _BRACES.findall(str(pattern)))):
