@@ -46,6 +46,7 @@ def test_images_of_every_kind_are_one_batch():
         (3, "image 1 is not an image .it is a int; images are paths, PIL images"),
         (PIXELS.astype(int), "its type is int64; images are uint8, or float"),
         (PIXELS[None, None], r"its shape is \(1, 5, 7, 3\)"),
+        (np.array(0.5), r"its shape is \(\)"),
         ("gone.png", "gone.png: there is no such image"),
     ],
 )
