@@ -68,7 +68,7 @@ SEARCHED: Mapping[str, Fields] = {
 """The best settings of docs/data/decides-cifar10."""
 FURTHER: Mapping[str, Sequence[Fields]] = {
     "hrvqvae": (_quantizer("decay=0.75"), _quantizer("decay=0.2"), _quantizer("decay=0.05")),
-    "rqvae": (_quantizer("beta=4.0"), _quantizer("decay=0.99")),
+    "rqvae": (_quantizer("beta=4.0"), _quantizer("decay=0.99"), _quantizer("beta=16.0")),
     "vqvae2": (_quantizer("beta=0.06"),),
 }
 """Neighbours of an optimum that was the last value tried."""
