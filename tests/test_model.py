@@ -86,6 +86,7 @@ REFUSED = {
     "codes of level 1 have shape (14, 14); expected (B, H, W)": lambda model, _: model.decode(
         tuple(torch.zeros(3, 14, 14, dtype=torch.long))
     ),
+    "keep is 'bottom'": lambda model, _: model.complete(torch.zeros(1, 28, 28), keep="bottom"),
     "there are 2 images": lambda model, _: model.complete(torch.zeros(2, 1, 28, 28)),
     "correct the name, or leave out resume=True": lambda _, folder: hrvqvae.train(
         "hrvqvae/mnist", out=folder / "none", resume=True

@@ -115,6 +115,10 @@ def check_contract():
     with input_error(r"codes lie in 0\.\.63"):
         model.decode((codes + 64,))
 
+    single, three = (model.draw(count, seed=3, class_name="7").codes[0] for count in (1, 3))
+    assert same(single, three[:1])  # a sample depends on its batch
+    assert not same(three[0], three[1])  # two samples are equal
+
     prior = model.priors.networks[0]
     label = torch.tensor([0, 1])
     positions = torch.arange(64).view(8, 8)
