@@ -18,7 +18,8 @@ from tests.trained_run import tiny_systems
 WEIGHTS = "0123456789abcdef" * 2
 
 
-def made_network(contexts, hidden, random, strength=200):
+def made_network(contexts, hidden, random=None, strength=200):
+    random = random or np.random.default_rng(0)
     sets = contexts.sets
     symbols = contexts.symbols[-1]
     return EntropyNetwork(
@@ -76,9 +77,8 @@ def files_of(
     size,
     count=1,
     seed=0,
-    levels=None,
 ):
-    return write(entropy_model, random_codes(entropy_model, size, count, seed), size, levels)
+    return write(entropy_model, random_codes(entropy_model, size, count, seed), size)
 
 
 def read_one(entropy_model, content):

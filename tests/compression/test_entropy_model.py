@@ -1,8 +1,8 @@
 """Entropy models: contexts, the file, the grids they state, and how they are fitted."""
 
-import dataclasses
 import re
 import zlib
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -113,20 +113,20 @@ def test_a_file_holds_all_of_it(entropy_model):
     restored = read_entropy_model(entropy_model.content)
     for name in ("model", "geometry", "symbols"):
         assert getattr(restored, name) == getattr(entropy_model, name)
-    assert dataclasses.replace(restored).content == entropy_model.content  # as it is written again
+    assert replace(restored).content == entropy_model.content  # as it is written again
 
 
 def test_a_file_is_written_so_that_it_can_be_read(monkeypatch):
     contexts = usual_contexts(1, (64, 64), [(4, 4)] * 2)
-    network = made_network(contexts, 16, np.random.default_rng(0))
+    network = made_network(contexts, 16)
     zeros = {name: 0 * getattr(network, name) for name in ("table", "weights", "offsets")}
-    networks = (None, dataclasses.replace(network, **zeros))
+    networks = (None, replace(network, **zeros))
     made = EntropyModel("x", "00" * 16, Geometry(1, 0, (1, 1)), (64, 64), networks)
     monkeypatch.setattr(entropy_model, "_MOST_BODY", 0)
     assert read_entropy_model(made.content).networks[0] is None
     monkeypatch.setattr(entropy_model, "_MOST_BODY_BYTES", 100)
     with input_error("its levels or codewords are too many"):
-        _ = dataclasses.replace(made).content
+        _ = replace(made).content
 
 
 def test_the_fingerprint_is_that_of_the_file(monkeypatch):
@@ -137,7 +137,7 @@ def test_the_fingerprint_is_that_of_the_file(monkeypatch):
     compress = zlib.compress
     monkeypatch.setattr(entropy_model.zlib, "compress", lambda content, level: compress(content, 1))
     restored = read_entropy_model(TREE.content)
-    assert dataclasses.replace(restored).content != TREE.content
+    assert replace(restored).content != TREE.content
     assert restored.content == TREE.content
     assert not any(image.fault for image in read(restored, files))
 
@@ -170,7 +170,7 @@ def test_files_that_say_what_can_not_be_are_refused():
 
 def test_reading_takes_work_in_proportion_to_the_features():
     contexts = Contexts(0, (2,), ((0, 0),), ((0, 0, -1),) * 1000, -1)
-    network = made_network(contexts, 1, np.random.default_rng(0))
+    network = made_network(contexts, 1)
     content = EntropyModel("x", "00" * 16, PLAIN, (2,), (network,)).content
     count = Contexts.count_values
     with patch.object(Contexts, "count_values", autospec=True, side_effect=count) as counted:
@@ -180,10 +180,10 @@ def test_reading_takes_work_in_proportion_to_the_features():
 
 def test_networks_that_could_overflow_or_look_ahead_are_refused():
     contexts = usual_contexts(1, (3, 3), [(4, 4)] * 2)
-    network = made_network(contexts, 4, np.random.default_rng(0))
+    network = made_network(contexts, 4)
     for bias, message in ((np.full(4, 2**30, np.int32), "32 bits"), (network.bias[:3], "shape")):
         with damage_error(message):
-            dataclasses.replace(network, bias=bias)
+            replace(network, bias=bias)
     for feature in ((0, 0, 0), (0, 0, 1), (0, 1, -1), (0, -5, 0)):
         with damage_error(re.escape(f"lies at {feature[1:]}")):
             Contexts(1, (3, 3), ((1, 1),), (feature,), -1)

@@ -169,23 +169,22 @@ CASES = st.tuples(
 )
 
 
-def encode(symbols, kinds):
+def encode(symbols, rows):
+    """Symbols as bytes, by the frequencies of each."""
     out = np.zeros((1, 4 * len(symbols) + 12), np.uint8)
     state = np.zeros(4, np.int64)
     coder.begin_encoding(state)
-    for number, symbol in enumerate(symbols):
-        counts = kinds[number % len(kinds)]
+    for symbol, counts in zip(symbols, rows, strict=True):
         coder.encode(state, out, 0, sum(counts[:symbol]), counts[symbol], sum(counts))
     return out[0, : coder.end_encoding(state, out, 0)].tobytes()
 
 
-def decode(content, count, kinds):
+def decode(content, rows):
     stream = np.frombuffer(content, np.uint8)
     state = np.zeros(4, np.int64)
     symbols = []
     coder.begin_decoding(state, stream, 0, len(stream))
-    for number in range(count):
-        counts = kinds[number % len(kinds)]
+    for counts in rows:
         place = coder.find_target(state, sum(counts))
         symbol = int(np.searchsorted(np.cumsum(counts), place, side="right"))
         coder.consume(
@@ -207,9 +206,9 @@ def test_bytes_are_those_of_the_oracle(case, after):
     kinds, numbers = case
     counts = [kinds[place % len(kinds)] for place in range(len(numbers))]
     symbols = [number % len(row) for number, row in zip(numbers, counts, strict=True)]
-    content = encode(symbols, kinds)
-    assert content == encoded(symbols, kinds)
-    assert decode(content + after, len(symbols), kinds) == (symbols, len(content))
+    content = encode(symbols, counts)
+    assert content == encoded(symbols, counts)
+    assert decode(content + after, counts) == (symbols, len(content))
     shares = [row[symbol] / sum(row) for row, symbol in zip(counts, symbols, strict=True)]
     ideal = -sum(map(math.log2, shares)) / 8
     assert ideal - 0.001 <= len(content) <= ideal + 1.5
@@ -247,22 +246,21 @@ PRINTED_POWERS = [
 ]
 
 
-def encoded(symbols, kinds):
+def encoded(symbols, rows):
     """Symbols as bytes. `low` is one whole number as long as the stream, so that nothing is
     carried.
     """
     low = 0
     width = 1 << 48
     shifted = 0
-    for number, symbol in enumerate(symbols):
-        counts = kinds[number % len(kinds)]
+    for symbol, counts in zip(symbols, rows, strict=True):
         part = width // sum(counts)
         low += part * sum(counts[:symbol])
         width = part * counts[symbol]
         while width <= 1 << 40:
-            low = low << 8
-            width = width << 8
-            shifted = shifted + 1
+            low <<= 8
+            width <<= 8
+            shifted += 1
     for number in range(7):
         step = 1 << (48 - 8 * number)
         value = -(-low // step) * step

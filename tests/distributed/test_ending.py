@@ -18,18 +18,6 @@ from tests.trained_run import train_autoencoder
 ROOT = Path(__file__).parent.parent.parent
 
 
-def torchrun(count, *options):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(count),
-    ]
-    return [*command, "--monitor-interval", "0.5", *options, "-m", "hrvqvae"]
-
-
 def ranks(launcher):
     pids = []
     for children in Path(f"/proc/{launcher}/task").glob("*/children"):
@@ -57,7 +45,9 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny, tmp_path
     )
     run = RunFolder(tmp_path / "run")
     file = write_file(config, tmp_path / "x.yaml")
-    command = [*torchrun(2, "--max-restarts", "1"), "train", str(file), "--out", str(run.path)]
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 --monitor-interval 0.5"
+    options = f"{torchrun} --max-restarts 1 -m hrvqvae train {file} --out {run.path}"
+    command = [sys.executable, *options.split()]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as launched:
         wait_for(lambda: logged(run.path) >= 5, launched)

@@ -44,6 +44,11 @@ def features(*positions, seed=0):
     return normal(20, DIM, seed=99)[chosen] + 0.1 * torch.randn(*positions, DIM, generator=random)
 
 
+def batches_of(count):
+    """Batches of a hundred vectors."""
+    return [features(5, 20, seed=seed) for seed in range(count)]
+
+
 BATCH = features(10, 20)
 
 
@@ -120,7 +125,7 @@ def test_a_mask_leaves_positions_out_of_everything(update):
     for _ in range(3):
         quantized, indices, loss = masked(padded, mask)
         expected = alone(x[mask].unsqueeze(0))
-    assert same(state_of(masked), state_of(alone))
+    assert same(masked, alone)
     assert same([quantized[mask][None], indices[mask][None], loss], expected)
     (gradient,) = torch.autograd.grad(quantized.sum() + loss, padded)
     assert gradient.isfinite().all()
@@ -134,7 +139,7 @@ def test_a_mask_leaves_positions_out_of_everything(update):
 def test_a_mask_of_images_with_channels_first():
     vq = started(channel_last=False)
     x = features(2, 3, 4).movedim(-1, 1)
-    mask = torch.ones(2, 3, 4, dtype=torch.bool)
+    mask = torch.ones(2, 3, 4).bool()
     mask[1, 2] = False
     quantized, indices, _ = vq(x, mask)
     assert_close(quantized, vq(x)[0] * mask.unsqueeze(1))
@@ -146,14 +151,14 @@ def test_a_mask_of_images_with_channels_first():
 
 def test_a_batch_of_padding_alone_changes_nothing_but_time():
     vq = layer()
-    padding = (features(2, 5), torch.zeros(2, 5, dtype=torch.bool))
+    padding = (features(2, 5), torch.zeros(2, 5).bool())
     quantized, indices, loss = vq(*padding)
     assert float(loss) == 0
     assert vq.schedule.steps == 0
     assert (quantized == 0).all()
     assert (indices == -1).all()
     vq(BATCH)
-    assert same(state_of(vq), state_of(started()))
+    assert same(vq, started())
     first = vq.quantizer.levels[0].codewords
     before = first.clone()
     vq(*padding)
@@ -185,7 +190,7 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough():
     vq = layer(start_vectors=250)
     assert not vq.eval()(features(2, 5))[0].any()
     vq.train()
-    batches = [features(5, 20, seed=seed) for seed in range(4)]
+    batches = batches_of(4)
     quantized, indices, _ = vq(batches[0])
     spread = batches[0].flatten(0, -2).var(0).mean()
     assert (quantized - batches[0]).square().mean() < 0.2 * spread
@@ -201,17 +206,17 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough():
     assert float(counts.sum()) == approx(100, rel=1e-4)  # those of a batch
     before = state_of(vq)
     vq.eval()(batches[3])
-    assert same(before, state_of(vq))
+    assert same(before, vq)
 
 
 def test_vectors_that_wait_for_the_start_are_in_its_state():
     vq = layer(start_vectors=250)
     longer = layer(start_vectors=300)
-    vq(features(5, 20))
+    first, second = batches_of(2)
+    vq(first)
     longer.load_state_dict(vq.state_dict())
-    longer(features(5, 20, seed=1))
-    batches = [features(5, 20, seed=seed) for seed in range(2)]
-    assert same(longer.schedule.waiting[:200], torch.cat(batches).flatten(0, 1))
+    longer(second)
+    assert same(longer.schedule.waiting[:200], torch.cat([first, second]).flatten(0, 1))
 
 
 def test_a_start_that_is_interrupted_is_made_again():
@@ -221,7 +226,7 @@ def test_a_start_that_is_interrupted_is_made_again():
         vq(BATCH)
     with torch.device("meta"):  # a default for new tensors, as "cuda" is in some notebooks
         vq(BATCH)
-    assert same(state_of(vq), state_of(started()))
+    assert same(vq, started())
 
 
 @parametrize("bad", [torch.nan, torch.inf, 1e30])
@@ -232,7 +237,7 @@ def test_a_batch_that_is_refused_does_not_harm_the_start(bad):
     before = state_of(vq)
     with nonfinite_error():
         vq(batch)
-    assert same(before, state_of(vq))
+    assert same(before, vq)
 
 
 @both_updates
@@ -242,7 +247,7 @@ def test_it_goes_on_from_its_state_after_every_step(tmp_path, update):
     """
     options = {"start_vectors": 250, "restart_every": 2, "total_steps": 8, "update": update}
     vq = layer(**options)
-    batches = [features(5, 20, seed=seed) for seed in range(13)]
+    batches = batches_of(13)
     assert all(value.is_floating_point() for value in vq.state_dict().values())
     file = tmp_path / "state"
     waiting = []
@@ -254,7 +259,7 @@ def test_it_goes_on_from_its_state_after_every_step(tmp_path, update):
         resumed.load_state_dict(load_file(file))
         for batch in batches[after : after + 4]:
             assert same(going(batch)[1], resumed(batch)[1])
-        assert same(state_of(going), state_of(resumed))
+        assert same(going, resumed)
         waiting.append(tuple(vq.schedule.waiting.shape))
         vq(batches[after])
     assert waiting == [(250, DIM)] * 3 + [(1, 1)] * 7
@@ -292,8 +297,8 @@ def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(bu
     """
     model = in_a_model(layer(start_vectors=250))
     averaged = AveragedModel(model, use_buffers=buffers)
-    for seed in range(12):
-        model(features(5, 20, seed=seed))
+    for batch in batches_of(12):
+        model(batch)
         averaged.update_parameters(model)
     fresh = in_a_model(layer(start_vectors=250))
     fresh.load_state_dict(averaged.module.state_dict())
@@ -356,7 +361,7 @@ def test_restarted_codewords_are_known_on_another_device():
 
 def test_a_layer_is_pickled_unless_it_has_a_process_group():
     vq = started()
-    assert same(state_of(pickle.loads(pickle.dumps(vq))), state_of(vq))
+    assert same(pickle.loads(pickle.dumps(vq)), vq)
     vq.schedule.processes.group = "some processes"
     with input_error("a process group can't be pickled: save the layer's"):
         pickle.dumps(vq)
@@ -364,18 +369,18 @@ def test_a_layer_is_pickled_unless_it_has_a_process_group():
 
 
 def test_on_meta_and_then_emptied_it_begins_anew():
-    expected = state_of(layer(start_vectors=250))
+    expected = layer(start_vectors=250)
     with torch.device("meta"):
         vq = layer(start_vectors=250)
     vq.to_empty(device="cpu")
     for value in vq.state_dict().values():
         value.fill_(torch.nan)
     vq.reset_parameters()
-    assert same(state_of(vq), expected)
+    assert same(vq, expected)
     vq(BATCH)
     vq.reset_parameters()
     assert vq.schedule.steps == 0
-    assert same(state_of(vq), expected)
+    assert same(vq, expected)
 
 
 @both_updates
@@ -387,9 +392,9 @@ def test_frozen_it_stays_as_it_is_in_training_mode(update):
     quantized, _, loss = vq(x.clone().requires_grad_())
     (quantized.sum() + loss).backward()
     assert all(parameter.grad is None for parameter in vq.parameters())
-    assert same(before, state_of(vq))
+    assert same(before, vq)
     vq.unfreeze()(x)[2].requires_grad_().backward()
-    assert not same(before, state_of(vq))
+    assert not same(before, vq)
 
 
 def test_losses_of_levels_add_up_to_the_loss():
@@ -409,7 +414,7 @@ def test_levels_of_their_own_sizes_and_groups():
     with a beam.
     """
     last = torch.full((3,), 7, dtype=torch.uint8)
-    assert TreeVQ(DIM, 8, 3).codeword_indices(last).tolist() == [7, 63, 511]
+    assert TreeVQ(DIM).codeword_indices(last).tolist() == [7, 63, 511]
     x = normal(10, 20, DIM)
     for linked, num_books in ((0, [1, 5, 10]), (1, [1, 1, 1]), (2, [1, 5, 1])):
         greedy, beam = (
@@ -427,7 +432,7 @@ def test_it_refuses_to_train_under_inference_mode():
     before = state_of(vq)
     with torch.inference_mode(), input_error("call eval"):
         vq(BATCH)
-    assert same(before, state_of(vq))
+    assert same(before, vq)
     with torch.inference_mode():
         vq.fit(features(200))
         another = layer()
@@ -447,11 +452,11 @@ def test_compiled_as_a_part_of_a_model():
     plain = copy.deepcopy(model)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager")
-    for seed in range(7):
+    for batch in batches_of(7):
         codes = []
         for network in (compiled, plain):
             network.zero_grad()
-            quantized, indices, loss = network(features(5, 20, seed=seed))
+            quantized, indices, loss = network(batch)
             (quantized.square().mean() + loss).backward()
             codes.append(indices)
         assert same(*codes)
@@ -489,7 +494,7 @@ def test_what_it_is_given_is_checked():
     vq = started().train()
     x = features(2, 5)
     before = state_of(vq)
-    indices = torch.zeros(2, 5, LEVELS, dtype=torch.long)
+    indices = torch.zeros(2, 5, LEVELS).long()
     other_level = indices - torch.tensor([0, 1, 0])
     decode = vq.get_output_from_indices
     for call, arguments, line in (
@@ -508,4 +513,4 @@ def test_what_it_is_given_is_checked():
             call(*arguments)
     with nonfinite_error():
         vq(x * torch.nan)
-    assert same(before, state_of(vq))
+    assert same(before, vq)
