@@ -1,4 +1,4 @@
-"""A hundred sets of images as people have them: names, splits, nesting, links, modes, profiles."""
+"""Sets of images as people have them: names, splits, nesting, links, depths, arrays."""
 
 import io
 from collections.abc import Mapping

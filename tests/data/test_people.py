@@ -1,4 +1,4 @@
-"""What is understood of a hundred sets of images is printed in one line, and is what was meant."""
+"""What is understood of a set of images is printed in one line, and is what was meant."""
 
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.progress import note_once

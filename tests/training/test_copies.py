@@ -1,7 +1,6 @@
 """Augmented copies, and priors that are told which copy they see."""
 
 import shutil
-import signal
 from unittest.mock import patch
 
 import numpy as np
@@ -18,7 +17,6 @@ from hrvqvae.model import load
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.training.prior import PriorTask, resolve_priors, split_held_out
 from tests.conftest import input_error, parametrize, random_images, same
-from tests.kills import stop_at_step
 from tests.priors.networks import of_each_kind, random_codes, random_prior
 from tests.trained_run import GIVEN, GIVEN_GPT, fields, train_levels
 
@@ -106,17 +104,17 @@ def test_an_epoch_has_each_copy_of_an_image_once_with_its_label(run, given):
     assert moved.tolist() == [False, True, True, True]
 
 
-def test_a_resumed_training_with_copies_is_one_that_never_stopped(run, monkeypatch):
-    changes = f"{COPIES} training.max_steps=8"
-    train_levels(run, changes=changes, of=GIVEN_GPT)
-    folder = prior_folder(run, 0, 1)
-    expected = storage.read(folder.saved()[0])[0]
-    shutil.rmtree(folder.path)
-    stop_at_step(monkeypatch, PriorTask, 4, signal.SIGINT)
-    train_levels(run, changes=changes, of=GIVEN_GPT)
-    monkeypatch.undo()
-    train_levels(run, of={}, resume=True)
-    assert same(storage.read(folder.saved()[0])[0], expected)
+def test_a_resumed_training_with_copies_is_one_that_never_stopped(run, tmp_path):
+    twin = shutil.copytree(run, tmp_path / "twin")
+    for path, steps, resume in (
+        (run, 8, False),
+        (twin, 5, False),
+        (twin, 8, True),
+    ):
+        changes = f"{COPIES} training.schedule=constant training.max_steps={steps}"
+        train_levels(path, changes=changes, of=GIVEN_GPT, resume=resume)
+    states = (storage.read(prior_folder(path, 0, 1).saved()[0])[0] for path in (run, twin))
+    assert same(*states)
 
 
 def test_a_prior_begins_with_more_layers_and_labels_of_copies(run, tmp_path):

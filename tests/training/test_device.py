@@ -23,16 +23,6 @@ def left_open(tiny):
     return override(tiny, fields("training", auto) | fields("prior.training", auto))
 
 
-@pytest.fixture
-def machine(monkeypatch):
-    """Gives the machine a processor with bf16, or one without."""
-
-    def give(*, bf16):
-        monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda _: bf16)
-
-    return give
-
-
 @parametrize("present", [True, False])
 def test_bf16_is_chosen_if_the_processor_has_it(present, left_open, monkeypatch):
     auto = left_open.training
@@ -80,7 +70,10 @@ def test_a_precision_that_was_set_the_new_way_is_kept():
     torch.set_float32_matmul_precision(before)
 
 
-def test_what_is_decided_is_kept(left_open, machine):
+def test_what_is_decided_is_kept(left_open, monkeypatch):
+    def machine(*, bf16):
+        monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda _: bf16)
+
     machine(bf16=True)
     begun = decide_auto(left_open.replace(name="hrvqvae/mnist"), "model", "training")
     assert begun.training.device == "cpu"

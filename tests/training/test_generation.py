@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 import hrvqvae
-from hrvqvae.checkpoints.folder import GENERATION, RunFolder
+from hrvqvae.checkpoints.folder import GENERATION
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.training.generation import GenerationTask
 from tests.checkpoints.conftest import change
@@ -41,8 +41,6 @@ def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case):
     assert same(after.decompress(file, 2)[0], before.decompress(file, 2)[0])
     with input_error(r"decodes levels 1 to 2, not levels 1 to 3: give --lev"):
         after.load_generator(3, "generation")
-    RunFolder(case.path).sampling.write_text('{"decoder": "progressive"}')
-    assert hrvqvae.load(case.path).load_generator(2).progressive_decoder is None
 
 
 def test_a_resumed_training_is_the_one_that_never_stopped(case, tmp_path):

@@ -7,7 +7,7 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Subset, TensorDataset
 
 import hrvqvae
 from hrvqvae.checkpoints.folder import RunFolder
@@ -21,22 +21,8 @@ from tests.trained_run import GIVEN, as_options
 from tests.training.tasks import Case
 
 IMAGES, LABELS = drawn_digits(70, seed=3)
-
-
-class Digits(Dataset):
-    classes = None
-
-    def __init__(self, rows, floats=False):
-        self.images = IMAGES[rows]
-        self.labels = LABELS[rows]
-        self.floats = floats
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, row):
-        image = torch.from_numpy(self.images[row])[None]
-        return image.double() / 255 if self.floats else image, int(self.labels[row])
+PIXELS = torch.from_numpy(IMAGES)[:, None]
+DIGITS = TensorDataset(PIXELS, torch.from_numpy(LABELS))
 
 
 @pytest.fixture
@@ -45,10 +31,9 @@ def tiny_file(tiny, tmp_path):
 
 
 def test_it_is_the_training_of_the_command_line(tiny_file, tiny, tmp_path):
-    train = Digits(slice(50), floats=True)
-    test = Digits(slice(50, None))
-    arrays = {"x_train": train.images, "y_train": train.labels}
-    arrays |= {"x_test": test.images, "y_test": test.labels}
+    floats = TensorDataset(PIXELS.double() / 255, torch.from_numpy(LABELS))
+    arrays = {"x_train": IMAGES[:50], "y_train": LABELS[:50]}
+    arrays |= {"x_test": IMAGES[50:], "y_test": LABELS[50:]}
     np.savez(tmp_path / "digits.npz", **arrays)
     typed = tmp_path / "typed"
     called = tmp_path / "called"
@@ -56,6 +41,8 @@ def test_it_is_the_training_of_the_command_line(tiny_file, tiny, tmp_path):
     do(f"train {tiny_file} {data} --out {typed} --max-steps 9")
     do(f"train-prior {typed} {as_options(GIVEN)}")
 
+    train = Subset(floats, range(50))
+    test = Subset(DIGITS, range(50, 70))
     images = {"data": train, "test_data": test}
     changes = {"data.flip": True, "training.schedule": "constant"}
     hrvqvae.train(tiny_file, **images, out=called, max_steps=6, **changes)
@@ -73,14 +60,13 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
     tiny_file, tmp_path, monkeypatch
 ):
     narrow = {"model.hidden_units": 5}
-    data = Digits(slice(None))
     at_step(monkeypatch, AutoencoderTask, 1, Mock(side_effect=Killed))
     with pytest.raises(Killed):
-        hrvqvae.train(tiny_file, data=data, out=tmp_path, **narrow)
+        hrvqvae.train(tiny_file, data=DIGITS, out=tmp_path, **narrow)
     monkeypatch.undo()
     with input_error("hidden_units is 5 there, 8 here"):
-        hrvqvae.train(tiny_file, data=data, out=tmp_path, resume=True)
-    hrvqvae.train(str(tmp_path), data=data, resume=True, max_steps=1)
+        hrvqvae.train(tiny_file, data=DIGITS, out=tmp_path, resume=True)
+    hrvqvae.train(str(tmp_path), data=DIGITS, resume=True, max_steps=1)
     bad_data = tmp_path / "second"
     with input_error("is not an image"):
         hrvqvae.train(tiny_file, data=[torch.zeros(12, 12)], out=bad_data, **narrow)
@@ -113,17 +99,16 @@ def test_errors_name_arguments_and_leave_commands():
 def test_one_data_set_is_divided(tiny_file, tmp_path, capsys):
     run = tmp_path / "run"
     count = torch.get_num_threads()
-    data = Digits(slice(None))
     train = partial(hrvqvae.train, tiny_file)
-    train(data=data, out=run, max_steps=2, **{"training.threads": count + 1})
+    train(data=DIGITS, out=run, max_steps=2, **{"training.threads": count + 1})
     assert torch.get_num_threads() == count  # the process is left as it was
     assert "tiny: 65 training images" in capsys.readouterr().out  # of 70
     with input_error("continue it with resume=True"):
-        train(data=data, out=run, max_steps=2)
+        train(data=DIGITS, out=run, max_steps=2)
     with input_error("trained on other images"):
-        hrvqvae.train(str(run), data=Digits(slice(60)), resume=True, max_steps=4)
+        hrvqvae.train(str(run), data=Subset(DIGITS, range(60)), resume=True, max_steps=4)
     with input_error("test_data needs a data set as data"):
-        train(data=tmp_path, test_data=data)
+        train(data=tmp_path, test_data=DIGITS)
     with input_error("~no-such-user/x: there is no home folder here; give a path without ~"):
         train(data="~no-such-user/x", out=tmp_path / "other")
     with input_error("mine.yaml: there is no such file"):
