@@ -1,6 +1,5 @@
 """From images to files of codes and back, for every system; files of at most so many bytes."""
 
-import dataclasses
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,7 +12,15 @@ from hrvqvae.compression.hrv import read, read_header
 from hrvqvae.compression.images import decode_images, make_files
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from tests.compression.made import digits, single_grid, squared_errors, untrained
-from tests.conftest import damage_error, do, generator, input_error, parametrize, random_images
+from tests.conftest import (
+    damage_error,
+    do,
+    generator,
+    input_error,
+    parametrize,
+    random_images,
+    same,
+)
 from tests.trained_run import tiny_systems
 
 CPU = torch.device("cpu")
@@ -32,7 +39,7 @@ def test_every_system_compresses_images_of_any_size(name, mnist_root):
         with torch.inference_mode():
             expected = model.decode(model.encode(images), size=size)
         codes = read(entropy_model, files)
-        assert torch.equal(torch.stack(decode_images(model, codes, CPU)), expected)
+        assert same(decode_images(model, codes, CPU), expected)
         assert not any(image.fault for image in codes)
         lengths = [*map(len, files)]
         # a byte at the end of each level
@@ -42,16 +49,14 @@ def test_every_system_compresses_images_of_any_size(name, mnist_root):
 def test_an_entropy_model_makes_smaller_files_of_the_same_images(model):
     images = digits(4)
     fitted = model.compress(images)
-    plain = make_files(
-        model.autoencoder, dataclasses.replace(model.entropy_model, networks=()), images, CPU
-    )
+    plain = make_files(model.autoencoder, model.entropy_model.bare, images, CPU)
     assert sum(map(len, fitted)) < sum(map(len, plain))
     assert {read_header(file).by_tables for file in fitted} == {True}
     codes = model.encode(images)
-    assert torch.equal(torch.stack(model.decompress(fitted)), model.decode(codes, size=(12, 12)))
+    assert same(model.decompress(fitted), model.decode(codes, size=(12, 12)))
     coarse = model.decode(codes, levels=1, size=(12, 12))
     for files in (model.compress(images, levels=1), fitted):
-        assert torch.equal(torch.stack(model.decompress(files, levels=1)), coarse)
+        assert same(model.decompress(files, levels=1), coarse)
     with damage_error("12x12 pixels; at most 100"):
         model.decompress(fitted, max_pixels=100)
 

@@ -79,11 +79,10 @@ def test_the_fast_form_of_the_network_is_the_same_function():
 
 def test_the_published_network_knows_an_image_and_trains_after_it_has_evaluated():
     ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
-    distance = EfficientNetDistance
     with torch.inference_mode():
-        near = distance()(ramp, (ramp + 0.01).clamp(0, 1))
+        near = EfficientNetDistance()(ramp, (ramp + 0.01).clamp(0, 1))
     noise = torch.rand(1, 3, 64, 64, generator=generator()).requires_grad_()
-    far = distance()(ramp, noise)
+    far = EfficientNetDistance()(ramp, noise)
     assert 0 < near < 0.2 * far
     far.backward()
     assert noise.grad.abs().sum() > 0
