@@ -2,10 +2,10 @@
 evaluation of a run.
 """
 
-import dataclasses
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,8 +26,7 @@ from hrvqvae.checkpoints.folder import prior_folder
 from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.learning import fit
-from hrvqvae.config import DataConfig, Geometry, to_dict
-from hrvqvae.config.parsing import from_dict
+from hrvqvae.config import DataConfig, Geometry
 from hrvqvae.data.batches import ImageSet
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier, samples
@@ -60,6 +59,8 @@ from tests.conftest import (
     names_in,
     parametrize,
     refused,
+    same,
+    with_data,
     write_file,
     write_mnist,
     write_picture,
@@ -123,7 +124,7 @@ def test_numbers_of_images_that_have_no_distance():
 
 
 def mnist_config(root, size=12):
-    return DataConfig(dataset="mnist", root=str(root), size=size)
+    return DataConfig(root=str(root), size=size)
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_a_classifier_of_greyscale_images_is_trained_once(mnist_root, tmp_path):
     with patch.object(classifier, "train_classifier", Mock(wraps=trained)) as train:
         first, again, _ = (
             choose_features(chosen, tmp_path / "classifier.safetensors")
-            for chosen in (config, config, dataclasses.replace(config, validation=0.5))
+            for chosen in (config, config, replace(config, validation=0.5))
         )
     assert train.call_count == 2  # other images take another classifier
     assert first.source == "a classifier of mnist"
@@ -220,7 +221,7 @@ def rings(labels, generator):
 @pytest.fixture
 def unequal_classes(monkeypatch):
     labels = (np.arange(4_000) % 20 == 19).astype(np.int64)
-    config = DataConfig(dataset="rings", size=2, channels=1, workers=0)
+    config = DataConfig(dataset="rings", size=2, workers=0)
     pixels = (rings(labels, np.random.default_rng(0)) * 255).byte().numpy()
     images = ImageSet(config, labels, Rings.classes, pixels=pixels)
     brightness = TrainedClassifier(Brightness(), 1.0, images.classes, "")
@@ -325,10 +326,10 @@ def test_priors_are_given_the_class_and_the_class_stands_beside():
     assert rate.label == approx(2)
     assert rate.per_code("prior") == [approx(1)]
     assert rate.per_image("prior") == rate.prior[0]
-    first = dataclasses.replace(rate, positions=(15, 15))
+    first = replace(rate, positions=(15, 15))
     assert first.per_code("prior")[1] is None
     assert first.per_image("prior") is None
-    wrong = dataclasses.replace(maps, labels=(labels + 1) % 4)
+    wrong = replace(maps, labels=(labels + 1) % 4)
     assert measure(maps=wrong).prior[0] > 30
 
 
@@ -440,11 +441,11 @@ def test_a_shipped_classifier_serves_its_own_images_alone(tmp_path):
 
 
 def test_the_classifier_learns(mnist_root, monkeypatch):
-    monkeypatch.setattr(classifier, "SMALL", dataclasses.replace(classifier.SMALL, epochs=50))
+    monkeypatch.setattr(classifier, "SMALL", replace(classifier.SMALL, epochs=50))
     data = mnist_config(mnist_root)
     drawn = torch.get_rng_state()
     first, again = (classifier.train_classifier(data) for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), drawn)  # the caller's generator is as before
+    assert same(torch.get_rng_state(), drawn)  # the caller's generator is as before
     # of 10 classes; each two share a bar, so half is the best there is
     assert first.accuracy > 0.25
     assert first.accuracy == again.accuracy
@@ -461,9 +462,8 @@ def test_samples_are_classified(run):
 
 
 def of_pictures(folder, mnist_root, run, **data):
-    config = to_dict(tiny_run(mnist_root))
-    config["data"] |= {"dataset": "pictures", "root": str(folder), "channels": 3, **data}
-    file = write_file(from_dict(config, "tiny"), run.with_suffix(".yaml"))
+    data = {"dataset": "pictures", "root": str(folder), "channels": 3, **data}
+    file = write_file(with_data(tiny_run(mnist_root), **data), run.with_suffix(".yaml"))
     with undrawn():
         do(f"train {file} --out {run} --max-steps 3")
         do(f"train-prior {run} --max-steps 2")
