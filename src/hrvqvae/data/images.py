@@ -269,8 +269,8 @@ def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> lis
     _require_dense(images)
     if isinstance(images, Tensor | np.ndarray):
         # An array (N,) holds N objects, such as paths.
-        is_list = images.ndim > 3 or (images.ndim == 1 and isinstance(images, np.ndarray))
-        single = not is_list
+        holds_objects = images.ndim == 1 and isinstance(images, np.ndarray)
+        single = images.ndim <= 3 and not holds_objects
     else:
         # A memoryview is a Sequence too, but one of several dimensions can't be iterated.
         single = not isinstance(images, Sequence) or isinstance(images, str | memoryview)

@@ -149,10 +149,9 @@ class CodebookSchedule(nn.Module):
             InputError: `averaged` has other codebooks than this module: a model with several
                 layers, of which each takes its own copy.
         """
+        moments_of = {} if optimizer is None else optimizer.state
         for book, moved in self._moved.items():
-            if optimizer is None:
-                continue
-            state = optimizer.state.get(book.codewords, {})
+            state = moments_of.get(book.codewords, {})
             for moment in state.values():
                 if isinstance(moment, Tensor) and moment.shape == book.codewords.shape:
                     rows = moved.to(moment.device)
