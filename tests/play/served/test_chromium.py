@@ -4,6 +4,7 @@ With PLAY_SCREENSHOTS=DIR in the environment, the pictures of docs/play.md are w
 """
 
 import os
+import re
 import time
 from io import BytesIO
 from pathlib import Path
@@ -23,7 +24,7 @@ class Person:
         self.find("#borrow")
 
     def wait(self, condition):
-        WebDriverWait(self.browser, 90).until(lambda _: condition())
+        return WebDriverWait(self.browser, 90).until(lambda _: condition())
 
     def find(self, selector):
         self.wait(lambda: self.browser.find_elements(By.CSS_SELECTOR, selector))
@@ -83,20 +84,24 @@ def person(browser, server):
 
 
 def has_image(person):
+    """Let the model draw an image; return the bytes of its file."""
     person.click("#borrow")
-    person.wait(lambda: "PSNR" in person.text("#line"))
     person.wait(lambda: person.source("made"))
+    return person.wait(lambda: file_bytes(person))
+
+
+def file_bytes(person):
+    """Return the bytes that the line tells; None while the page waits and shows the seconds."""
+    told = re.match(r"([\d,]+) bytes, .*PSNR", person.text("#line"))
+    return told and int(told[1].replace(",", ""))
 
 
 def test_reconstruct(person):
-    has_image(person)
-    seen = [person.text("#line")]
+    sizes = [has_image(person)]
     slider = person.find("#levels input[type=range]")
     for _ in range(2):
         slider.send_keys(Keys.ARROW_LEFT)
-        person.wait(lambda: person.text("#line") not in ("", *seen))
-        seen.append(person.text("#line"))
-    sizes = [int(line.split()[0]) for line in seen]
+        sizes.append(person.wait(lambda: (size := file_bytes(person)) not in sizes and size))
     assert sizes == sorted(sizes, reverse=True)
     person.finish("reconstruct")
 

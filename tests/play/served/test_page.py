@@ -139,11 +139,11 @@ def test_images_are_drawn_by_the_settings_of_the_model_at_first():
     boxes = [
         block for block in page.build().blocks.values() if getattr(block, "label", "") == "Guidance"
     ]
-    assert [box.value for box in boxes] == ["5"] * 2
+    assert [box.value for box in boxes] == ["1,5"] * 2
     del boxes
     gc.collect()
     params = page._parse_options(1, "any class", 1, 0, "4,1")["params"]
-    assert (params.guidance, params.levels) == ([4, 1], 8)
+    assert (params.guidance, params.levels) == ([4, 1], 4)
     with input_error("guidance is '4,x'; it must be such as 3 or 1,5"):
         page._parse_options(1, "any class", 1, 0, "4,x")
 
