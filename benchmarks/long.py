@@ -24,7 +24,7 @@ from benchmarks.laboratory.folder import Folder, run_cases
 from benchmarks.laboratory.instruments import Validation
 from benchmarks.laboratory.report import compare, draw_curves, group_rows
 from benchmarks.laboratory.settings import make_trial
-from benchmarks.laboratory.systems import Comparison
+from benchmarks.laboratory.systems import Case, Comparison
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
@@ -167,9 +167,7 @@ def choose(systems: Mapping[str, System], folder: Folder) -> dict[str, Fields]:
         if number < len(trials_of(name))
     ]
     _stop(run_cases(cases, comparison.about(), folder, _say, Validation))
-    if not all(folder.row_path(case.name).is_file() for case in cases):
-        _say("another process makes the last trials; give the same command after them")
-        sys.exit()
+    _require_rows(cases, folder)
     return read_chosen(folder)
 
 
@@ -189,7 +187,7 @@ def study_depth(folder: Path) -> None:
     settings = {_RATE: "0.003", _DECAY: "0.95"}
     systems = {name: ("treevq-deep", "", {**settings, **fields}) for name, fields in DEPTH.items()}
     comparison = make_comparison(systems, {}, DEPTH_STEPS, SEEDS)
-    _stop(compare(comparison, folder, _say)[1])
+    _make_rows(comparison, folder)
     measure_searches(comparison, folder)
 
 
@@ -280,6 +278,21 @@ def leaf_error(run: Path, passes: int) -> Row:
     return {"mse": float(error.double().square().mean()), "lost_variance": float(lost)}
 
 
+def _make_rows(comparison: Comparison, folder: Path) -> list[Row]:
+    """Make the missing rows; return all rows of the folder."""
+    rows, signal = compare(comparison, folder, _say)
+    _stop(signal)
+    _require_rows(comparison.cases(), Folder(folder))
+    return rows
+
+
+def _require_rows(cases: Sequence[Case], folder: Folder) -> None:
+    """Exit if a case has no row yet, since another process trains it."""
+    if not all(folder.row_path(case.name).is_file() for case in cases):
+        _say("another process makes the last trainings; give the same command after them")
+        sys.exit()
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -304,8 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not part:
                 continue
             chosen = choose(part, Folder(out / "trials"))
-            rows, signal = compare(make_comparison(part, chosen, STEPS, SEEDS), out, _say)
-            _stop(signal)
+            rows = _make_rows(make_comparison(part, chosen, STEPS, SEEDS), out)
 
         trees = {name: systems[name] for name in TREES if name in systems}
         if trees:
@@ -317,10 +329,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # the longest trainings
     longest = {name: GROUPS[0][name] for name in LONGEST}
-    more, signal = compare(
-        make_comparison(longest, chosen, LONGEST_STEPS, 1), out / "longest", _say
-    )
-    _stop(signal)
+    more = _make_rows(make_comparison(longest, chosen, LONGEST_STEPS, 1), out / "longest")
     longer = [{**row, "system": f"{row['system']}, {LONGEST_STEPS:,} steps"} for row in more]
     draw_curves([*rows, *longer], out / "steps.png")
 

@@ -203,7 +203,7 @@ class Model:
                 the same bits.
             effort: Effort 0 takes the codewords nearest to the latents. Efforts 1 and 2 look at the
                 decoded image too, for less error at the same number of codes; they take about
-                twice and eight times as long (default: 2 with a lambda, else 0).
+                two and seven times as long (default: 2 with a lambda, else 0).
             stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single
                 latent grid.
 

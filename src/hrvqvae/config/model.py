@@ -194,7 +194,7 @@ class QuantizerConfig(Section, section="model.quantizer"):
             if str(value) not in (str(default), f"{default}.0"):
                 raise InputError(
                     f"{self.section}.{name} is {value}; only {default} is left, since it did not"
-                    " pay (docs/findings.md); commit 620d44e0 is the last that has it"
+                    " pay (docs/findings.md); commit 620d44e0 has it"
                 )
         return super().replace(**changes)
 
