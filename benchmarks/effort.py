@@ -37,20 +37,29 @@ def _run_batches(encode: Callable[[Tensor], Any], images: Tensor) -> tuple[list[
 
 
 def bench_effort(
-    name: str, images: Tensor, lmbda: float | None = None, limits: Sequence[int] = ()
+    name: str,
+    images: Tensor,
+    lmbda: float | None = None,
+    limits: Sequence[int] = (),
+    beams: Sequence[int] = (),
 ) -> list[Row]:
-    """Return a row per effort, then with lambda, then per limit of bytes, of a model.
+    """Return a row per effort, also with each beam, then with lambda, then per limit of bytes.
 
     Args:
         name: Run folder, or a model in the package.
         images: Test images (N, C, Y, X) uint8.
         lmbda: Weight of a bit, measured with effort 2.
         limits: Largest numbers of bytes of a file.
+        beams: Candidates of the search per level, in place of those of the training.
     """
     model = Model(name)
     runs: dict[str, Callable[[Tensor], Any]] = {
         f"effort {effort}": partial(model.encode, effort=effort) for effort in EFFORTS
     }
+    for beam in beams:
+        wide = Model(name, beam=beam)
+        for effort in EFFORTS:
+            runs[f"effort {effort}, beam {beam}"] = partial(wide.encode, effort=effort)
     if lmbda is not None:
         runs[f"lambda {lmbda:g}"] = partial(model.encode, lmbda=lmbda)
     runs |= {f"{limit} bytes": partial(model.compress, max_bytes=limit) for limit in limits}
@@ -109,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", required=True, metavar="RUN")
     parser.add_argument("--lmbda", type=float, metavar="V", help="also with this lambda")
     parser.add_argument("--bytes", type=positive, nargs="+", default=(), metavar="N")
+    parser.add_argument("--beams", type=positive, nargs="+", default=(), metavar="N")
     parser.add_argument("--data", metavar="DIR", help="root folder, or a folder of images")
     arguments, config = preset_of(parser, argv, "hrvqvae/")
     torch.set_num_threads(1)
@@ -116,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = read_images(data, arguments.images)
     rows: list[Row] = []
     for name in arguments.models:
-        rows += bench_effort(name, images, arguments.lmbda, arguments.bytes)
+        rows += bench_effort(name, images, arguments.lmbda, arguments.bytes, arguments.beams)
     finish(rows, COLUMNS, arguments.json)
 
 

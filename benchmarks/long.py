@@ -107,12 +107,13 @@ LEAVES = ("vqvae", "treevq-plain", *TREES)
 _UNLINKED = "levels=3 codewords=4096 linked=1 beam=1"
 _JOINT = "beam=4 joint_beam=true"
 DEPTH: Mapping[str, Fields] = {
+    "groups4joint16": _quantizer("beam=16 joint_beam=true"),
     "groups4": {},
     "rq3x4096": _quantizer(_UNLINKED),
     "groups4joint": _quantizer(_JOINT),
-    "rq3x4096joint": _quantizer(f"{_UNLINKED} {_JOINT}"),
     "groups4plain": _PLAIN_LOSS,
     "rq3x4096plain": _quantizer(_UNLINKED) | _PLAIN_LOSS,
+    "rq3x4096joint": _quantizer(f"{_UNLINKED} {_JOINT}"),
 }
 """Variants of treevq-deep, 36 bits for each of 8x8 positions."""
 COARSE_WEIGHTS = ("0", "0.1")

@@ -617,12 +617,12 @@ def load(run: str | Path, device: str | torch.device = "cpu", beam: int | None =
     """Load a trained model: a run folder, a weights file, or the name of a model inside the
     package.
 
-    The encoder's search keeps `beam` candidates per level (default: as in training). More
-    candidates give less error and take more time (docs/method.md).
+    The encoder's search keeps the `beam` best partial sums at every level up to the last one
+    (default: as in training). More of them give less error and take more time (docs/results.md).
 
     Raises:
-        InputError: There is no such model or device, or the beam is below 1, or the model's search
-            takes no beam.
+        InputError: There is no such model or device, or the beam is below 1, or given for a model
+            with a single level per grid.
         DamagedFileError: The weights are damaged or do not fit their configuration.
     """
     return Model(run, device, beam)

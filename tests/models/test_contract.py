@@ -1,13 +1,16 @@
 """The contract of every system."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from hrvqvae.checkpoints.run import save_model
 from hrvqvae.config import Config, DataConfig, QuantizerConfig
 from hrvqvae.data.batches import Batch
+from hrvqvae.model import Model
 from hrvqvae.models.distortion import evaluate
 from tests.conftest import (
     approx,
@@ -161,3 +164,27 @@ def test_prefixes_are_measured_on_some_images():
         decoded = model.decode(model.encode(measured), levels, (14, 14)).detach()
         error = (decoded - measured / 255).square().mean()
         assert report.levels[levels - 1].mse == approx(float(error), rel=1e-4)
+
+
+@parametrize("name", ["hrvqvae", "groups", "rqvae", "sizes"])
+def test_a_beam_of_all_sums_finds_the_nearest(name, tmp_path):
+    """Through all groups of levels, whatever the search of the training."""
+    config = Config(data=DataConfig(channels=3), model=config_of(name))
+    trained = model_of(config.model)
+    save_model(tmp_path / "model.safetensors", config, trained.state_dict(), 0)
+    model = Model(tmp_path, beam=1_000).autoencoder
+    images = torch.rand(2, 3, 14, 14)
+    sizes = config.model.num_symbols
+    every = torch.unravel_index(torch.arange(math.prod(sizes)), sizes)
+    sums = trained.quantizer.lookup(every)
+    nearest = torch.cdist(trained.latents(images).flatten(0, -2), sums).argmin(1)
+    expected = [code[nearest] for code in every]
+    assert same([code.flatten() for code in model.encode(images)], expected)
+
+
+@parametrize("name", ["vqvae", "vqvae2", "vqgan"])
+def test_one_level_takes_no_beam(name, tmp_path):
+    config = Config(data=DataConfig(channels=3), model=config_of(name))
+    save_model(tmp_path / "model.safetensors", config, model_of(config.model).state_dict(), 0)
+    with input_error(f"{config.model.system} has a single level per grid; a beam needs several"):
+        Model(tmp_path, beam=2)

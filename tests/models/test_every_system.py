@@ -13,7 +13,6 @@ from hrvqvae.config import presets
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.images import read_image
-from hrvqvae.model import Model
 from hrvqvae.models.build import build
 from hrvqvae.priors.base import build_prior
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -100,8 +99,6 @@ def test_resumed_to_the_bit(system, options, runs, tmp_path, mnist_root):
     train(parts, tiny, given, [2, 4], priors=not options)
     run = RunFolder(unstopped)
     config = run.read_config()
-    if "joint_beam" in options:
-        assert Model(unstopped, beam=5).config.model.quantizer.beam == 5
     levels = () if options else range(len(config.model.num_symbols))
     for level in (None, *levels):
         states = []

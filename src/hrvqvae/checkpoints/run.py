@@ -152,8 +152,8 @@ class Run:
         has it; with None, the autoencoder's decoder does.
 
         Raises:
-            InputError: config.yaml describes another model, `beam` is given for a model without
-                linked codebooks, or there is no such device.
+            InputError: config.yaml describes another model, `beam` is given for a model with a
+                single level per grid, or there is no such device.
             DamagedFileError: Weights are damaged, or do not fit their configuration.
         """
         # Fill the cached properties `config`, `digest` and `weights_digest` here, so that all come
@@ -163,13 +163,13 @@ class Run:
         _check_agreement("model", config, self.path)
         if beam is not None:
             quantizer = getattr(config.model, "quantizer", None)
-            if not isinstance(quantizer, QuantizerConfig) or (
-                quantizer.group_size == 1 and not quantizer.joint_beam
-            ):
+            if not isinstance(quantizer, QuantizerConfig) or quantizer.levels == 1:
                 raise InputError(
-                    f"{config.model.system} has neither linked codebooks nor a joint beam"
+                    f"{config.model.system} has a single level per grid; a beam needs several"
                 )
-            config = config.replace(**{"model.quantizer.beam": beam})
+            config = config.replace(
+                **{"model.quantizer.beam": beam, "model.quantizer.joint_beam": True}
+            )
         model = _build_with_weights(lambda: build(config), weights, self.path)
 
         # The model holds the weights now; keep the digests alone.

@@ -97,8 +97,8 @@ COMMON: Mapping[str, Option] = {
     ),
     "--beam": option(
         "--beam N",
-        "keep the N best partial sums per level in the search for the codes of an image"
-        " (default: as in training)",
+        "keep the N best partial sums per level in the search for the codes of an image, up to the"
+        " last level (default: as in training)",
         type=integer(1),
     ),
     "--lmbda": option(

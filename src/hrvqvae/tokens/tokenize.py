@@ -345,7 +345,7 @@ def tokenize(
         workers: processes per model that decode images; None takes `data.workers` of the model.
         engine: "local", or "ray" to distribute the shards over a Ray cluster, whose machines all
             see the same paths.
-        beam: paths that the model's search keeps at each level; None keeps as many as in training.
+        beam: as for `hrvqvae.load`.
         effort: as for `Model.encode`.
 
     Raises:
