@@ -107,15 +107,17 @@ LEAVES = ("vqvae", "treevq-plain", *TREES)
 _UNLINKED = "levels=3 codewords=4096 linked=1 beam=1"
 _JOINT = "beam=4 joint_beam=true"
 DEPTH: Mapping[str, Fields] = {
-    "groups4joint16": _quantizer("beam=16 joint_beam=true"),
     "groups4": {},
     "rq3x4096": _quantizer(_UNLINKED),
     "groups4joint": _quantizer(_JOINT),
+    "groups4joint16": _quantizer("beam=16 joint_beam=true"),
     "groups4plain": _PLAIN_LOSS,
     "rq3x4096plain": _quantizer(_UNLINKED) | _PLAIN_LOSS,
     "rq3x4096joint": _quantizer(f"{_UNLINKED} {_JOINT}"),
 }
 """Variants of treevq-deep, 36 bits for each of 8x8 positions."""
+SEARCHED_DEPTH = ("groups4", "rq3x4096")
+"""Variants that also encode with every search."""
 COARSE_WEIGHTS = ("0", "0.1")
 PASSES = (0, 8)
 """Passes of Lloyd's algorithm over the latents of training images."""
@@ -185,11 +187,11 @@ def read_chosen(folder: Folder) -> dict[str, Fields]:
 
 def study_depth(folder: Path) -> None:
     """Train the variants of 36 bits per position, then encode with every search."""
-    settings = {_RATE: "0.003", _DECAY: "0.95"}
+    settings = {_RATE: "0.003", _DECAY: "0.95", **_quantizer("encoding_beam=0")}
     systems = {name: ("treevq-deep", "", {**settings, **fields}) for name, fields in DEPTH.items()}
-    comparison = make_comparison(systems, {}, DEPTH_STEPS, SEEDS)
-    _make_rows(comparison, folder)
-    measure_searches(comparison, folder)
+    _make_rows(make_comparison(systems, {}, DEPTH_STEPS, SEEDS), folder)
+    searched = {name: systems[name] for name in SEARCHED_DEPTH}
+    measure_searches(make_comparison(searched, {}, DEPTH_STEPS, SEEDS), folder)
 
 
 def measure_searches(comparison: Comparison, folder: Path) -> None:

@@ -145,8 +145,9 @@ def codewords_searched(model: ModelConfig) -> int | None:
     """
     if not isinstance(model, CodebookConfig):
         return getattr(model, "codewords_searched", None)
-    beam = model.quantizer.beam
-    joint = model.quantizer.joint_beam
+    quantizer = model.quantizer
+    beam = quantizer.encoding_beam or quantizer.beam
+    joint = quantizer.joint_beam or quantizer.encoding_beam > 0
     times = model.geometry.times
     searched = 0
     kept = 1

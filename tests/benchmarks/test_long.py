@@ -40,6 +40,7 @@ def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
         "TREES": ("printed",),
         "LEAVES": ("printed", "vqvae"),
         "DEPTH": {"groups2": quantizer("linked=2"), "rq": quantizer("linked=1 beam=1")},
+        "SEARCHED_DEPTH": ("groups2", "rq"),
         "SEARCHES": {
             "by group, beam 1": quantizer("beam=1 joint_beam=false"),
             "joint, beam 4": quantizer("beam=4 joint_beam=true"),

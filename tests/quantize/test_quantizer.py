@@ -109,6 +109,19 @@ def test_codes_under_autocast_give_what_training_decodes(config, update):
     assert same(result.latents, quantizer(z.float()).latents)
 
 
+@parametrize("config", [VARIANTS["groups"], VARIANTS["unlinked"], TREE])
+def test_a_beam_for_encoding_leaves_the_training_alone(config):
+    z = latents(2, 8, 8)
+    usual = random_quantizer(config).train()
+    wide = random_quantizer(config, encoding_beam=3).train()
+    assert same(wide(z).codes, usual(z).codes)
+    assert same(wide.state_dict(), usual.state_dict())
+    joint = random_quantizer(config, beam=3, joint_beam=True)
+    joint.load_state_dict(wide.state_dict())
+    assert same(wide.eval()(z).codes, joint.eval()(z).codes)
+    assert not same(wide(z).codes, usual.eval()(z).codes)
+
+
 @every_variant
 @both_updates
 def test_it_draws_nothing(config, update):

@@ -49,7 +49,7 @@ from hrvqvae.models.build import build, build_progressive_decoder, require_sever
 from hrvqvae.priors.base import Priors, build_prior
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.utils.device import resolve_device
-from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
+from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors, require
 from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.outputs import replace_file, write_atomic
 from hrvqvae.utils.progress import Say, note, note_once
@@ -167,9 +167,8 @@ class Run:
                 raise InputError(
                     f"{config.model.system} has a single level per grid; a beam needs several"
                 )
-            config = config.replace(
-                **{"model.quantizer.beam": beam, "model.quantizer.joint_beam": True}
-            )
+            require(beam != 0, "beam", beam, "at least 1")
+            config = config.replace(**{"model.quantizer.encoding_beam": beam})
         model = _build_with_weights(lambda: build(config), weights, self.path)
 
         # The model holds the weights now; keep the digests alone.

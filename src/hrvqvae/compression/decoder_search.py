@@ -124,13 +124,7 @@ class DecoderSearch:
         self.levels = levels or model.prefixes[-1]
         self.model = cast(SingleGridAutoencoder, model)
         self._quantizer = cast(ResidualQuantizer, self.model.quantizer)
-        config = self._quantizer.config
-
-        # the levels that one beam searches together
-        step = config.levels if config.joint_beam else config.group_size
-        self._searches = [
-            range(first, min(first + step, self.levels)) for first in range(0, self.levels, step)
-        ]
+        self._search, self._parts = self._quantizer.plan_search(self.levels)
 
     def encode(
         self,
@@ -294,9 +288,9 @@ class DecoderSearch:
         """
         residuals = goals.flatten(0, 1)
         codes = []
-        for levels in self._searches:
+        for levels in self._parts:
             codewords = self._codewords(levels)
-            indices = self._quantizer.search(residuals, codewords)
+            indices = self._search(residuals, codewords)
             for table, index in zip(codewords, indices, strict=True):
                 residuals = residuals - table.flatten(0, 1)[index]
                 codes.append(index % table.shape[1])
@@ -321,7 +315,7 @@ class DecoderSearch:
         Returns:
             The codes (L, B, P) of all positions.
         """
-        for levels in self._searches:
+        for levels in self._parts:
             # the vectors that these levels add, and their goals: what the other levels leave
             codes = torch.from_numpy(choice.codes).to(goals.device)
             codes = codes[:, :, positions].long()  # (B, L, P')
@@ -335,7 +329,8 @@ class DecoderSearch:
 
             # the nearest leaves, their vectors (B, P', K, D), and the modelled change of the error
             codewords = self._codewords(levels)
-            beam = max(self._quantizer.config.beam, _MIN_BEAM)
+            config = self._quantizer.config
+            beam = max(config.encoding_beam or config.beam, _MIN_BEAM)
             leaves = search_tensors(search_goals.flatten(0, 1), codewords, beam, leaves=_OPTIONS)
             leaves = leaves.view(len(levels), *goals.shape[:2], -1)
             pairs = [*zip(codewords, leaves, strict=True)]

@@ -191,7 +191,7 @@ def _make_deep(dataset: str, about: str, values: dict[str, Any]) -> ExtraPreset:
 
 _DEEP = {
     "model": {"hidden_units": 128, "residual_blocks": 4},
-    "model.quantizer": {"levels": 12, "linked": 4, "dim": 48},
+    "model.quantizer": {"levels": 12, "linked": 4, "dim": 48, "encoding_beam": 16},
 }
 _DEEP_CIFAR10 = {
     **_DEEP,

@@ -28,6 +28,8 @@ from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes,
 from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import NonFiniteError, name_arguments, require
 
+Search = Callable[..., Tensor]
+
 _MAX_ALIGNED_SIZE = 1024  # codewords per codebook: alignment takes m^2 values per codebook
 
 
@@ -47,8 +49,8 @@ class ResidualQuantizer(Quantizer):
     """
 
     config: QuantizerConfig
-    #: searches codebooks with the configured beam; also used by compression/decoder_search.py
-    search: Callable[..., Tensor]
+    #: searches codebooks with the configured beam
+    search: Search
 
     @name_arguments
     def __init__(self, config: QuantizerConfig, processes: GroupHandle | None = None) -> None:
@@ -59,6 +61,7 @@ class ResidualQuantizer(Quantizer):
         require(isinstance(self.processes, GroupHandle), "processes", processes, "a GroupHandle")
         self.frozen = False
         self.search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
+        self._wide_search = partial(self.search, width=config.encoding_beam)
         levels = nn.ModuleList()
         for num_books, size in zip(config.num_codebooks, config.sizes, strict=True):
             levels.append(LevelCodebooks(config, num_books, size))
@@ -70,11 +73,6 @@ class ResidualQuantizer(Quantizer):
         else:
             self.codebooks = levels
         self.levels: list[Any] = list(levels)  # LevelCodebooks, coarse first
-
-        # the levels of each search
-        step = config.levels if config.joint_beam else config.group_size
-        starts = range(0, config.levels, step)
-        self._searches = [self.levels[start : start + step] for start in starts]
         self._betas = config.beta_of_levels
 
     def forward(self, latents: Tensor) -> Quantized:
@@ -116,8 +114,10 @@ class ResidualQuantizer(Quantizer):
         indices: list[Tensor] = []
         codewords: list[Tensor] = []
         residuals = [z]
-        for levels in self._searches:
-            nearest = self._search(residuals[-1], levels)
+        search, parts = self.plan_search(len(self.levels))
+        for part in parts:
+            levels = self.levels[part.start : part.stop]
+            nearest = self._search(search, residuals[-1], levels)
             for codebooks, index in zip(levels, nearest, strict=True):
                 codeword = codebooks.lookup(index)
                 residual = residuals[-1] - codeword.detach()
@@ -126,11 +126,22 @@ class ResidualQuantizer(Quantizer):
                 residuals.append(residual)
         return indices, codewords, residuals
 
-    def _search(self, residual: Tensor, levels: Sequence[LevelCodebooks]) -> Tensor:
+    def plan_search(self, levels: int) -> tuple[Search, list[range]]:
+        """Return the search of the present mode, and the levels of each call of it, for the first
+        `levels`. Also used by compression/decoder_search.py.
+        """
+        config = self.config
+        if config.encoding_beam and not self.training:
+            return self._wide_search, [range(levels)]
+        step = config.levels if config.joint_beam else config.group_size
+        starts = range(0, levels, step)
+        return self.search, [range(start, min(start + step, levels)) for start in starts]
+
+    def _search(self, search: Search, residual: Tensor, levels: Sequence[LevelCodebooks]) -> Tensor:
         """Return the indices (l, N) of vectors (N, D) from one search of consecutive levels."""
         codebooks = [level.codewords.detach() for level in levels]
         try:
-            return self.search(residual.detach(), codebooks)
+            return search(residual.detach(), codebooks)
         except NonFiniteError:
             # name the level of the model: the search numbers levels from the first one searched
             require_finite(residual, [level.codewords for level in self.levels])
@@ -178,8 +189,9 @@ class ResidualQuantizer(Quantizer):
     def encode(self, latents: Tensor) -> Codes:
         z = latents.flatten(0, -2).float()
         indices: Iterable[Tensor]
-        if len(self._searches) == 1:  # which needs no residuals
-            indices = self._search(z, self.levels)
+        search, parts = self.plan_search(len(self.levels))
+        if len(parts) == 1:  # which needs no residuals
+            indices = self._search(search, z, self.levels)
         else:
             indices, _, _ = self.descend(z)
         return self._codes(indices, latents)
@@ -224,7 +236,9 @@ class ResidualQuantizer(Quantizer):
             noise = torch.randn(num_vectors, len(spread), generator=rng, dtype=torch.float32)
             start = noise.to(start.device) * spread + mean
 
-        for levels in self._searches:
+        search, parts = self.plan_search(len(self.levels))
+        for part in parts:
+            levels = self.levels[part.start : part.stop]
             residual = start
             parent = torch.zeros_like(start[:, 0], dtype=torch.long)
             for count, codebooks in enumerate(levels, start=1):
@@ -233,7 +247,7 @@ class ResidualQuantizer(Quantizer):
 
                 # search again from the first level: a beam may change coarser levels too
                 searched = levels[:count]
-                indices = self._search(start, searched)
+                indices = self._search(search, start, searched)
                 codewords = []
                 for level, index in zip(searched, indices, strict=True):
                     codewords.append(level.lookup(index))
