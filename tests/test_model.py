@@ -1,5 +1,7 @@
 """The public object: what it takes, what it says, and defaults of torch that others have set."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +50,11 @@ def test_a_mask_of_numpy_and_a_single_file(model, images):
     mask = np.zeros((28, 28), bool)
     mask[:14] = True
     picture = hrvqvae.to_pil(images[0])
-    assert same(model.complete(picture, keep=mask), model.complete(images[0], keep="top"))
+    expected = model.complete(images[0], keep="top")
+    assert same(model.complete(picture, keep=mask), expected)
+    upside_down = mask[::-1].copy()
+    for form in (upside_down[::-1], mask.astype(object), mask.astype(">i4")):
+        assert same(model.complete(picture, keep=form), expected)
     (file,) = model.compress(images[0])
     assert same(model.decompress(file)[0], model.decompress([file])[0])
 
@@ -63,6 +69,15 @@ def test_evaluate_takes_a_folder_and_a_data_set(model, images, tmp_path):
         assert evaluated.report.images == 3
         assert evaluated.report.mse == approx(float(error.square().mean()), rel=1e-5)
         assert "tensor(" not in repr(evaluated), "no counts of single codewords"
+
+
+def test_evaluate_measures_with_the_beam_of_the_model(tmp_path):
+    hrvqvae.to_pil(random_images(1, 28, 28, rng=generator())).save(tmp_path / "0.png")
+    wide = hrvqvae.load("mnist", beam=16)
+    with patch("hrvqvae.evaluation.report.Model", wraps=hrvqvae.Model) as opened:
+        for options, beam in (({}, 16), ({"beam": 2, "device": "cpu:0"}, 2)):
+            wide.evaluate(str(tmp_path), **options)
+            opened.assert_called_with("mnist", options.get("device", "cpu"), beam)
 
 
 def test_what_it_says(model):
@@ -87,6 +102,16 @@ REFUSED = {
         tuple(torch.zeros(3, 14, 14, dtype=torch.long))
     ),
     "keep is 'bottom'": lambda model, _: model.complete(torch.zeros(1, 28, 28), keep="bottom"),
+    "the mask is tensor(": lambda model, _: model.complete(
+        torch.zeros(1, 28, 28), keep=torch.ones(28, 28).to_sparse()
+    ),
+    "it must be (Y, X) bool": lambda model, _: model.complete(
+        torch.zeros(1, 28, 28), keep=torch.ones(28, 28, device="meta")
+    ),
+    "evaluate has no option root; it has data, beam, device": lambda model, _: model.evaluate(
+        root="."
+    ),
+    "evaluate has no option run": lambda model, _: model.evaluate(run="mnist"),
     "there are 2 images": lambda model, _: model.complete(torch.zeros(2, 1, 28, 28)),
     "correct the name, or leave out resume=True": lambda _, folder: hrvqvae.train(
         "hrvqvae/mnist", out=folder / "none", resume=True

@@ -9,6 +9,7 @@ import pytest
 import hrvqvae
 from hrvqvae import pictures
 from hrvqvae.data.images import read_image
+from hrvqvae.priors.sampling import SamplingParams
 from tests.conftest import input_error, parametrize
 
 
@@ -47,13 +48,21 @@ def test_a_second_call_goes_on(tmp_path):
 def test_files_of_another_call_are_no_files_of_a_forced_one(tmp_path, caplog):
     folder = tmp_path / "single"
 
-    def draw(seed, force=False, name="7"):
-        out = tmp_path / f"{seed}.png"
-        options = {"save_dir": folder, "seed": seed, "class_name": name, "force": force}
-        pictures.sample("mnist", 3, out, **options)
+    def draw(seed, force=False, name="7", top_k=0):
+        params = SamplingParams(top_k=top_k)
+        options = {"save_dir": folder, "class_name": name, "params": params, "force": force}
+        pictures.sample("mnist", 3, tmp_path / f"{seed}.png", seed=seed, **options)
+        return contents(name)
+
+    def contents(name="7"):
         return [path.read_bytes() for path in sorted(folder.glob(f"{name}-*.png"))]
 
     first = draw(1)
+    with input_error("top-k is 1000"):
+        draw(1, force=True, top_k=1000)
+    with input_error("class"):
+        draw(1, force=True, name="99")
+    assert contents() == first
     interrupt = Mock(wraps=pictures.write_image, side_effect=[DEFAULT, KeyboardInterrupt])
     with patch.object(pictures, "write_image", interrupt), pytest.raises(KeyboardInterrupt):
         draw(2, force=True)

@@ -4,10 +4,10 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,8 +210,13 @@ def _open_output(
     if out in targets.values():  # a single file
         yield write_file, images
         return
-    with resumption.fill([targets[image.name] for image in images]) as missing:
-        yield write_file, [images[index] for index in missing]
+    with resumption.fill([targets[image.name] for image in images]) as (missing, start):
+
+        def write_next(name: str, content: bytes) -> None:
+            start()
+            write_file(name, content)
+
+        yield write_next, [images[index] for index in missing]
     resumption.record.unlink(missing_ok=True)
 
 
@@ -232,8 +237,8 @@ class Resumption:
 
     Attributes:
         stored: the record; empty if there is none that can be read.
-        goes_on: whether the record names this call, so that its files are kept; never with
-            `restart`.
+        goes_on: whether the record names this call, so that its files are kept; with `restart`,
+            not before the first file is written.
     """
 
     def __init__(self, record: Path, call: dict[str, Any], *, restart: bool = False) -> None:
@@ -246,8 +251,11 @@ class Resumption:
         self.goes_on = self.stored.get("options") == self.call and not restart
 
     @contextmanager
-    def fill(self, paths: Sequence[Path], **details: Any) -> Iterator[list[int]]:
-        """Write the record, with `details`, and yield the indices of the files that are missing.
+    def fill(
+        self, paths: Sequence[Path], **details: Any
+    ) -> Iterator[tuple[list[int], Callable[[], None]]]:
+        """Yield the indices of the files that are missing, and a function to call when the first of
+        them can be written: it writes the record, with `details`.
 
         Notes count the files at the beginning, and where the call is interrupted.
         """
@@ -259,18 +267,23 @@ class Resumption:
         if len(missing) < len(paths):
             note(f"{folder} has {len(paths) - len(missing):,} of {total} already")
 
-        # Remove the files of another call before the record names this one: a further call would
-        # take them for files of this call.
-        for index in missing:
-            if paths[index].is_file():
-                paths[index].unlink()
-        write_output(self.record, json.dumps({"options": self.call, **details}).encode())
+        @cache
+        def start() -> None:
+            # Remove the files of another call before the record names this one: a further call
+            # would take them for files of this call.
+            for index in missing:
+                if paths[index].is_file():
+                    paths[index].unlink()
+            write_output(self.record, json.dumps({"options": self.call, **details}).encode())
+            self.goes_on = True
+
         try:
-            yield missing
+            yield missing, start
         except (KeyboardInterrupt, SystemExit):
-            count = sum(path.is_file() for path in paths)
-            command = "the same command" + " without --force" * self.restart
-            note(f"{folder} has {count:,} of {total}; {command} goes on")
+            if self.goes_on:
+                count = sum(path.is_file() for path in paths)
+                command = "the same command" + " without --force" * self.restart
+                note(f"{folder} has {count:,} of {total}; {command} goes on")
             raise
 
 

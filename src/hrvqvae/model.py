@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,6 +67,7 @@ class Model:
     ) -> None:
         self.run = Run(run)
         self.autoencoder, self.config = self.run.load(str(device), beam)
+        self.beam = beam
         self.device = resolve_device(device)
         self._makers = dict[bytes, Model]()  # this model or an earlier state, by fingerprint
         self._priors: Priors | None = None
@@ -481,7 +483,7 @@ class Model:
         `complete`).
         """
         size = self.config.data.image_size
-        keep = torch.from_numpy(keep).bool() if isinstance(keep, np.ndarray) else keep
+        keep = _as_mask(keep) if isinstance(keep, Tensor | np.ndarray) else keep
         for noun, pixels in {"image": image, "mask": keep}.items():
             if isinstance(pixels, Tensor) and pixels.shape[-2:] != size:
                 sides = "x".join(map(str, pixels.shape[-2:]))
@@ -534,19 +536,30 @@ class Model:
     def evaluate(self, data: Any = None, **options: Any) -> Any:
         """Return the report of `hrvqvae evaluate` (default: on the test images of the training).
 
+        The weights on disk are measured, with this model's beam and on its device.
+
         Args:
             data: As for `train`. A data set without splits is measured whole.
             options: As for `evaluation.report.evaluate_run`, such as split, limit or lmbda.
+
+        Raises:
+            InputError: As `evaluate_run`, or there is no such option.
         """
         from hrvqvae.training import stages
 
         # by name: evaluation/ imports this module
         evaluate_run = name_arguments(resolve_name("hrvqvae.evaluation.report:evaluate_run"))
+        names = inspect.signature(evaluate_run).parameters.keys() - {"run", "root"}
+        if unknown := options.keys() - names:
+            known = ", ".join(sorted(names))
+            raise InputError(f"evaluate has no option {min(unknown)}; it has data, {known}")
+
         # Data sets are registered by the name of their run. "the data set" is no run, so it does
         # not replace the data that this run was trained on.
         fields = stages.collect_fields("training", {}, "the data set", data)
         root = fields.get("data.root")
-        return evaluate_run(self.run.name, root=root, device=str(self.device), **options)
+        options = {"device": str(self.device), "beam": self.beam, **options}
+        return evaluate_run(self.run.name, root=root, **options)
 
     @name_arguments
     @torch_defaults()
@@ -626,6 +639,15 @@ def load(run: str | Path, device: str | torch.device = "cpu", beam: int | None =
         DamagedFileError: The weights are damaged or do not fit their configuration.
     """
     return Model(run, device, beam)
+
+
+def _as_mask(mask: Mask) -> Tensor:
+    """Return a mask as a bool tensor on the CPU, or raise InputError."""
+    try:
+        values = mask.bool().numpy(force=True) if isinstance(mask, Tensor) else mask
+        return torch.from_numpy(values.astype(np.bool_, order="C"))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the mask is {reprlib.repr(mask)}; it must be (Y, X) bool") from error
 
 
 def find_models(files: Sequence[tuple[str, bytes]], name: str | None) -> list[Model]:

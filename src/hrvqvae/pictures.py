@@ -173,9 +173,10 @@ def _write_samples(
     if others := {*folder.glob("*.png")} - {*paths, out}:
         note(f"{folder} keeps {counted(len(others), 'image')} of other names")
 
-    with resumption.fill(paths, digits=digits) as missing:
+    with resumption.fill(paths, digits=digits) as (missing, start):
         remaining = iter(missing)
         for batch in model.draw_batches(missing, seed=seed, class_name=class_name, params=params):
+            start()
             for image in batch.images:
                 write_image(to_pil(image), paths[next(remaining)])
     return paths

@@ -72,6 +72,7 @@ def test_wrong_commands():
         train hrvqvae/mnist --max-steps 9 --training.max_steps 20 | contradicts
         train hrvqvae/mnist --max-step 5 | '--max-step' of hrvqvae train: did you mean --max-steps
         train-prior run --data.root a --data b | contradicts --data.root
+        demo --max-steps -3 | --max-steps is -3; it must be at least 0
         train-prior run --codes '' | --codes is empty
         train-progressive mnist --max-steps 1 | hrvqvae export mnist DIR
         train hrvqvae/mnist --out '' | --out is empty

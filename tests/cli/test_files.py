@@ -198,6 +198,21 @@ def test_an_interrupted_call_goes_on(run, images, monkeypatch):
     assert folder_of(out) != expected
 
 
+def test_a_call_that_fails_before_its_first_file_changes_nothing(images, monkeypatch):
+    command = f"compress mnist {images}/0.png {images}/1.png -o out"
+    too_few = " --bytes 6"
+    check_refusals(f"{command}{too_few} | takes")
+    assert not Path("out").exists()
+    do(command)
+    before = folder_of(Path("out"))
+    for wrong in (too_few, " --bytes 60 --lmbda 1", " --levels 9"):
+        ended(2, f"{command} --force{wrong}")
+        assert folder_of(Path("out")) == before
+    monkeypatch.setattr(hrvqvae.Model, "compress", Mock(side_effect=KeyboardInterrupt))
+    assert " files; " not in ended(130, f"{command} --force")
+    assert folder_of(Path("out")) == before
+
+
 def test_the_shipped_model_is_found_by_what_it_wrote(images):
     decoded = []
     for name in ("x.hrv", "x.zip"):

@@ -69,6 +69,9 @@ def test_published_sets_are_held_in_memory(mnist_root):
     for other in (config.replace(channels=3), config.replace(size=28)):
         with input_error(r"mnist has 1 channels of 12x12 pixels; data.channels is"):
             load_images(other, "train")
+    for split in ("Train", "val"):
+        with input_error(f"split is '{split}'; it must be train, test or all"):
+            load_images(config, split)
 
 
 def test_missing_data_says_how_to_get_it(monkeypatch):

@@ -237,13 +237,15 @@ class Brightness(torch.nn.Module):
         return torch.stack([-mean, mean], 1)
 
 
-def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes):
+def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes, monkeypatch):
     (quality,) = measure_samples(Rings(0.95, 0.05), unequal_classes, 600)
     drawn, floor = (quality.distances[name]["frechet"] for name in ("samples", "test images"))
     assert floor.mean / 3 < drawn.mean < 3 * floor.mean < 0.02
     assert quality.classification_accuracy == 1  # both classes, equally often
     (equal,) = measure_samples(Rings(0.5, 0.5), unequal_classes, 600)
     assert equal.distances["samples"]["frechet"].mean > 20 * floor.mean
+    # before a classifier is trained
+    monkeypatch.delattr(samples, "obtain_classifier")
     with input_error("1 samples and 4000 test images are too few"):
         measure_samples(Rings(0.5, 0.5), unequal_classes, 1)
 
@@ -366,6 +368,23 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(run, beam, lmbda):
     assert evaluated.report.mse == approx(float(error), rel=1e-4)
     assert samples.call_args.args[0].config.model.quantizer.encoding_beam == (beam or 0)
     assert samples.call_args.kwargs["lmbda"] == lmbda
+
+
+def test_what_can_not_be_measured_is_refused_before_anything_is_encoded(tmp_path):
+    write_mnist(tmp_path / "mnist", size=28)
+    measured = partial(evaluate_run, "mnist", root=str(tmp_path), device="cpu")
+    with patch("hrvqvae.evaluation.report.evaluate") as measure:
+        for count in (1, -1):
+            with input_error(f"^{count} samples and 40 test images are too few"):
+                measured(samples=count)
+        for limit in (0, -1):
+            with input_error(f"limit is {limit}; it must be at least 1"):
+                measured(limit=limit)
+        with input_error("split is 'val'"):
+            measured(split="val")
+        with input_error("guidance is -3"):
+            measured(samples=2, guidance=-3)
+    measure.assert_not_called()
 
 
 def test_samples_are_drawn_on_the_device_of_the_evaluation(run):

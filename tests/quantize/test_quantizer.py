@@ -242,6 +242,15 @@ def test_latents_and_codewords_that_are_not_finite_are_named():
             quantizer(latents(1, 2, 2))
 
 
+@every_variant
+def test_latents_of_another_dimension_are_refused(config):
+    quantizer = random_quantizer(config)
+    for quantize in (quantizer, quantizer.encode):
+        for shape in ((4, DIM, 64, 64), (2, 2, DIM - 1), (DIM,)):
+            with input_error(rf"latents have shape .*; expected \(\.\.\., {DIM}\)"):
+                quantize(torch.zeros(shape))
+
+
 @needs_gpu
 @every_variant
 def test_nan_reaches_the_loss_on_a_gpu(config):

@@ -328,7 +328,10 @@ COMMANDS = (
         ),
         option("--max-minutes M", "train M minutes in all (default: 9.5)", type=float, default=9.5),
         option(
-            "--max-steps N", "limit each stage to N steps (default: no limit)", type=int, default=0
+            "--max-steps N",
+            "limit each stage to N steps (default: no limit)",
+            type=integer(0),
+            default=0,
         ),
     ),
 )

@@ -36,7 +36,7 @@ from hrvqvae.data.sources import (
     parquet,
     tars,
 )
-from hrvqvae.utils.errors import InputError, expand_home
+from hrvqvae.utils.errors import InputError, expand_home, require
 from hrvqvae.utils.progress import note, note_once
 from hrvqvae.utils.quantities import counted
 
@@ -121,9 +121,11 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
     every image of both splits has a label.
 
     Raises:
-        InputError: the data is missing or damaged, a published set has other channels or another
-            size, a split would be empty, or is "all" of images that have splits by their names.
+        InputError: there is no such split, the data is missing or damaged, a published set has
+            other channels or another size, a split would be empty, or is "all" of images that have
+            splits by their names.
     """
+    require(split in ("train", "test", "all"), "split", split, "train, test or all")
     if config.validation and split != "all":
         images = open_images(dataclasses.replace(config, validation=0.0), "train")
 

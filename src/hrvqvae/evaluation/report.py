@@ -27,8 +27,14 @@ from hrvqvae.config import DataConfig, Grid, TrainingConfig, level_names
 from hrvqvae.config.parsing import OWN_IMAGES
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, evaluation_batches
-from hrvqvae.data.loading import find_published, is_undivided, list_missing_files, load_images
-from hrvqvae.evaluation.samples import SampleQuality, measure_samples
+from hrvqvae.data.loading import (
+    find_published,
+    is_undivided,
+    list_missing_files,
+    load_images,
+    open_images,
+)
+from hrvqvae.evaluation.samples import SampleQuality, choose_set_size, measure_samples
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.distortion import Report, evaluate
@@ -37,7 +43,7 @@ from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import Compute, exact_float32
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, require
 from hrvqvae.utils.outputs import base_name
 from hrvqvae.utils.progress import note, tracked
 
@@ -243,7 +249,7 @@ def evaluate_run(
     device: str = "auto",
     samples: int = 0,
     *,
-    guidance: Sequence[Guidance] = (1.0,),
+    guidance: float | Sequence[Guidance] = (1.0,),
     limit: int | None = None,
     beam: int | None = None,
     lmbda: float | None = None,
@@ -258,18 +264,24 @@ def evaluate_run(
     Args:
         split: "train", "test" or "all" (default: as in `choose_data`).
         root: folder of the images (default: as in training).
-        samples: number of samples to draw and measure with each weight of `guidance`.
-        limit: number of images, spread evenly over the split (None: all).
+        samples: number of samples to draw and measure with each guidance.
+        guidance: a number, or several guidances: (1, 5) measures samples with guidance 1, and
+            others with guidance 5; [(1, 5)] measures samples with guidance from 1 at the first
+            position to 5 at the last.
+        limit: number of images, spread evenly over the split, at least 1 (None: all).
         beam: as for `hrvqvae.load`; `lmbda` and `effort` are as for `Model.encode`.
         sample_levels: levels to draw (default: all, or those of sampling.json if a level has no
             prior).
         rate: measure the rate; if False, samples are not measured either.
 
     Raises:
-        InputError: The run or the data is missing, the run does not support the lambda, or samples
-            are asked for and the run lacks a prior, classes or guidance.
+        InputError: The run or the data is missing, the run does not support the lambda, a value is
+            out of range, or samples are asked for and the run lacks a prior, classes or guidance,
+            or there are too few samples or images to compare.
     """
     # Check what is asked for, before anything is computed.
+    require(limit is None or limit >= 1, "limit", limit, "at least 1")
+    guidances: Sequence[Guidance] = [guidance] if isinstance(guidance, int | float) else guidance
     compute = Compute(TrainingConfig(epochs=1, device=device, precision="fp32"))
     model = Model(run, str(compute.device), beam)
     if sample_levels is None and model.run.missing_priors():
@@ -283,7 +295,7 @@ def evaluate_run(
         )
     if samples:
         networks = model.load_priors(num_drawn).networks
-        for of_samples in guidance:
+        for of_samples in guidances:
             SamplingParams(guidance=of_samples).check(networks)
     encode = model.encoder(lmbda, effort=effort)
 
@@ -292,6 +304,8 @@ def evaluate_run(
     images = load_with_labels(data, split)
     if samples and images.classes != model.classes:
         raise InputError(_describe_other_classes(model.classes, images.classes))
+    if samples:
+        choose_set_size(samples, open_images(data, "test"), open_images(data, "train"))
     priors: Priors | None = None
     no_rate = "not asked for"
     if rate:
@@ -325,7 +339,7 @@ def evaluate_run(
             Model(run, str(compute.device), beam),
             data,
             samples,
-            guidances=guidance,
+            guidances=guidances,
             lmbda=lmbda,
             effort=effort,
             levels=sample_levels,

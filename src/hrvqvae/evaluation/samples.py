@@ -250,16 +250,11 @@ def measure_samples(
     The model has classes. Raises InputError if the data or a prior is missing, or a prior does not
     support guidance.
     """
-    classifier_path = model.run.folder.path / CLASSIFIER
-    trained = obtain_classifier(config, classifier_path)
     tests = load_images(config, "test")
     train = load_images(config, "train")
-    size = min(count, len(tests) // 2, len(train))
-    if size < 2:
-        raise InputError(
-            f"{count} samples and {len(tests)} test images are too few to compare: take at least 2"
-            " and 4"
-        )
+    size = choose_set_size(count, tests, train)
+    classifier_path = model.run.folder.path / CLASSIFIER
+    trained = obtain_classifier(config, classifier_path)
 
     # What samples are compared with. `choose_features` may take the same classifier from its file.
     reference, *other_tests = draw_subsets(tests, size, 1 + NUM_SETS)
@@ -315,6 +310,19 @@ def measure_samples(
             )
         )
     return tuple(qualities)
+
+
+def choose_set_size(count: int, tests: ImageSet, train: ImageSet) -> int:
+    """Return the number of images of a set for `count` samples (see `measure_samples`). Raises
+    InputError if it is below 2.
+    """
+    size = min(count, len(tests) // 2, len(train))
+    if size < 2:
+        raise InputError(
+            f"{count} samples and {len(tests)} test images are too few to compare: take at least 2"
+            " and 4"
+        )
+    return size
 
 
 def draw_subsets(images: ImageSet, size: int, count: int) -> list[NDArray[np.int64]]:

@@ -33,8 +33,11 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize; in training mode, update the codewords. Raise NonFiniteError if a latent is not
-        finite.
+        """Quantize; in training mode, update the codewords.
+
+        Raises:
+            InputError: The last dimension of the latents is not D.
+            NonFiniteError: A latent is not finite.
         """
 
     @abstractmethod
@@ -89,6 +92,13 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
         if lowest < 0 or highest >= size:
             worst = lowest if lowest < 0 else highest
             raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")
+
+
+def check_dimension(latents: Tensor, dim: int) -> None:
+    """Raise InputError unless latents are (..., dim)."""
+    shape = tuple(latents.shape)
+    if len(shape) < 2 or shape[-1] != dim:
+        raise InputError(f"latents have shape {shape}; expected (..., {dim})")
 
 
 def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:

@@ -24,7 +24,14 @@ from hrvqvae.config import QuantizerConfig
 from hrvqvae.distributed import GroupHandle
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks, update_codebooks
-from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
+from hrvqvae.quantize.quantized import (
+    Codes,
+    Quantized,
+    Quantizer,
+    check_codes,
+    check_dimension,
+    require_finite,
+)
 from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import NonFiniteError, name_arguments, require
 
@@ -81,6 +88,7 @@ class ResidualQuantizer(Quantizer):
         If a latent is not finite, raise NonFiniteError on a CPU; on a GPU, and in traced or
         compiled graphs, the loss is NaN.
         """
+        check_dimension(latents, self.config.dim)
         z = latents.flatten(0, -2).float()
 
         # docs/method.md, "Quantization": e_l is nearest to r_(l-1), and r_l = r_(l-1) - e_l
@@ -187,6 +195,7 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
+        check_dimension(latents, self.config.dim)
         z = latents.flatten(0, -2).float()
         indices: Iterable[Tensor]
         search, parts = self.plan_search(len(self.levels))
