@@ -9,7 +9,6 @@ makes the trials (DIR/trials), then the rows (DIR/rows), and encodes with every 
 DIR/curves.png, and DIR/steps.png with the longest trainings, draw the error against steps.
 """
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -191,7 +190,9 @@ def study_depth(folder: Path) -> None:
     systems = {name: ("treevq-deep", "", {**settings, **fields}) for name, fields in DEPTH.items()}
     _make_rows(make_comparison(systems, {}, DEPTH_STEPS, SEEDS), folder)
     searched = {name: systems[name] for name in SEARCHED_DEPTH}
-    measure_searches(make_comparison(searched, {}, DEPTH_STEPS, SEEDS), folder)
+    comparison = make_comparison(searched, {}, DEPTH_STEPS, SEEDS)
+    measure_searches(comparison, folder)
+    measure_leaves(comparison, folder)
 
 
 def measure_searches(comparison: Comparison, folder: Path) -> None:
@@ -244,8 +245,8 @@ def encode_error(run: Path, fields: Fields) -> Row:
 
 @torch.inference_mode()
 def leaf_error(run: Path, passes: int) -> Row:
-    """Return the error of test images whose latents take the nearest of a run's leaves, in images
-    and as a share of the latents' variance.
+    """Return the error of test images whose latents take the nearest of a run's leaves, group by
+    group of linked levels, in images and as a share of the latents' variance.
 
     First `passes` of Lloyd's algorithm fit the leaves to the latents of training images; encoder
     and decoder stay.
@@ -259,21 +260,25 @@ def leaf_error(run: Path, passes: int) -> Row:
         latents = torch.cat([model.latents(batch) for batch in torch.split(images, 50)])
         return images, latents
 
-    # all leaves, as one flat codebook
-    sizes = model.quantizer.config.sizes
-    codes = torch.unravel_index(torch.arange(math.prod(sizes)), sizes)
-    leaves = model.quantizer.lookup(codes)
+    # all leaves of each group of linked levels, as a flat codebook
+    groups = _leaves_of(model.quantizer)
     if passes:
         vectors = read_latents("train")[1].flatten(0, -2)
     for _ in range(passes):
-        (index,) = search_codebooks(vectors, [leaves.unsqueeze(0)])
-        count = vq.counts(index, len(leaves)).float()
-        total = torch.zeros_like(leaves).index_add_(0, index, vectors)
-        leaves = vq.means_or_kept(count, total, leaves)
+        residual = vectors
+        for number, leaves in enumerate(groups):
+            (index,) = search_codebooks(residual, [leaves.unsqueeze(0)])
+            count = vq.counts(index, len(leaves)).float()
+            total = torch.zeros_like(leaves).index_add_(0, index, residual)
+            groups[number] = vq.means_or_kept(count, total, leaves)
+            residual = residual - groups[number][index]
 
     images, latents = read_latents("test")
-    (index,) = search_codebooks(latents.flatten(0, -2), [leaves.unsqueeze(0)])
-    quantized = leaves[index].view_as(latents)
+    residual = latents.flatten(0, -2)
+    for leaves in groups:
+        (index,) = search_codebooks(residual, [leaves.unsqueeze(0)])
+        residual = residual - leaves[index]
+    quantized = latents - residual.view_as(latents)
     decoded = (model.pixels(quantized, config.data.image_size) + 1) / 2
     error = decoded.clamp(0, 1) - images
     variance = latents.flatten(0, -2).var(0).sum()
@@ -294,6 +299,22 @@ def _require_rows(cases: Sequence[Case], folder: Folder) -> None:
     if not all(folder.row_path(case.name).is_file() for case in cases):
         _say("another process makes the last trainings; give the same command after them")
         sys.exit()
+
+
+def _leaves_of(quantizer: Any) -> list[Tensor]:
+    """Return the leaves (M, D) of each group of linked levels: the sums of their codewords."""
+    step = quantizer.config.group_size
+    groups = []
+    for start in range(0, len(quantizer.levels), step):
+        levels = quantizer.levels[start : start + step]
+        index = torch.zeros(1, dtype=torch.long)
+        leaves = torch.zeros(1, 1)
+        for level in levels:
+            # the children of each codeword, in the order of their numbers
+            index = (index[:, None] * level.size + torch.arange(level.size)).flatten()
+            leaves = leaves.repeat_interleave(level.size, 0) + level.lookup(index)
+        groups.append(leaves)
+    return groups
 
 
 def _say(line: str) -> None:

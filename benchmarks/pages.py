@@ -276,6 +276,12 @@ def searched(system: str, beam: int) -> list[float]:
     return where(path, "mse", system=system, search=search, coarse_weight="0.1")
 
 
+def encoded(system: str, search: str) -> list[float]:
+    """Return the errors of a variant of docs/data/long-cifar10/depth that another search encodes."""
+    path = "long-cifar10/depth/beams.jsonl"
+    return where(path, "mse", system=system, search=search, coarse_weight="0.1")
+
+
 def leaves(system: str, passes: int, field: str = "mse") -> list[float]:
     """Return a field of a system's leaves in docs/data/long-cifar10 after passes of Lloyd's
     algorithm.
@@ -308,6 +314,16 @@ def efforts(model: str) -> str:
     return f"{effort_changes(path, model)} | {bits} | {1e3 * times[0]:.2f} | {ratios}"
 
 
+def beams(model: str, beam: int | None) -> str:
+    """Return the cells of a model and a beam: changes of the error, bits and times."""
+    rows = {row["coding"]: row for row in read("effort/beams.json") if row["model"] == model}
+    cells = []
+    for effort in (0, 2):
+        row = rows[f"effort {effort}" + (f", beam {beam}" if beam else "")]
+        cells.append(f"{row['change']:+.1%} | {row['bits']:,.0f} | {row['ratio']:.1f}")
+    return " | ".join(cells)
+
+
 def grid(positions: str, bits: int) -> tuple[float, float, int]:
     """Return mean, standard deviation and number of the errors in docs/data/grids-cifar10."""
     pattern = rf"^{positions}, levels 1 to \d+, {bits} bits: (\S+) ± (\S+) \(n = (\d+)"
@@ -327,6 +343,7 @@ def grids(first: str, second: str, bits: int) -> str:
 def main() -> None:
     """Look for every recomputed part on its page."""
     tables = {path.name.replace("-", "_"): read_table(path.name) for path in DATA.iterdir()}
+    tables["depth"] = read_table("long-cifar10/depth")
     names = globals() | tables
     count = lacking = 0
     for line in filter(None, Path(__file__).with_suffix(".txt").read_text().splitlines()):
