@@ -277,7 +277,7 @@ def searched(system: str, beam: int) -> list[float]:
 
 
 def encoded(system: str, search: str) -> list[float]:
-    """Return the errors of a variant of docs/data/long-cifar10/depth that another search encodes."""
+    """Return the errors of a variant in docs/data/long-cifar10/depth with another search."""
     path = "long-cifar10/depth/beams.jsonl"
     return where(path, "mse", system=system, search=search, coarse_weight="0.1")
 
