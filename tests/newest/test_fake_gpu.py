@@ -188,3 +188,12 @@ def test_a_training_step_of_the_layer(name, device):
         if device == "meta":
             (quantized.sum() + loss).backward()
         assert waits.places == []
+
+
+def test_the_layer_decodes_indices_of_the_cpu():
+    """Such as those that `encode` and `unique_indices` return."""
+    with fake_gpu():
+        with torch.device("cuda"):
+            layer = TreeVQ(8, 4, 4)
+        indices = torch.zeros(4, 16, 4, dtype=torch.long, device="cpu")
+        assert layer.get_output_from_indices(indices).device.type == "cuda"

@@ -370,6 +370,8 @@ def test_what_may_come_next_is_what_items_have():
         mask = tree.valid_next(rows, indices.view(3, 5, 3))
         with patch.object(torch.Tensor, "sort", side_effect=AssertionError("sorted again")):
             assert same(tree.valid_next(rows, indices.unique(dim=0)), mask)
+        for kind in (torch.uint8, torch.int16):
+            assert same(tree.valid_next(rows.to(kind), indices.to(kind)), mask)
         prefixes = indices[:, : length + 1].tolist()
         assert mask.flatten().tolist() == [prefix in prefixes for prefix in every.tolist()]
     assert not tree.valid_next(torch.tensor([[-1], [5]]), indices).any()
@@ -378,7 +380,8 @@ def test_what_may_come_next_is_what_items_have():
     with input_error("prefixes have 3 levels"):
         tree.valid_next(indices, indices)
     with input_error(r"at most 2\^63"):
-        TreeVQ(WIDTH, 1000, 7, linked=1).valid_next(torch.zeros(1, 6), torch.zeros(1, 7))
+        zeros = torch.zeros(1, 7).long()
+        TreeVQ(WIDTH, 1000, 7, linked=1).valid_next(zeros[:, :6], zeros)
 
 
 def test_batches_of_wide_vectors_are_small():

@@ -476,7 +476,7 @@ def test_compiled_as_a_part_of_a_model():
 def test_what_it_is_made_of_is_checked():
     for options, line in cells_of(r"""
         decay: 1.0 | decay is 1.0; it must be at least 0 and below 1
-        codewords: [4, 4] | codewords is \(4, 4\); it must be none or 3 values
+        codewords: [4, 4] | codewords is \(4, 4\); it must be a number or 3 values
         num_quantizers: 3 | TreeVQ has no argument num_quantizers; it is called levels here
         coarse_weights: 0.1 | TreeVQ has no argument coarse_weights; did you mean .*weight\?
         colour: 1 | TreeVQ has no argument colour
@@ -497,17 +497,26 @@ def test_what_it_is_given_is_checked():
     indices = torch.zeros(2, 5, LEVELS).long()
     other_level = indices - torch.tensor([0, 1, 0])
     decode = vq.get_output_from_indices
+    number = vq.codeword_indices
     for call, arguments, line in (
         (vq, (x.movedim(-1, 1),), r"float32 \(2, 6, 5\); .* \(B, ..., 6\) \(channel_last="),
         (vq, (x[0, 0],), r"float32 \(6,\)"),
         (vq, (x.long(),), r"int64 \(2, 5, 6\)"),
         (vq, (x, torch.ones(2, 4).bool()), r"mask is torch.bool \(2, 4\); .* bool \(2, 5\)"),
         (vq, (x, torch.ones(2, 5)), r"mask is torch.float32"),
+        (vq, (x, torch.ones(2, 5, device="meta").bool()), "mask is .* a tensor on cpu"),
         (decode, (indices[..., :0],), "0 levels"),
         (decode, (indices.repeat(1, 1, 2),), "6 levels of codes given; this model has 1 to 3"),
         (decode, (indices.float(),), "float32"),
         (decode, (indices + SIZE,), "level 1 has code"),
         (decode, (other_level,), "level 2 has code -1"),
+        (number, (indices[..., :0],), "l is 0; it must be from 1 to 3"),
+        (number, (indices.repeat(1, 1, 2),), "l is 6; it must be from 1 to 3"),
+        (number, (indices.numpy(),), "indices is .*; it must be a tensor"),
+        (number, (indices.float(),), "type of indices is torch.float32"),
+        (vq.valid_next, (indices[..., :1], indices + SIZE), "level 1 has code"),
+        (vq.valid_next, (indices[..., :1], other_level), "level 2 has code -1"),
+        (vq.valid_next, (indices[..., :1].float(), indices), "type of prefixes is torch.float32"),
     ):
         with input_error(line):
             call(*arguments)

@@ -23,7 +23,7 @@ from hrvqvae import distributed
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize.fitting import MOST_VALUES, Vectors, batches_of, fit
 from hrvqvae.quantize.identifiers import number_of, unique_indices
-from hrvqvae.quantize.quantized import Quantized
+from hrvqvae.quantize.quantized import Quantized, check_codes
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.utils.errors import InputError, name_arguments, near_names, require
@@ -151,7 +151,8 @@ class TreeVQ(nn.Module):
             )
         except InputError as error:
             line = str(error).replace("model.quantizer.", "")
-            raise InputError(line.replace("level_codewords", "codewords")) from None
+            line = line.replace("level_codewords", "codewords")
+            raise InputError(line.replace("must be none or", "must be a number or")) from None
         self.channel_last = channel_last
         processes = distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, processes)
@@ -197,7 +198,8 @@ class TreeVQ(nn.Module):
             )
         inputs = features.movedim(channel, -1)  # (B, ..., D)
         positions = inputs.shape[:-1]
-        require(mask is None or isinstance(mask, Tensor), "mask", mask, "a tensor")
+        is_mask = isinstance(mask, Tensor) and mask.device == device
+        require(mask is None or is_mask, "mask", mask, f"a tensor on {device}")
         if mask is not None and (mask.shape != positions or mask.dtype != torch.bool):
             raise InputError(
                 f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(positions)}"
@@ -378,17 +380,18 @@ class TreeVQ(nn.Module):
         (..., L), as in constrained decoding: bool.
 
         The items are sorted in each call, unless they come sorted, as by `indices.unique(dim=0)`.
-        Raises InputError for a wrong number of levels.
+        Raises InputError for a wrong number of levels, or if a value of `indices` is not in [0, m).
         """
         sizes = self.quantizer.config.sizes
-        for name, tensor in {"prefixes": prefixes, "indices": indices}.items():
-            require(tensor.ndim > 0, name, tensor, "a tensor (..., l)")
+        prefixes = _to_int64(prefixes, "prefixes")
+        indices = _to_int64(indices, "indices")
         length = prefixes.shape[-1]
         if length >= len(sizes) or indices.shape[-1] != len(sizes):
             raise InputError(
                 f"prefixes have {length} levels and indices {indices.shape[-1]}; give prefixes of"
                 f" fewer than {len(sizes)} levels, and indices of all {len(sizes)}"
             )
+        check_codes(indices.unbind(-1), sizes)
 
         # a value outside [0, m) would give the number of another prefix
         below = prefixes < prefixes.new_tensor(sizes[:length])
@@ -411,13 +414,10 @@ class TreeVQ(nn.Module):
         """Return the sum of the codewords for indices (..., l) of the first l levels, float32; zero
         where all are -1.
 
-        Raises InputError if the number of levels is wrong, or another index is not in [0, m).
+        Indices may be on any device. Raises InputError if the number of levels is wrong, or another
+        index is not in [0, m).
         """
-        is_dense = isinstance(indices, Tensor) and indices.layout == torch.strided
-        is_batch = is_dense and indices.ndim > 0
-        require(is_batch, "indices", indices, "a tensor (..., l)")
-        if not (indices.is_floating_point() or indices.is_complex()):  # `lookup` refuses these
-            indices = indices.long()
+        indices = _to_int64(indices).to(self.quantizer.levels[0].count.device)
         padding = (indices == PADDING).all(-1, keepdim=True)
         codes = indices.masked_fill(padding, 0).unbind(-1)
         summed = self.quantizer.lookup(codes)
@@ -430,9 +430,12 @@ class TreeVQ(nn.Module):
         """Return, for indices (B, ..., l), the index of each codeword among all codewords of its
         level; -1 for -1.
 
-        Values are not checked.
+        Values are not checked. Raises InputError if the number of levels is wrong.
         """
-        codes = indices.long().clamp(min=0).unbind(-1)
+        indices = _to_int64(indices)
+        levels = self.quantizer.config.levels
+        require(1 <= indices.shape[-1] <= levels, "l", indices.shape[-1], f"from 1 to {levels}")
+        codes = indices.clamp(min=0).unbind(-1)
         codewords = torch.stack(self.quantizer.codeword_indices(codes), -1)
         return codewords.masked_fill(indices == PADDING, PADDING)
 
@@ -453,3 +456,14 @@ class TreeVQ(nn.Module):
             f"dim={config.dim}, codewords={sizes}, levels={config.levels}, update={config.update!r}"
         )
         return about if self.channel_last else f"{about}, channel_last=False"
+
+
+def _to_int64(indices: Tensor, name: str = "indices") -> Tensor:
+    """Convert indices (..., l) to int64. Raises InputError unless they are a dense tensor of whole
+    numbers.
+    """
+    is_dense = isinstance(indices, Tensor) and indices.layout == torch.strided
+    require(is_dense and indices.ndim > 0, name, indices, "a tensor (..., l)")
+    is_whole = not (indices.is_floating_point() or indices.is_complex())
+    require(is_whole, f"the type of {name}", indices.dtype, "of whole numbers")
+    return indices.long()
