@@ -8,6 +8,7 @@ import torch
 
 import hrvqvae
 from benchmarks.common import TINY
+from hrvqvae.training.stages import choose_run_folder
 from tests.conftest import (
     approx,
     double_precision,
@@ -42,7 +43,13 @@ def test_codes_as_arrays_of_any_integers(model, images):
     codes = model.encode(images)  # as many images as levels
     expected = model.decode(codes)
     stacked = torch.stack(codes, 1).to(torch.int16)
-    for form in (stacked, stacked.numpy(), [code.numpy().astype(np.uint8) for code in codes]):
+    backwards = np.ascontiguousarray(stacked.numpy()[:, :, ::-1])[:, :, ::-1]
+    for form in (
+        stacked,
+        stacked.numpy(),
+        backwards,
+        [code.numpy().astype(np.uint8) for code in codes],
+    ):
         assert same(model.decode(form), expected)
 
 
@@ -80,6 +87,21 @@ def test_evaluate_measures_with_the_beam_of_the_model(tmp_path):
             opened.assert_called_with("mnist", options.get("device", "cpu"), beam)
 
 
+def test_samples_can_be_changed_in_place(model):
+    """They are no inference tensors."""
+    drawn = model.draw(1)
+    for tensor in (drawn.images, *drawn.codes):
+        tensor.mul_(1)
+
+
+def test_a_path_may_begin_with_the_home_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    model.save_pretrained("~/saved")
+    assert (tmp_path / "saved/model.safetensors").is_file()
+    assert choose_run_folder("mnist", "~/run").path == tmp_path / "run"
+
+
 def test_what_it_says(model):
     assert repr(model) == "Model('mnist': hrvqvae, codes of 4 x 4 x 4, images of 28x28, 1 channel)"
     assert model.to("cpu") is model
@@ -101,6 +123,12 @@ REFUSED = {
     "codes of level 1 have shape (14, 14); expected (B, H, W)": lambda model, _: model.decode(
         tuple(torch.zeros(3, 14, 14, dtype=torch.long))
     ),
+    "codes of level 1 have shape (3, 14, 0); expected (B, H, W)": lambda model, _: model.decode(
+        tuple(torch.zeros(3, 14, 0, dtype=torch.long) for _ in range(3))
+    ),
+    "count is '2'; it must be a whole number": lambda model, _: model.draw("2"),
+    "indices is [0, -1]; it must be at least 0": lambda model, _: [*model.draw_batches([0, -1])],
+    "push_to_hub has no option foo": lambda model, _: model.push_to_hub("u/x", foo=1),
     "keep is 'bottom'": lambda model, _: model.complete(torch.zeros(1, 28, 28), keep="bottom"),
     "the mask is tensor(": lambda model, _: model.complete(
         torch.zeros(1, 28, 28), keep=torch.ones(28, 28).to_sparse()

@@ -41,7 +41,7 @@ from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams, draw_positions
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import resolve_device, torch_defaults
-from hrvqvae.utils.errors import InputError, name_arguments
+from hrvqvae.utils.errors import InputError, expand_home, name_arguments, require
 from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import tracked
 from hrvqvae.utils.quantities import counted
@@ -50,6 +50,7 @@ Images = Any
 """Tensors, arrays, PIL images, paths, or a sequence of these (`data.images.list_images`)."""
 Mask = Tensor | NDArray[np.bool_]
 _BATCH_SIZE = 64
+_PUSH_OPTIONS = ("private", "token", "commit_message", "branch", "create_pr")
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
@@ -92,7 +93,11 @@ class Model:
     @classmethod
     @name_arguments
     def from_pretrained(
-        cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any
+        cls,
+        name: str | Path,
+        device: str | torch.device = "cpu",
+        beam: int | None = None,
+        **options: Any,
     ) -> Self:
         """Load a model as `load` does, or user/name from the hub. Raises InputError if there is no
         such model.
@@ -117,7 +122,8 @@ class Model:
         progressive decoder and entropy model are left out, because they were made for the old
         weights.
         """
-        export(self.run.name, Path(folder), license=license, weights=self.autoencoder.state_dict())
+        weights = self.autoencoder.state_dict()
+        export(self.run.name, expand_home(folder), license=license, weights=weights)
 
     def push_to_hub(self, name: str, *, license: str | None = None, **options: Any) -> str:
         """Upload the folder of `save_pretrained` to the hub as user/name; return its address, or
@@ -125,6 +131,11 @@ class Model:
 
         Options are private, token, commit_message, branch and create_pr.
         """
+        if unknown := options.keys() - _PUSH_OPTIONS:
+            raise InputError(
+                f"push_to_hub has no option {min(unknown)}; it has license,"
+                f" {', '.join(_PUSH_OPTIONS)}"
+            )
         weights = self.autoencoder.state_dict()
         return push_run(self.run.name, name, license=license, weights=weights, **options)
 
@@ -251,8 +262,8 @@ class Model:
         """
         try:
             if hasattr(codes, "ndim"):
-                codes = torch.as_tensor(codes).unbind(1)
-            batch = tuple(torch.as_tensor(code).to(self.device) for code in codes)
+                codes = _to_tensor(codes).unbind(1)
+            batch = tuple(_to_tensor(code).to(self.device) for code in codes)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             raise InputError(
                 f"codes are {reprlib.repr(codes)}; they must be a tensor (B, H, W) per level"
@@ -262,7 +273,7 @@ class Model:
             code.long() if torch.can_cast(code.dtype, torch.long) else code for code in batch
         )
         for level, code in enumerate(batch, 1):
-            if code.ndim != 3:
+            if code.ndim != 3 or 0 in code.shape[1:]:
                 shape = tuple(code.shape)
                 raise InputError(f"codes of level {level} have shape {shape}; expected (B, H, W)")
         return self.autoencoder.decode(batch, levels, size)
@@ -396,6 +407,7 @@ class Model:
         params = SamplingParams(**options)
         return self.draw(count, seed=seed, class_name=class_name, params=params).images
 
+    @name_arguments
     def draw(self, count: int, **options: Any) -> Sampled:
         """Draw as `sample` does, and return classes and codes beside the images; options are as in
         `draw_batches`.
@@ -423,12 +435,13 @@ class Model:
         `kept` codes are not drawn. With them, `indices` must be 0, 1, 2, ..., because sample i
         keeps the codes of image i.
         """
+        require(min(indices, default=0) >= 0, "indices", indices, "at least 0")
         params = params or SamplingParams(**self.run.sampling_options())
         num_levels = self.autoencoder.check_levels(params.levels)
         priors = self.load_priors(num_levels)
         networks = [prior for prior in priors.networks if prior.level.index < num_levels]
         for batch in tracked(slices(indices, _BATCH_SIZE), "sample", len(indices), len):
-            with torch_defaults(), torch.inference_mode():
+            with torch_defaults(), torch.no_grad():
                 part = kept and kept.take(range(batch[0], batch[-1] + 1))
                 label = self.draw_labels(batch, seed, class_name, priors)
                 # given kept codes, classes are not as frequent as in training
@@ -677,3 +690,10 @@ def find_models(files: Sequence[tuple[str, bytes]], name: str | None) -> list[Mo
 
 def _find_writer(runs: Iterable[Run], fingerprint: bytes) -> Run | None:
     return next((run for run in runs if run.wrote(fingerprint)), None)
+
+
+def _to_tensor(values: Any) -> Tensor:
+    # torch takes no arrays with negative strides
+    return torch.as_tensor(
+        np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values
+    )

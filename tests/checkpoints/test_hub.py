@@ -13,6 +13,7 @@ import huggingface_hub
 import huggingface_hub.constants as constants
 import huggingface_hub.utils._http as library
 import pytest
+import torch
 
 import hrvqvae
 from hrvqvae import Model
@@ -170,7 +171,7 @@ def test_weights_that_were_changed_there_and_back(full_run, tmp_path, hub):
 
 
 def test_what_is_on_this_machine_is_asked_of_nobody(run, tmp_path, hub):
-    Model.from_pretrained("mnist")
+    Model.from_pretrained("mnist", torch.device("cpu"))
     Model.from_pretrained(str(run))
     (tmp_path / "someone").mkdir()
     export(run, Path("someone/digits"))

@@ -55,10 +55,25 @@ def test_other_objects_are_refused(images, fault):
         as_images(images, 3)
 
 
-@parametrize("shape", [(2, 3), (2, 5, 5), (1, 3, 4, 4)])
+@parametrize("shape", [(2, 3), (2, 5, 5), (1, 3, 4, 4), (1, 0, 5)])
 def test_only_images_become_pil(shape):
     with input_error(r"expected \(C, Y, X\), C = 1, 3 or 4"):
         to_pil(torch.zeros(shape))
+
+
+def test_float_tensors_of_every_kind_become_pil():
+    expected = np.asarray(to_pil(BATCH[0] / 255))
+    for image in ((BATCH[0] / 255).requires_grad_(), (BATCH[0] / 255).double()):
+        assert_array_equal(to_pil(image), expected)
+    assert to_pil(torch.ones(1, 2, 2).bfloat16()).getextrema() == (255, 255)
+    for image in (BATCH[0].long(), BATCH[0].to_sparse()):
+        with input_error("images are uint8, or float|give a dense one"):
+            to_pil(image)
+
+
+def test_images_are_read_with_1_or_3_channels():
+    with input_error("channels is 4; it must be 1, 3 or None"):
+        read_image(PATH, 4)
 
 
 def image_of(values, dtype):

@@ -27,6 +27,7 @@ from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.tokens.tokenize import Tokenizer, load_keyed_images
+from hrvqvae.tokens.tokenize import tokenize as write_shards
 from hrvqvae.training.prior import resolve_priors
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.checkpoints.conftest import change
@@ -272,6 +273,20 @@ def test_other_images_and_none(shards, digits):
         tokenize no-such-model {digits} out | no-such-model
     """)
     assert not Path("out").exists()
+
+
+def test_arguments_from_python_are_checked(digits):
+    options = {"full_size": False, "device": "cpu", "retry_broken": False, "beam": None}
+    options |= {"shard_size": 50, "workers": 0, "engine": "local", "effort": 0}
+    for wrong, message in (
+        ({"shard_size": -1}, "shard_size is -1; it must be at least 1"),
+        ({"workers": -1}, "workers is -1; it must be at least 0"),
+        ({"engine": "x"}, "engine is 'x'; it must be local or ray"),
+    ):
+        with input_error(message):
+            write_shards("mnist", digits, Path("out"), **options | wrong)
+    assert not Path("out").exists()
+    assert write_shards("mnist", str(digits), "out", **options).images == 90
 
 
 def test_images_that_were_replaced_are_noticed(tmp_path):

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from hrvqvae.config import Grid
-from hrvqvae.utils.errors import InputError, explain_write_errors, name_arguments
+from hrvqvae.utils.errors import InputError, explain_write_errors, name_arguments, require
 from hrvqvae.utils.outputs import replace_file
 from hrvqvae.utils.progress import note
 
@@ -232,9 +232,7 @@ def _find_planes(image: Any) -> NDArray[Any]:
     """Return an array or a tensor as (C, Y, X), uint8 or float. Raises InputError."""
     pixels: NDArray[Any]
     if isinstance(image, Tensor):
-        image = image.detach().cpu()
-        # numpy has no bfloat16
-        pixels = (image.float() if image.is_floating_point() else image).numpy()
+        pixels = _to_array(image)
     elif hasattr(image, "__array__"):
         image = np.asarray(image)
         pixels = image[..., None] if image.ndim == 2 else image
@@ -246,9 +244,24 @@ def _find_planes(image: Any) -> NDArray[Any]:
     if pixels.ndim != 3 or len(pixels) not in (1, 3, 4) or 0 in pixels.shape:
         forms = "tensors (C, Y, X) and arrays (Y, X, C) have C = 1, 3 or 4"
         raise InputError(f"its shape is {tuple(image.shape)}; {forms}")
+    _require_pixel_type(pixels)
+    return pixels
+
+
+def _to_array(image: Any) -> NDArray[Any]:
+    """Return a tensor or an array as an array; numpy has no bfloat16, so float tensors become
+    float32.
+    """
+    if isinstance(image, Tensor):
+        _require_dense(image)
+        image = image.detach().cpu()
+        image = image.float() if image.is_floating_point() else image
+    return np.asarray(image)
+
+
+def _require_pixel_type(pixels: NDArray[Any]) -> None:
     if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
         raise InputError(f"its type is {pixels.dtype}; images are uint8, or float in [0, 1]")
-    return pixels
 
 
 def _require_dense(images: Any) -> None:
@@ -325,19 +338,21 @@ def read_image(
         max_pixels: larger images are refused.
 
     Raises BrokenImageError if the image can't be decoded or is too large, and InputError if there
-    is no such file.
+    is no such file or `channels` is not valid.
     """
+    require(channels in (1, 3, None), "channels", channels, "1, 3 or None")
     return torch.from_numpy(decode_image(Path(path), channels, max_pixels).pixels)
 
 
 def to_pil(image: Any) -> Image.Image:
     """Convert an array or a tensor (C, Y, X), uint8 or float in [0, 1], to a PIL image.
 
-    C is 1 (greyscale), 3 (RGB) or 4 (RGBA). Raises InputError for another shape.
+    C is 1 (greyscale), 3 (RGB) or 4 (RGBA). Raises InputError for another shape or type.
     """
-    array = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
-    if array.ndim != 3 or len(array) not in (1, 3, 4):
+    array = _to_array(image)
+    if array.ndim != 3 or len(array) not in (1, 3, 4) or 0 in array.shape:
         raise InputError(f"the image has shape {array.shape}; expected (C, Y, X), C = 1, 3 or 4")
+    _require_pixel_type(array)
     pixels = array.transpose(1, 2, 0)
     if pixels.dtype != np.uint8:  # by rows, to save memory
         pixels = np.stack(

@@ -44,7 +44,7 @@ from hrvqvae.tokens.shards import (
     open_shards,
     read_keys,
 )
-from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.errors import InputError, explain_write_errors, require
 from hrvqvae.utils.grouping import group_by_size, slices
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
@@ -321,8 +321,8 @@ class Tokenized:
 
 def tokenize(
     model: str,
-    source: Path,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     *,
     shard_size: int | None,
     full_size: bool,
@@ -350,12 +350,16 @@ def tokenize(
 
     Raises:
         InputError: the model, source or images are missing; `out` is in use, can't be written, or
-            was begun with another model, other images or other options.
+            was begun with another model, other images or other options; a number is out of range.
         DamagedFileError: a shard of the folder is damaged.
     """
+    require(shard_size is None or shard_size >= 1, "shard_size", shard_size, "at least 1")
+    require(workers is None or workers >= 0, "workers", workers, "at least 0")
+    require(engine in ("local", "ray"), "engine", engine, "local or ray")
+    out = Path(out)
     if run_folder(model) == Path(model):  # not a model of the package
         model = str(Path(model).absolute())  # processes of Ray have another working folder
-    images = load_keyed_images(source)
+    images = load_keyed_images(Path(source))
     tokenizer = Tokenizer(
         model,
         images,

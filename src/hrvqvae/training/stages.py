@@ -73,7 +73,7 @@ def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
     runs/PRESET.
     """
     is_run = RunFolder(Path(preset)).config.is_file()
-    return RunFolder(Path(out or (preset if is_run else f"runs/{preset.replace('/', '-')}")))
+    return RunFolder(expand_home(out or (preset if is_run else f"runs/{preset.replace('/', '-')}")))
 
 
 def train_autoencoder(
