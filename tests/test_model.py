@@ -89,7 +89,7 @@ def test_evaluate_measures_with_the_beam_of_the_model(tmp_path):
 
 def test_samples_can_be_changed_in_place(model):
     """They are no inference tensors."""
-    drawn = model.draw(1)
+    (drawn,) = model.draw_batches(range(1))
     for tensor in (drawn.images, *drawn.codes):
         tensor.mul_(1)
 
@@ -126,6 +126,7 @@ REFUSED = {
     "codes of level 1 have shape (3, 14, 0); expected (B, H, W)": lambda model, _: model.decode(
         tuple(torch.zeros(3, 14, 0, dtype=torch.long) for _ in range(3))
     ),
+    "levels is 99; this model decodes 1, 2, 3": lambda model, _: model.encoder(levels=99),
     "count is '2'; it must be a whole number": lambda model, _: model.draw("2"),
     "indices is [0, -1]; it must be at least 0": lambda model, _: [*model.draw_batches([0, -1])],
     "push_to_hub has no option foo": lambda model, _: model.push_to_hub("u/x", foo=1),

@@ -58,7 +58,8 @@ class Model:
     """An autoencoder in evaluation mode, its configuration, and its priors. The priors are loaded
     at first use.
 
-    Images are (B, C, Y, X); codes are a tuple of int64 tensors (B, H_l, W_l), coarse first.
+    Images are (B, C, Y, X); codes are a tuple of int64 tensors (B, H_l, W_l), coarse first. The
+    arguments are those of `load`.
     """
 
     @name_arguments
@@ -119,7 +120,7 @@ class Model:
         InputError.
 
         The autoencoder's weights are written as they are in memory. If they were changed, priors,
-        progressive decoder and entropy model are left out, because they were made for the old
+        both decoders and the entropy model are left out, because they were made for the old
         weights.
         """
         weights = self.autoencoder.state_dict()
@@ -158,7 +159,7 @@ class Model:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class names of the priors."""
+        """The class names of the priors. Raises InputError without priors."""
         return self.load_priors(1).classes
 
     def load_generator(self, levels: int | None = None, decoder: str | None = None) -> Autoencoder:
@@ -238,8 +239,10 @@ class Model:
     ) -> Callable[[Tensor], Codes]:
         """Return a function that encodes images on the model's device; see `encode`.
 
-        With an effort or a lambda, the codes minimize the error and the bits of the first `levels`.
+        With an effort or a lambda, the codes minimize the error and the bits of the first `levels`;
+        otherwise `levels` changes nothing. Raises InputError if they are out of range.
         """
+        self.autoencoder.check_levels(levels)
         return open_encoder(self.autoencoder, lambda: self.entropy_model, lmbda, levels, effort)
 
     @name_arguments
@@ -294,9 +297,9 @@ class Model:
         Args:
             images: As for `encode`, but images of a sequence may have several sizes.
             levels: Number of levels to write, coarse first (default: all).
-            max_bytes: Largest size of a file. Of the codes whose file fits, those with the least
-                error are written; this takes a thousand times as long. A model of several latent
-                grids writes as many levels as fit.
+            max_bytes: Largest size of a file. The file has the least error found in a search of
+                levels and lambdas, which takes 60 to 900 times as long. A model that takes no
+                lambda writes as many levels as fit; VQVAE-2 writes all or raises InputError.
             lmbda: As for `encode`, but only the bits of the written levels count.
             names: Names of the images in messages (default: image 1, image 2, ...).
             effort: As for `encode`; max_bytes has an effort of its own.
@@ -336,8 +339,8 @@ class Model:
 
         Raises:
             InputError: Levels are out of range, or a file was made by another model.
-            DamagedFileError: The content is not a file of codes, no level is intact, or the image
-                exceeds max_pixels.
+            DamagedFileError: The content is not a file of codes, fewer levels are intact than the
+                model decodes, or the image exceeds max_pixels.
         """
         self.autoencoder.check_levels(levels)
         files = [files] if isinstance(files, bytes) else files
@@ -433,7 +436,8 @@ class Model:
         """Yield the samples of these indices in batches, so that any number fits into memory.
 
         `kept` codes are not drawn. With them, `indices` must be 0, 1, 2, ..., because sample i
-        keeps the codes of image i.
+        keeps the codes of image i. `params` say how codes are drawn (default: as in sampling.json),
+        and `sampler` draws the positions of a level.
         """
         require(min(indices, default=0) >= 0, "indices", indices, "at least 0")
         params = params or SamplingParams(**self.run.sampling_options())
@@ -536,6 +540,10 @@ class Model:
             keep: "top" or "left" (half of the image), a fraction in (0, 1) of the rows from the
                 top, or a mask (Y, X) bool. Codes are drawn in raster order, and do not depend
                 on kept codes after them.
+            count: Number of completions.
+            class_name: As for `sample` (default: drawn by how well the kept codes fit a class).
+            seed: As for `sample`.
+            params: How codes are drawn (default: as in sampling.json).
         """
         channels = self.autoencoder.channels
         batch = as_images(image, channels, self.config.data.max_pixels)

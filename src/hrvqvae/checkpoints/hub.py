@@ -60,6 +60,12 @@ def push(
 ) -> str:
     """Upload a folder that `export` wrote, and return its address. Raises InputError if it can't be
     uploaded.
+
+    Args:
+        private: Whether a new repository is private (default: as the hub's account says).
+        token: Token of the hub (default: that of `hf auth login`).
+        branch: Branch to commit to (default: main).
+        create_pr: Open a pull request in place of a commit.
     """
     with _library(name, branch) as hub:
         api = hub.HfApi(token=token, library_name="hrvqvae")

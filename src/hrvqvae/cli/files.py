@@ -195,7 +195,11 @@ COMMANDS = (
             choices=("stop", "skip"),
             default="stop",
         ),
-        option("--bytes N", "minimize the error in at most N bytes per image", type=integer(1)),
+        option(
+            "--bytes N",
+            "search levels and lambdas for the least error in at most N bytes per image",
+            type=integer(1),
+        ),
         "--beam",
         "--lmbda",
         "--effort",

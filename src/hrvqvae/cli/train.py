@@ -305,7 +305,9 @@ COMMANDS = (
         "train the classifier that measures samples",
         _train_classifier,
         option("dataset DATASET", "data set, such as cifar10"),
-        option("--out FILE", "write the classifier to FILE.safetensors", required=True, type=Path),
+        option(
+            "--out FILE", "write the classifier to FILE (safetensors)", required=True, type=Path
+        ),
         _DATA,
         option(
             "--seed S",

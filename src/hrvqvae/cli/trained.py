@@ -182,8 +182,8 @@ _DRAWING = (
     ),
     option(
         "--levels K",
-        "draw levels 1 to K only (default: as in the model's sampling.json; all if --guidance is"
-        " given)",
+        "draw levels 1 to K only (default: as in the model's sampling.json; with --guidance, all if"
+        " all have priors)",
         type=int,
     ),
     option(
@@ -232,7 +232,11 @@ COMMANDS = (
             type=parse_guidance,
             nargs="+",
         ),
-        option("--sample-levels K", "draw levels 1 to K only (default: all)", type=int),
+        option(
+            "--sample-levels K",
+            "draw levels 1 to K only (default: all; as in sampling.json if a level has no prior)",
+            type=int,
+        ),
     ),
     Command(
         "reconstruct",
@@ -269,7 +273,7 @@ COMMANDS = (
         option(
             "--keep PART",
             "keep top, left, a fraction of the rows such as 0.3, or the white part of an image file"
-            " (default: top)",
+            " of the size in training (default: top)",
             default="top",
         ),
         option("-n N", "draw N completions (default: 8)", dest="count", type=integer(1), default=8),

@@ -4,7 +4,8 @@ For a limited size, the number of levels and the lambda with the least error are
 of levels are tried from the largest down. For each, lambda is 0 if the file fits. Otherwise lambda
 grows by larger and larger steps until the file fits, and is then searched with smaller and smaller
 steps. A search begins with the codes of the largest lambda so far whose file is too large. A model
-that takes no lambda writes as many levels as fit.
+that takes no lambda writes as many levels as fit; VQVAE-2 decodes only all levels, so it writes all
+or none.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class DataConfig(Section, section="data"):
         int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")
     ] = 64_000_000
     workers: Count = 2  #: processes that decode images
-    #: keep decoded images in memory if all fit in this many MB (unless `crop` is random)
+    #: keep decoded images in memory if all fit in this many MiB (unless `crop` is random)
     memory_mb: Count = 512
 
     @property
@@ -99,10 +99,11 @@ class StageConfig(Section, section="training"):
     max_minutes: Weight = 0.0
     #: muon: for matrices and filters, and Adam for the rest
     optimizer: Literal["adam", "muon"] = "adam"
-    learning_rate: Rate = 3e-3  #: highest rate, at the end of the warm-up
+    learning_rate: Rate = 3e-3  #: the schedule multiplies it
     adam_beta1: Share = 0.9  #: decay of Adam's first moment
     adam_beta2: Share = 0.999  #: decay of Adam's second moment
-    #: cosine: a linear warm-up, then a fall to zero
+    #: cosine: a linear warm-up times a cosine that falls to zero from the first step; constant: no
+    #: warm-up
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: Count = 100
     polyak_decay: Share = 0.9  #: decay of the moving average of the network's weights
@@ -120,7 +121,8 @@ class StageConfig(Section, section="training"):
     log_every: Positive = 50  #: in steps, as are the next two fields
     evaluate_every: Positive = 500
     checkpoint_every: Positive = 500
-    evaluation_images: Positive = 1_000  #: test images of an evaluation during training
+    #: images of an evaluation during training: test images; held-out training images for a prior
+    evaluation_images: Positive = 1_000
     decided_by: ClassVar = {
         "device": "hrvqvae.utils.device:decide_device",
         "precision": "hrvqvae.utils.device:decide_precision",

@@ -37,8 +37,8 @@ class SamplingParams:
     #: draw and decode only this many levels, coarse first (None: all)
     levels: int | None = None
     #: decoder of the images: "generation" (`train-decoder`) or "progressive"; None: that of
-    #: sampling.json, otherwise "generation" if there is one for these levels, otherwise
-    #: "progressive"
+    #: sampling.json if it was trained for these levels, otherwise "generation" if this was,
+    #: otherwise "progressive"
     decoder: str | None = None
 
     def __post_init__(self) -> None:

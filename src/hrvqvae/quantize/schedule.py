@@ -22,8 +22,9 @@ RESTART_SHARE = 0.9
 class CodebookSchedule(nn.Module):
     """The start and the restarts of codebooks; `state_dict` holds all that later steps depend on.
 
-    The arguments are those of `TreeVQ`. All buffers are floats, so that averages of models
-    (`AveragedModel`, timm) can hold them.
+    The arguments are those of `TreeVQ`, but `start_vectors` is a number, and `processes` holds the
+    process group. All buffers are floats, so that averages of models (`AveragedModel`, timm) can
+    hold them.
     """
 
     progress: Tensor  # (2,): `steps`, and number of vectors in `waiting`

@@ -339,12 +339,15 @@ def tokenize(
         model: a run, or the name of a model inside the package.
         source: a folder of images, a list of images, tars, Parquet files or arrays
             (`load_keyed_images`).
+        out: folder of the shards.
         shard_size: images per shard; None takes the size that the folder was begun with, or 10,000.
         full_size: encode images at their own size (default: crop to a square and resize as in
             training).
         workers: processes per model that decode images; None takes `data.workers` of the model.
+        device: as for `hrvqvae.load`.
         engine: "local", or "ray" to distribute the shards over a Ray cluster, whose machines all
             see the same paths.
+        retry_broken: try the images again that were broken in earlier calls.
         beam: as for `hrvqvae.load`.
         effort: as for `Model.encode`.
 
