@@ -370,13 +370,14 @@ def test_what_may_come_next_is_what_items_have():
         mask = tree.valid_next(rows, indices.view(3, 5, 3))
         with patch.object(torch.Tensor, "sort", side_effect=AssertionError("sorted again")):
             assert same(tree.valid_next(rows, indices.unique(dim=0)), mask)
-        for kind in (torch.uint8, torch.int16):
-            assert same(tree.valid_next(rows.to(kind), indices.to(kind)), mask)
         prefixes = indices[:, : length + 1].tolist()
         assert mask.flatten().tolist() == [prefix in prefixes for prefix in every.tolist()]
     assert not tree.valid_next(torch.tensor([[-1], [5]]), indices).any()
     assert not tree.valid_next(torch.tensor([[1]]), indices[:0]).any()
     assert tree.valid_next(indices[:, :1].reshape(3, 5, 1), indices).shape == (3, 5, 3)
+    item = torch.tensor([[200, 7]], dtype=torch.uint8)  # too small for 256 itself
+    mask = TreeVQ(WIDTH, 256, 2).valid_next(item[:, :1], item)
+    assert mask.nonzero().tolist() == [[0, 7]]
     with input_error("prefixes have 3 levels"):
         tree.valid_next(indices, indices)
     with input_error(r"at most 2\^63"):
