@@ -41,7 +41,7 @@ from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams, draw_positions
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import resolve_device, torch_defaults
-from hrvqvae.utils.errors import InputError, expand_home, name_arguments, require
+from hrvqvae.utils.errors import InputError, check_kinds, expand_home, name_arguments, require
 from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import tracked
 from hrvqvae.utils.quantities import counted
@@ -410,11 +410,11 @@ class Model:
         params = SamplingParams(**options)
         return self.draw(count, seed=seed, class_name=class_name, params=params).images
 
-    @name_arguments
     def draw(self, count: int, **options: Any) -> Sampled:
         """Draw as `sample` does, and return classes and codes beside the images; options are as in
         `draw_batches`.
         """
+        check_kinds({"count": "int"}, {"count": count})
         if count < 1:
             raise InputError(f"the number of samples is {count}; it must be at least 1")
         batches = list(self.draw_batches(range(count), **options))
