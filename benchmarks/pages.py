@@ -272,13 +272,12 @@ def sampled(folder: str, field: str, place: int | None, *systems: str) -> Table:
 def searched(system: str, beam: int) -> list[float]:
     """Return the errors of a tree of docs/data/long-cifar10 that another beam encodes."""
     search = "every leaf of a group" if beam == 512 else f"by group, beam {beam}"
-    path = "long-cifar10/beams.jsonl"
-    return where(path, "mse", system=system, search=search, coarse_weight="0.1")
+    return encoded(system, search, "long-cifar10")
 
 
-def encoded(system: str, search: str) -> list[float]:
-    """Return the errors of a variant in docs/data/long-cifar10/depth with another search."""
-    path = "long-cifar10/depth/beams.jsonl"
+def encoded(system: str, search: str, folder: str = "long-cifar10/depth") -> list[float]:
+    """Return the errors of a system in docs/data/FOLDER with another search."""
+    path = f"{folder}/beams.jsonl"
     return where(path, "mse", system=system, search=search, coarse_weight="0.1")
 
 
