@@ -96,8 +96,8 @@ GROUPS: Sequence[Mapping[str, System]] = (
 )
 LONGEST = ("hrvqvae", "vqvae", "treevq")
 """Systems whose rows come first, and which also have the longest trainings."""
-NO_TRIALS = ("printed", "vqvae-printed", "treevq-plain")
-"""Systems without trials of their own, whose rows come next."""
+NEXT = ("printed", "vqvae-printed", "treevq-plain", "vqvae2", "hrvqvae15", "treevq15")
+"""Systems whose rows come next."""
 TREES = ("hrvqvae", "treevq")
 """Systems of 2,304 bits that also encode with every search."""
 LEAVES = ("vqvae", "treevq-plain", *TREES)
@@ -336,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # trials, then rows: first at 2,304 bits, then at the bits of VQVAE-2
     for systems in GROUPS:
-        for names in (LONGEST, LONGEST + NO_TRIALS, systems):
+        for names in (LONGEST, LONGEST + NEXT, systems):
             part = {name: systems[name] for name in names if name in systems}
             if not part:
                 continue
