@@ -84,7 +84,7 @@ def test_evaluate_measures_with_the_beam_of_the_model(tmp_path):
     with patch("hrvqvae.evaluation.report.Model", wraps=hrvqvae.Model) as opened:
         for options, beam in (({}, 16), ({"beam": 2, "device": "cpu:0"}, 2)):
             wide.evaluate(str(tmp_path), **options)
-            opened.assert_called_with("mnist", options.get("device", "cpu"), beam)
+            opened.assert_called_with(wide.run.name, options.get("device", "cpu"), beam)
 
 
 def test_samples_can_be_changed_in_place(model):
@@ -99,6 +99,8 @@ def test_a_path_may_begin_with_the_home_folder(model, tmp_path, monkeypatch):
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     model.save_pretrained("~/saved")
     assert (tmp_path / "saved/model.safetensors").is_file()
+    for load in (hrvqvae.load, hrvqvae.Model.from_pretrained):
+        assert load("~/saved").run.path == tmp_path / "saved/model.safetensors"
     assert choose_run_folder("mnist", "~/run").path == tmp_path / "run"
 
 

@@ -110,7 +110,7 @@ class Model:
                 f"from_pretrained has no option {min(unknown)}; it has device, beam,"
                 f" {', '.join(_HUB_OPTIONS)}"
             )
-        path = run_folder(name)
+        path = run_folder(expand_home(name))
         is_on_hub = is_hub_name(name) and not path.exists()
         return cls(hub.fetch(str(name), **options) if is_on_hub else path, device, beam)
 

@@ -49,7 +49,13 @@ from hrvqvae.models.build import build, build_progressive_decoder, require_sever
 from hrvqvae.priors.base import Priors, build_prior
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.utils.device import resolve_device
-from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors, require
+from hrvqvae.utils.errors import (
+    DamagedFileError,
+    InputError,
+    expand_home,
+    explain_write_errors,
+    require,
+)
 from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.outputs import replace_file, write_atomic
 from hrvqvae.utils.progress import Say, note, note_once
@@ -99,8 +105,8 @@ class Run:
 
     def __init__(self, name: str | Path) -> None:
         # `path`: the weights file of the autoencoder
-        self.name = name
-        self.path = locate(name).absolute()
+        self.name = expand_home(name)
+        self.path = locate(self.name).absolute()
         self.folder = RunFolder(self.path.parent)
 
     def __str__(self) -> str:
