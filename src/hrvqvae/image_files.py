@@ -362,11 +362,13 @@ def decompress_files(
         except DamagedFileError as error:
             faults.append(str(error))
     marks = [(place, header.fingerprint) for place, _, header in headers.values()]
-    makers = find_models(marks, model)
+    makers, unknown = find_models(marks, model)
+    faults += unknown
     jobs = {}
     for maker, (index, (_, name, header)) in zip(makers, headers.items(), strict=True):
-        maker.autoencoder.check_levels(levels)
-        jobs[index] = _Job(maker, math.prod(header.size), outputs.reserve(name, ".png"))
+        if maker:
+            maker.autoencoder.check_levels(levels)
+            jobs[index] = _Job(maker, math.prod(header.size), outputs.reserve(name, ".png"))
 
     count = 0
     files = enumerate(_read_files(listed))

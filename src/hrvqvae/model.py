@@ -12,7 +12,7 @@ import math
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from pkgutil import resolve_name
@@ -72,6 +72,7 @@ class Model:
         self.beam = beam
         self.device = resolve_device(device)
         self._makers = dict[bytes, Model]()  # this model or an earlier state, by fingerprint
+        self._entropy_model: EntropyModel | None = None
         self._priors: Priors | None = None
         self._generators = dict[tuple[int | None, str | None], Autoencoder]()  # by levels, decoder
 
@@ -169,12 +170,15 @@ class Model:
             self._generators[key] = self.run.load_generator(self.autoencoder, self.config, *key)
         return self._generators[key]
 
-    @cached_property
+    @property
     def entropy_model(self) -> EntropyModel:
         """The entropy model, which writes and reads files of codes. Raises InputError if it is
-        stale or damaged.
+        damaged, or was made for other weights than those in memory.
         """
-        return self.run.entropy_model.load(storage.weights_digest(self.autoencoder.state_dict()))
+        digest = storage.weights_digest(self.autoencoder.state_dict())
+        if self._entropy_model is None or self._entropy_model.model != digest:
+            self._entropy_model = self.run.entropy_model.load(digest)
+        return self._entropy_model
 
     @overload
     def encode(
@@ -671,29 +675,34 @@ def _as_mask(mask: Mask) -> Tensor:
         raise InputError(f"the mask is {reprlib.repr(mask)}; it must be (Y, X) bool") from error
 
 
-def find_models(files: Sequence[tuple[str, bytes]], name: str | None) -> list[Model]:
-    """Return the model that made each file of codes: a state of the run `name`, or by default a
-    model of the package.
+def find_models(
+    files: Sequence[tuple[str, bytes]], name: str | None
+) -> tuple[list[Model | None], list[str]]:
+    """Return the model that made each file of codes, and a line for each file whose model is
+    unknown (None): a state of the run `name`, or by default a model of the package.
 
     `files` are pairs of a place, for messages, and the fingerprint of a file. Raises InputError if
-    no model inside the package made a file.
+    all models are unknown.
     """
     if name is not None:
         model = Model(name)
-        return [model.find_maker(fingerprint) for _, fingerprint in files]
+        return [model.find_maker(fingerprint) for _, fingerprint in files], []
     # Files of one model share their fingerprint: look for its run once, and load it once.
     load_once = cache(Model)
     find_run = cache(partial(_find_writer, [*map(Run, list_models())]))
-    models = []
+    models: list[Model | None] = []
+    faults = []
     for place, fingerprint in files:
         run = find_run(fingerprint)
+        models.append(run and load_once(run.name))
         if run is None:
-            raise InputError(
+            faults.append(
                 f"{place} was made by a model whose fingerprint is {fingerprint.hex()} (or the file"
                 " is damaged), which is not inside the package: name it with --model RUN"
             )
-        models.append(load_once(run.name))
-    return models
+    if faults and not any(models):
+        raise InputError(faults[0])
+    return models, faults
 
 
 def _find_writer(runs: Iterable[Run], fingerprint: bytes) -> Run | None:

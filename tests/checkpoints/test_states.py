@@ -93,9 +93,19 @@ def test_a_state_is_kept_once_and_only_where_training_may_go_on(full_run, tmp_pa
         (file,) = load(full_run).compress(IMAGE)
     (state,) = (full_run / "states").iterdir()
     assert state.name == Run(full_run).weights_digest
+
+    # weights that are changed in memory write no files, and read those of the run
+    model = load(full_run)
+    model.compress(IMAGE)
+    with torch.no_grad():
+        next(model.autoencoder.parameters()).add_(1)
+    with input_error("was made for another state"):
+        model.compress(IMAGE)
+    model.save_pretrained(tmp_path / "changed")
+    assert same(load(tmp_path / "changed").decompress(file), load(full_run).decompress(file))
     change(full_run)
     fingerprint = read_header(file).fingerprint
-    (model,) = find_models([("x.hrv", fingerprint)], str(full_run))
+    ((model,), _) = find_models([("x.hrv", fingerprint)], str(full_run))
     assert model.run.folder.path == state
     export(full_run, tmp_path / "compact", compact=True)
     assert not (tmp_path / "compact" / "states").exists()

@@ -221,6 +221,17 @@ def test_the_shipped_model_is_found_by_what_it_wrote(images):
         decoded.append(pixels(Path(f"{name}.png")))
     assert same(*decoded)
 
+    # an unknown fingerprint stops no other file
+    Path("codes").mkdir()
+    content = Path("x.hrv").read_bytes()
+    Path("codes/known.hrv").write_bytes(content)
+    unknown = Path("codes/unknown.hrv")
+    fingerprint = hrv.read_header(content).fingerprint
+    unknown.write_bytes(content.replace(fingerprint, bytes(len(fingerprint))))
+    check_refusals(f"decompress {unknown} -o y.png | name it with --model RUN")
+    check_refusals("decompress codes -o out | name it with --model RUN; 1 image written")
+    assert {*folder_of(Path("out"))} == {"known.png"}
+
 
 def test_what_can_not_be_done(run, images, monkeypatch):
     image = images / "0.png"

@@ -53,11 +53,13 @@ def test_another_tool_reads_it_and_a_file_takes_76_bytes_and_twice_its_name(tmp_
 
 
 def test_zips_of_other_tools_are_read(tmp_path):
-    """Packed entries, folders, and files that are no codes."""
+    """Packed entries, folders, files that are no codes, and a comment that looks like an entry."""
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as opened:
         opened.mkdir("folder")
         opened.writestr("folder/notes.txt", "words")
+        opened.writestr("__MACOSX/folder/._a.hrv", "attributes")
         opened.writestr("folder/a.hrv", bytes(1000) + FILES["a.hrv"])
+        opened.getinfo("folder/a.hrv").comment = b"PK\1\2"
     assert dict(read_zip(tmp_path / "x.zip")) == {"folder/a.hrv": bytes(1000) + FILES["a.hrv"]}
 
 

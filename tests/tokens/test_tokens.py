@@ -205,6 +205,10 @@ def test_broken_images_are_listed(digits, shards, capsys):
     assert read_files("out").items() >= parts.items()
     assert read_table("out").sort_by("key").equals(read_table(shards).sort_by("key"))
 
+    # an image of a retry shard that is replaced later
+    (folder / broken[0]).write_bytes((digits / broken[0]).read_bytes() + b"more")
+    check_refusals("tokenize mnist digits out | made of other images of the same names")
+
 
 def _change_plan(out, **changes):
     plan = read_json(out / "_manifest.json")

@@ -82,8 +82,8 @@ def test_files_that_are_of_no_run_stay(tiny_file, tmp_path):
 
 
 def test_errors_name_arguments_and_leave_commands():
-    told = "--resume and more --max-steps, or --data.on_error skip, or hrvqvae train --resume"
-    renamed = "resume=True and more max_steps, or data.on_error skip, or hrvqvae train --resume"
+    told = "a--b: --resume and more --max-steps, --data.on_error skip, or hrvqvae train --resume"
+    renamed = "a--b: resume=True and more max_steps, data.on_error skip, or hrvqvae train --resume"
 
     @name_arguments
     def fail(count: int | None = None):  # `name_arguments` checks what is annotated

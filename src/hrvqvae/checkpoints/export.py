@@ -97,11 +97,12 @@ def export(
     source_folder = source.folder
     config = without_paths(mark_own_images(source.config))
     weights = source.weights if weights is None else weights
+    weights_digest = storage.weights_digest(weights)
 
     # Leave out what was made for other weights.
     stale = source.stale_artifacts()
     left_out = stale_notice(run)
-    if storage.weights_digest(weights) != source.weights_digest:
+    if weights_digest != source.weights_digest:
         stale = [*source.networks, source.entropy_model]
         left_out = [f"priors, decoders and entropy model, made for the weights of {run}"]
     for line in left_out:
@@ -143,7 +144,7 @@ def export(
                     " files of codes"
                 )
             # The state of these weights is the export itself.
-            elif state.weights_digest != source.weights_digest:
+            elif state.weights_digest != weights_digest:
                 copy_state(state, target)
         if source_folder.card.is_file():
             try:

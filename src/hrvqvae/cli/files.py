@@ -79,7 +79,8 @@ def _inspect_file(arguments: Arguments) -> int:
         check_output(arguments.out, force=arguments.force, inputs=[path], suffix=".png")
     content = path.read_bytes()
     header = read_header(content, str(path))
-    (model,) = find_models([(str(path), header.fingerprint)], arguments.model)
+    ((model,), _) = find_models([(str(path), header.fingerprint)], arguments.model)
+    assert model is not None  # an unknown one is an error
     codes = read(model.entropy_model, [content], names=[str(path)])[0]
     # docs/format.md calls the networks of an entropy model tables.
     coding = "with an entropy model" if header.by_tables else "without an entropy model"

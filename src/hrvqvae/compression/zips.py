@@ -30,6 +30,9 @@ _MOST_BYTES_PER_BYTE = 64
 _HEADER = struct.Struct("<4s4xH4xII4xHH")
 _HEADER_SIGNATURE = b"PK\3\4"
 _DIRECTORY_SIGNATURE = b"PK\1\2"  # of each entry in the directory
+_END_SIGNATURES = (b"PK\5\6", b"PK\6\6")  # of its end record, the second for large zips
+_ENTRY_BYTES = 46  # of an entry in the directory, before name, extra field and comment
+_ENTRY_LENGTHS = struct.Struct("<HHH")  # of these three
 _SIGNATURES = re.compile(_HEADER_SIGNATURE + b"|" + _DIRECTORY_SIGNATURE)
 _PERMISSIONS = 0o644 << 16
 _DIRECTORY = "the directory at its end"  # in the place of a name, for messages
@@ -81,8 +84,7 @@ def read_zip(path: Path) -> Iterator[tuple[str, bytes | None]]:
 
             # `ZipFile` accepts a directory that has lost entries at its end
             stream.seek(opened.start_dir)
-            num_listed = stream.read().count(_DIRECTORY_SIGNATURE)
-            is_directory_whole = num_listed == len(entries) and num_listed > 0
+            is_directory_whole = 0 < _count_entries(stream.read()) == len(entries)
 
         # An entry has the bytes up to the next one. A second entry at its offset shares them, and
         # has no room.
@@ -113,8 +115,18 @@ def read_zip(path: Path) -> Iterator[tuple[str, bytes | None]]:
         yield _DIRECTORY, None
 
 
+def _count_entries(directory: bytes) -> int:
+    """Return the number of entries of a directory, or 0 if they do not end at its end record."""
+    count = at = 0
+    while directory.startswith(_DIRECTORY_SIGNATURE, at):
+        at += _ENTRY_BYTES + sum(_ENTRY_LENGTHS.unpack_from(directory, at + 28))
+        count += 1
+    return count if directory.startswith(_END_SIGNATURES, at) else 0
+
+
 def _holds_codes(name: str) -> bool:
-    return name.lower().endswith(hrv.SUFFIX)
+    # "._x.hrv" in a zip of macOS holds attributes of x.hrv
+    return name.lower().endswith(hrv.SUFFIX) and not name.rpartition("/")[2].startswith("._")
 
 
 def _read_entry(opened: ZipFile, entry: ZipInfo, room: int) -> bytes | None:

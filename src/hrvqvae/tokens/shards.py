@@ -50,6 +50,7 @@ _MAX_PIXELS = 1 << 18  # of images that are decoded together
 # the file.
 MOST_VALUES = 1 << 26
 _VALUES_PER_BYTE = 64
+_MOST_ROWS = 1 << 20  # of a file, plus one for each byte: each row has a key of its own
 
 
 def level_columns(level: int, grid: Sequence[Any], codes: object) -> dict[str, Any]:
@@ -166,6 +167,8 @@ def read_rows(paths: Sequence[Path], num_levels: int) -> Iterator[Rows]:
         with open_parquet(path) as file:
             texts = [name for name in ("key", "label") if name in file.schema.names]
         with open_parquet(path, read_dictionary=texts) as file:
+            if file.metadata.num_rows > _MOST_ROWS + path.stat().st_size:
+                raise DamagedFileError(f"{path} has too many rows for its size")
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=[*types, "label"])
                 if sum(map(_count_text_bytes, table.columns)) > limit:

@@ -452,13 +452,24 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int
         raise InputError(
             f"{out} holds shards of another model ({shards.model_digest[:12]}); delete them"
         )
-    for path, indices in finished.items():
-        if shards.content_digests[path] != images.content_digest(indices, shards.broken):
+
+    # the images of each shard now; a retry shard has a row for each image that was readable
+    contents = {
+        path: images.content_digest(indices, shards.broken) for path, indices in finished.items()
+    }
+    repaired = dict[str, Path]()
+    for path in retries:
+        repaired |= dict.fromkeys(read_keys([path]), path)
+    retried = [index for index in range(plan.keys) if images.key(index) in repaired]
+    for path in retries:
+        indices = [index for index in retried if repaired[images.key(index)] == path]
+        contents[path] = images.content_digest(indices, ())
+    for path, content in contents.items():
+        if shards.content_digests[path] != content:
             raise InputError(
                 f"{path} was made of other images of the same names; choose another folder, or"
                 " delete the file"
             )
-    repaired = {*read_keys(retries)}
     broken = {key: error for key, error in shards.broken.items() if key not in repaired}
     return len(shards.paths), shards.count, broken
 

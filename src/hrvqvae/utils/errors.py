@@ -116,9 +116,12 @@ def name_arguments(function: Callable[P, T]) -> Callable[P, T]:
         except InputError as error:
             # A command in the advice, such as `hrvqvae data get NAME`, keeps its options.
             sentence, prompt, command = str(error).partition("hrvqvae ")
-            sentence = re.sub(r"--resume\b", "resume=True", sentence)
+            # An option begins a word; `--` inside a path stays.
+            sentence = re.sub(r"(?<![^\s(])--resume\b", "resume=True", sentence)
             sentence = re.sub(
-                r"--([a-z][\w.-]*)", lambda match: match[1].replace("-", "_"), sentence
+                r"(?<![^\s(])--([a-z][\w.-]*)",
+                lambda match: match[1].replace("-", "_"),
+                sentence,
             )
             raise type(error)(f"{sentence}{prompt}{command}") from error.__cause__
 

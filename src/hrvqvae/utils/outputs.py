@@ -172,7 +172,7 @@ class Outputs:
 
         # A file may stand where the name needs a folder.
         safe = safe_name(name)
-        if not _folder_keys(safe).isdisjoint(self._numbers):
+        if not self._numbers.keys().isdisjoint(_folder_keys(safe)):
             safe = safe.replace("/", "_")
 
         # Number the name if a file or a folder has it.
