@@ -28,6 +28,7 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.learning import fit
 from hrvqvae.config import DataConfig, Geometry
 from hrvqvae.data.batches import ImageSet
+from hrvqvae.data.images import to_pil, write_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier, samples
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
@@ -50,6 +51,7 @@ from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note_once
 from tests.conftest import (
     approx,
     do,
@@ -256,6 +258,23 @@ def test_sets_are_no_larger_than_the_train_split(unequal_classes, monkeypatch):
     splits = {"train": few, "test": images}
     monkeypatch.setattr(samples, "load_images", lambda _, split: splits[split])
     assert measure_samples(Rings(0.95, 0.05), unequal_classes, 60)[0].compared == 50
+
+
+def test_images_replace_broken_images(unequal_classes, monkeypatch, tmp_path, caplog):
+    """With their labels."""
+    labels = np.arange(40) % 2
+    for index, image in enumerate(rings(labels, np.random.default_rng(0))):
+        write_image(to_pil(image), tmp_path / Rings.classes[labels[index]] / f"{index}.png")
+    for index in (6, 7, 20):
+        (tmp_path / Rings.classes[labels[index]] / f"{index}.png").write_bytes(b"broken")
+    fields = {"root": str(tmp_path), "size": 2, "channels": 1, "workers": 0, "memory_mb": 0}
+    images = load_images(DataConfig(dataset="rings", on_error="skip", **fields), "train")
+    monkeypatch.setattr(samples, "load_images", lambda *_: images)
+    note_once.cache_clear()
+    (quality,) = measure_samples(Rings(0.5, 0.5), images.config, 12)
+    assert quality.reconstructions_accuracy == 1
+    assert quality.distances["reconstructions"]["frechet"].mean == approx(0, abs=1e-6)
+    assert "broken images replaced by the next: " in caplog.text
 
 
 def test_the_deviation_is_that_of_repetitions(unequal_classes, monkeypatch):
@@ -490,13 +509,17 @@ def of_pictures(folder, mnist_root, run, **data):
 
 
 def test_other_classes_are_noticed(picture_folder, mnist_root, tmp_path):
-    run = of_pictures(picture_folder, mnist_root, tmp_path / "run", on_error="skip")
+    options = {"on_error": "skip", "memory_mb": 0, "test_fraction": 0.5}
+    run = of_pictures(picture_folder, mnist_root, tmp_path / "run", **options)
     broken = [*picture_folder.rglob("*.webp")]
     for path in broken:
         path.write_bytes(b"broken")
     _, out, err = done(f"evaluate {run} --device cpu --json")
     assert json.loads(out)["images"] > 0
     assert "broken images skipped" in err  # beside the JSON
+    with patch("hrvqvae.evaluation.report.measure_samples", return_value=()) as measure:
+        evaluate_run(run, device="cpu", samples=2)
+    assert measure.call_args.kwargs["maps"] is None  # codes of fewer images than the test split has
     for path in broken:
         path.unlink()
     (picture_folder / "dogs").rename(picture_folder / "wolves")

@@ -211,7 +211,7 @@ def batches(
         InputError: every image is broken, or a worker process was killed.
     """
     samples = sample_stream(len(images), batch_size, seed, first_step, rank_slice, images.order)
-    for batch in read_batches(images, samples, workers):
+    for batch in read_batches(images, samples, workers, replace=True):
         if not len(batch.images):  # the reader tried every image
             raise InputError(
                 f"all images are broken ({len(images)} of {len(images)}): {batch.broken[0]}"
@@ -231,15 +231,20 @@ def evaluation_batches(
     images.
 
     With `limit`, take so many images, evenly spread over the set, since folders are sorted by
-    class. Broken images are left out with `data.on_error` "skip". Raises as `read_batches`.
+    class. Broken images are left out with `data.on_error` "skip", and a note counts them at the
+    end. Raises as `read_batches`.
     """
     count = len(images) if limit is None else min(limit, len(images))
     indices = [position * len(images) // count for position in rank_slice.of(count)]
     if len(indices) <= batch_size:
         workers = 0  # starting them takes longer
+    broken = list[str]()
     for batch in read_batches(images, chunk_samples(indices, batch_size), workers):
+        broken += batch.broken
         if len(batch.images):
             yield batch
+    if broken:
+        note_once(f"broken images skipped: {len(broken)} of {len(indices)}, the first: {broken[0]}")
 
 
 def chunk_samples(indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
@@ -249,15 +254,19 @@ def chunk_samples(indices: Sequence[int], batch_size: int) -> Iterator[list[Samp
 
 
 def read_batches(
-    images: ImageSet, samples: Iterable[list[Sample]], workers: int
+    images: ImageSet, samples: Iterable[list[Sample]], workers: int, *, replace: bool = False
 ) -> Generator[Batch, None, None]:
     """Yield a batch per list of samples; the batch is empty if all its images are broken.
+
+    With `replace`, the next image replaces a broken image, so that batches stay full; else it is
+    left out.
 
     Raises:
         BrokenImageError: an image can't be decoded, and `data.on_error` is "stop".
         InputError: a file of images is missing or damaged, or a worker process was killed.
     """
-    loader = open_loader(_BatchReader(images), samples, workers if images.pixels is None else 0)
+    reader = _BatchReader(images, replace)
+    loader = open_loader(reader, samples, workers if images.pixels is None else 0)
     with explain_worker_errors():
         for batch in loader:
             if batch.fatal:
@@ -274,11 +283,10 @@ def read_batches(
 
 @dataclass
 class _BatchReader(Dataset[Batch]):
-    """Decodes lists of samples. In training, where samples are augmented, the next image replaces
-    a broken image, so that batches stay full; else it is left out.
-    """
+    """Decodes lists of samples; `replace` is as for `read_batches`."""
 
     images: ImageSet
+    replace: bool
 
     def __getitem__(self, samples: list[Sample]) -> Batch:
         if self.images.pixels is not None:
@@ -288,7 +296,7 @@ class _BatchReader(Dataset[Batch]):
         broken = []
         losses = list[str]()
         for index, augmentation in samples:
-            for _ in range(1 if augmentation is None else len(self.images)):
+            for _ in range(len(self.images) if self.replace else 1):
                 try:
                     image, lost = self.images.decode(index, augmentation)
                 # Errors are returned: an error raised in a worker process would reach the user

@@ -333,7 +333,8 @@ def evaluate_run(
         )
     quality: tuple[SampleQuality, ...] = ()
     if samples:
-        reused = maps if split == "test" and limit is None else None
+        # Without a broken image, the codes are those of all test images.
+        reused = maps if split == "test" and len(maps) == len(images) else None
         quality = measure_samples(
             # Another model, because `autoencoder` is on the CPU now, in another memory format.
             Model(run, str(compute.device), beam),

@@ -21,7 +21,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
 from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.config import DataConfig
-from hrvqvae.data.batches import ImageSet, chunk_samples, make_rng, read_batches
+from hrvqvae.data.batches import Batch, ImageSet, chunk_samples, make_rng, read_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.classifier import TrainedClassifier, find_recipe, obtain_classifier
 from hrvqvae.model import Model
@@ -29,7 +29,9 @@ from hrvqvae.models import published
 from hrvqvae.models.perceptual import EfficientNetDistance, has_efficientnet, to_three_channels
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note_once
 
 CLASSIFIER = "classifier.safetensors"  # in a run folder, or in the folder of a comparison
 NUM_SETS = 5  # sets of samples; of training images and of other test images there may be fewer
@@ -261,14 +263,22 @@ def measure_samples(
     real = RealImages(choose_features(config, classifier_path), read_images_at(tests, reference))
 
     # What reconstructions and real images reach.
+    coded: Iterable[tuple[Codes, Tensor]]
     if maps is None:
-        batches = read_images_at(tests, reference)
-        coded = (model.encode(images, lmbda, effort=effort) for images in batches)
+        batches = read_batches_at(tests, reference)
+        coded = (
+            (model.encode(batch.images.float() / 255, lmbda, effort=effort), batch.labels)
+            for batch in batches
+        )
     else:
-        parts = map(maps.read, np.split(reference, range(_BATCH, size, _BATCH)))
-        coded = (codes for codes, _ in parts)
-    decoded = torch.cat([model.decode(codes, size=config.image_size).cpu() for codes in coded])
-    labels = torch.from_numpy(tests.labels[reference])
+        coded = map(maps.read, np.split(reference, range(_BATCH, size, _BATCH)))
+    decoded_batches = []
+    label_batches = []
+    for codes, batch_labels in coded:
+        decoded_batches.append(model.decode(codes, size=config.image_size).cpu())
+        label_batches.append(batch_labels)
+    decoded = torch.cat(decoded_batches)
+    labels = torch.cat(label_batches)
     train_sets = (read_images_at(train, subset) for subset in draw_subsets(train, size, NUM_SETS))
     test_sets = (read_images_at(tests, subset) for subset in other_tests)
     distances = {
@@ -333,10 +343,25 @@ def draw_subsets(images: ImageSet, size: int, count: int) -> list[NDArray[np.int
     return [order[start : start + size] for start in range(0, len(order) - size + 1, size)][:count]
 
 
-def read_images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Tensor]:
-    """Yield the images at the indices as batches (B, C, Y, X) in [0, 1]."""
+def read_batches_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Batch]:
+    """Yield batches of the images at the indices. The next image replaces a broken image, since
+    only sets of equal size are compared; a note counts the broken images.
+    """
     samples = chunk_samples(indices.tolist(), _BATCH)
-    for batch in read_batches(images, samples, images.config.workers):
+    broken = list[str]()
+    for batch in read_batches(images, samples, images.config.workers, replace=True):
+        broken += batch.broken
+        yield batch
+    if broken:
+        note_once(
+            f"broken images replaced by the next: {len(broken)} in a set of {len(indices)}, the"
+            f" first: {broken[0]}"
+        )
+
+
+def read_images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Tensor]:
+    """Yield the images of `read_batches_at` as batches (B, C, Y, X) in [0, 1]."""
+    for batch in read_batches_at(images, indices):
         yield batch.images.float() / 255
 
 
