@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -47,6 +47,14 @@ class _NamedImage(NamedTuple):
     name: str  # of its file of codes
     where: str  # for messages
     open: OpenImage
+    content: Callable[[], bytes]  # as of `Source.content`
+
+    def fingerprint(self) -> str:
+        """Return a digest of the name and of what `Source.content` tells of the image."""
+        state = hashlib.blake2b(f"{self.name}\0".encode("utf-8", "surrogateescape"), digest_size=8)
+        with suppress(OSError):  # as in `Source.digest`
+            state.update(self.content())
+        return state.hexdigest()
 
 
 @dataclass
@@ -85,7 +93,10 @@ def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
             # A file that is given twice counts once; a name twice in a tar is refused below.
             if where not in seen or not isinstance(source, FolderSource):
                 seen.add(where)
-                images.append(_NamedImage(source.name(row), where, partial(source.open, row)))
+                read_content = partial(source.content, row, ending=True)
+                images.append(
+                    _NamedImage(source.name(row), where, partial(source.open, row), read_content)
+                )
 
     counts = Counter(remove_image_suffix(image.name) for image in images)
     by_name = dict[str, _NamedImage]()
@@ -145,7 +156,8 @@ def compress_images(
 ) -> CompressionOutcome:
     """Compress image files. Report images that lost something by conversion.
 
-    An interrupted call that writes into a folder goes on when it is repeated.
+    An interrupted call that writes into a folder goes on when it is repeated; images that have
+    changed since are encoded again.
 
     Args:
         paths: Image files, folders and lists of them (.txt), tars, Parquet files and arrays.
@@ -210,7 +222,11 @@ def _open_output(
     if out in targets.values():  # a single file
         yield write_file, images
         return
-    with resumption.fill([targets[image.name] for image in images]) as (missing, start):
+    fingerprints = [image.fingerprint() for image in images]
+    encoded = {*resumption.stored.get("fingerprints", ())}
+    changed = {index for index, mark in enumerate(fingerprints) if mark not in encoded}
+    files = [targets[image.name] for image in images]
+    with resumption.fill(files, changed, fingerprints=fingerprints) as (missing, start):
 
         def write_next(name: str, content: bytes) -> None:
             start()
@@ -252,17 +268,20 @@ class Resumption:
 
     @contextmanager
     def fill(
-        self, paths: Sequence[Path], **details: Any
+        self, paths: Sequence[Path], stale: Collection[int] = (), **details: Any
     ) -> Iterator[tuple[list[int], Callable[[], None]]]:
         """Yield the indices of the files that are missing, and a function to call when the first of
         them can be written: it writes the record, with `details`.
 
-        Notes count the files at the beginning, and where the call is interrupted.
+        Files at the indices `stale` count as missing. Notes count the files at the beginning, and
+        where the call is interrupted.
         """
         folder = self.record.parent
         total = counted(len(paths), "file")
         missing = [
-            index for index, path in enumerate(paths) if not (self.goes_on and path.is_file())
+            index
+            for index, path in enumerate(paths)
+            if index in stale or not (self.goes_on and path.is_file())
         ]
         if len(missing) < len(paths):
             note(f"{folder} has {len(paths) - len(missing):,} of {total} already")

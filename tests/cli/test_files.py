@@ -198,6 +198,25 @@ def test_an_interrupted_call_goes_on(run, images, monkeypatch):
     assert folder_of(out) != expected
 
 
+def test_images_that_changed_after_an_interruption_are_encoded_again(run, monkeypatch):
+    """And images that were added are encoded."""
+    save_images(Path("in"))
+    monkeypatch.setattr(image_files, "_BATCH_IMAGES", 1)
+    command = f"compress {run} in -o out"
+    last = Path("in/more/0.png")
+    last.rename("last.png")
+    last.write_bytes(b"broken")
+    ended(2, command)
+    kept = Path("out/1.hrv").stat()
+    Path("last.png").rename(last)
+    write_picture(Path("in/0.png"), 7, (12, 12), "L")
+    write_picture(Path("in/3.png"), 8, (12, 12), "L")
+    assert "out has 1 of 5 files already" in ended(0, command)
+    assert Path("out/1.hrv").stat() == kept
+    do(f"compress {run} in -o whole")
+    assert folder_of(Path("out")) == folder_of(Path("whole"))
+
+
 def test_a_call_that_fails_before_its_first_file_changes_nothing(images, monkeypatch):
     command = f"compress mnist {images}/0.png {images}/1.png -o out"
     too_few = " --bytes 6"
