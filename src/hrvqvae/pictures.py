@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrvqvae.checkpoints.folder import GENERATION
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
 from hrvqvae.config import level_names
@@ -141,11 +140,11 @@ def _write_samples(
     """Write the samples that a folder lacks, and return the paths of all."""
     check_output(folder / _RECORD, force=True)
     weights = hashlib.blake2b(digest_size=16)
-    networks = [*model.run.priors.values(), model.run.decoders[GENERATION]]
-    for file in (model.run.path, *(network.file for network in networks)):
+    for file in (model.run.path, *(network.file for network in model.run.networks)):
         weights.update(file.read_bytes() if file.is_file() else b"")
     options = {"weights": weights.hexdigest(), "seed": seed, "class": class_name, **vars(params)}
-    if params.decoder is None:  # so that folders of earlier versions go on
+    options["decoder"] = params.decoder or model.run.folder.read_sampling().decoder
+    if options["decoder"] is None:  # so that folders of earlier versions go on
         del options["decoder"]
     resumption = Resumption(folder / _RECORD, options)
     if not (resumption.goes_on or force) and next(folder.glob("*.png"), None):

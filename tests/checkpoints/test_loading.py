@@ -11,7 +11,13 @@ import torch
 
 from hrvqvae import load
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, require_trainable
+from hrvqvae.checkpoints.folder import (
+    PROGRESSIVE,
+    RunFolder,
+    decoder_folder,
+    prior_folder,
+    require_trainable,
+)
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.data.images import as_images, read_image
 from hrvqvae.plots.sheets import draw_grid
@@ -25,6 +31,7 @@ from tests.conftest import (
     parametrize,
     random_images,
     read_json,
+    refused,
     same,
     shared_fixture,
     with_quantizer,
@@ -178,6 +185,19 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(full_run, tmp
     for number, image in enumerate(images):
         written = read_image(single / f"7-{number:04d}.png", 1)
         assert same(written, (image * 255).round().byte())
+
+
+def test_samples_of_two_decoders_are_not_mixed(full_run, tmp_path):
+    draw = f"sample {full_run} -n 1 --save-dir {tmp_path}/single --force -o {tmp_path}/sheet.png"
+    unforced = draw.replace("--force -o", "-o").replace("sheet.png", "new.png")
+
+    def change_default():
+        RunFolder(full_run).sampling.write_text('{"decoder": "progressive"}')
+
+    for change in (change_default, decoder_folder(full_run, PROGRESSIVE).model.unlink):
+        do(draw)
+        change()
+        assert "has other images already" in refused(unforced)
 
 
 def test_a_mask_lies_over_the_codes_as_the_image_does(full_run):
