@@ -489,6 +489,22 @@ def test_an_array_and_its_labels():
         assert_array_equal(images.labels, images.rows % 7)
 
 
+def test_which_arrays_are_images(caplog):
+    pixels = noise(4, 16, 16)
+    masks = {"images_mask": pixels, "labels_2": np.arange(4), "test_x_small": pixels}
+    np.savez("all.npz", images_0=pixels, IMAGES_1=pixels, **masks)
+    names = [open_whole(Path("all.npz"), labels=False).name(row) for row in range(0, 8, 4)]
+    assert names == ["all.npz/images_0/0", "all.npz/IMAGES_1/0"]
+    told = "all.npz: left out images_mask, test_x_small; images are named `images` or `x`"
+    assert told in caplog.messages
+    np.save("tile_x0_y1.npy", noise(16, 16, 3))
+    np.save("tile_x1_y0.npy", noise(16, 16, 3))
+    np.save("y.npy", np.arange(4)[:, None])
+    np.save("y_texts.npy", np.array(["dog"], object))
+    np.save("train_labels.npy", pixels)
+    assert len(open_whole(Path("*.npy"), labels=False)) == 2
+
+
 def test_no_split_of_a_small_array_is_empty():
     for index in range(30):
         np.save(f"{index}.npy", noise(2 + index // 20, 16, 16))

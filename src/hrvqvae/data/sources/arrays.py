@@ -9,6 +9,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
-from hrvqvae.data.sources import Shard, Source
+from hrvqvae.data.sources import SPLIT_NAMES, Shard, Source
 from hrvqvae.utils.errors import InputError, one_line
+from hrvqvae.utils.progress import note_once
 
 _IMAGES = re.compile(r"(?<![a-z])(images|x)(?![a-z])", re.IGNORECASE)
 _LABELS = re.compile(r"(?<![a-z])(labels|y)(?![a-z])", re.IGNORECASE)
@@ -102,19 +104,41 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
     for file in files:
         name = file.relative_to(base).as_posix()
         if file.suffix.lower() == ".npy":
-            if not _LABELS.search(file.stem):
+            if not _holds_labels(file):
                 shards.append(Shard(name, file))
             continue
         keys = _list_keys(file)
-        images = keys if len(keys) == 1 else [key for key in keys if _IMAGES.search(key)]
+        images = keys if len(keys) == 1 else [key for key in keys if _is_name_of_images(key)]
         if not images:
             raise InputError(
                 f"{file} holds {', '.join(keys) or 'no array'}; name the images `images` or `x`"
             )
+        if others := [key for key in keys if key not in images and not _LABELS.search(key)]:
+            note_once(f"{file}: left out {', '.join(others)}; images are named `images` or `x`")
         shards += [Shard(f"{name}/{key}", file, key) for key in images]
     if not shards:
         raise InputError(f"{files[0]} has a name of labels; give the file of images")
     return shards
+
+
+def _is_name_of_images(key: str) -> bool:
+    """Return whether an array in an .npz is named `images` or `x`, alone or with numbers or the
+    name of a split.
+    """
+    words = re.findall("[a-z]+", key.lower())
+    return [word for word in words if word not in SPLIT_NAMES] in (["images"], ["x"])
+
+
+def _holds_labels(file: Path) -> bool:
+    """Return whether an .npy has a name of labels. With `y` in its name (`tile_x0_y1`) it may still
+    be an array of images, which has 3 or 4 dimensions.
+    """
+    match = _LABELS.search(file.stem)
+    if match is None or match[1].lower() == "labels":
+        return match is not None
+    with suppress(InputError):  # labels need not be numbers
+        return _read_array(Shard("", file)).ndim < 3
+    return True
 
 
 def _list_keys(path: Path) -> list[str]:
