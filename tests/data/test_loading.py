@@ -18,6 +18,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from hrvqvae.config import DataConfig
+from hrvqvae.config.parsing import autoencoder_config
 from hrvqvae.data.batches import (
     ImageSet,
     batches,
@@ -27,7 +28,7 @@ from hrvqvae.data.batches import (
     sample_stream,
 )
 from hrvqvae.data.images import decode_image, read_image, to_pil, write_image
-from hrvqvae.data.loading import find_data_root, load_images
+from hrvqvae.data.loading import find_data_root, load_images, open_images
 from hrvqvae.distributed import RankSlice
 from hrvqvae.utils.progress import note_once
 from tests.conftest import (
@@ -106,6 +107,18 @@ def test_a_root_that_is_given_is_all_of_it(picture_folder):
     (picture_folder / "cats").rename(picture_folder / "photos")
     splits = [loaded(picture_folder, split, dataset="photos") for split in SPLITS]
     assert sum(map(len, splits)) == 30
+
+
+def test_a_root_may_hold_data_sets(picture_folder):
+    """In one of them, the folders beside the images are no classes."""
+    picture_folder.rename("imagenet")
+    write_picture(Path("others/x.png"), 0)
+    root = Path.cwd()
+    config = autoencoder_config("hrvqvae/imagenet", {"data.root": str(root)})
+    assert config.data.dataset == "imagenet"
+    assert open_images(config.data, "train").classes == ("cats", "dogs")
+    splits = [loaded(root, split, dataset="mine") for split in SPLITS]
+    assert sum(map(len, splits)) == 31
 
 
 @parametrize("workers", [0, 2])

@@ -173,7 +173,7 @@ def stage_config(
 
 def mark_own_images(config: Config) -> Config:
     """Return a configuration whose `data.dataset` is OWN_IMAGES in place of a published set, if the
-    images come from Python or lie in a folder of another name.
+    images come from Python or lie in a folder of another name, without a folder of the set's name.
     """
     name = config.data.dataset
     root = config.data.root
@@ -184,7 +184,7 @@ def mark_own_images(config: Config) -> Config:
         return config
     is_from_python = root.startswith("python:")  # `data.sources.datasets.PREFIX`
     # The function that `read` names refuses the files of other sets, so any folder may be the set.
-    may_be_the_set = dataset.read or name in root.lower()
+    may_be_the_set = dataset.read or name in root.lower() or (Path(root) / name).is_dir()
     if may_be_the_set and not is_from_python:
         return config
     return config.replace(**{"data.dataset": OWN_IMAGES})

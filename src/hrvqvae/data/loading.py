@@ -171,6 +171,10 @@ def _open_sources(config: DataConfig, split: str) -> tuple[str, Mapping[str, Sou
             if config.dataset in DATASETS:
                 hint = f": {config.dataset} is {DATASETS.get(config.dataset).how}"
             raise InputError(f"no folder {path}; name it with --data DIR{hint}")
+    elif config.dataset in DATASETS and not DATASETS.get(config.dataset).takes_any_folder:
+        # The root may be a folder of data sets, as for `find_published`.
+        below = path / config.dataset
+        path = below if below.is_dir() else path
     sources: Mapping[str, Source] = files.open_folder(path) if path.is_dir() else {}
     if sources:
         _note_shards_beside(path)
