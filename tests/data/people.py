@@ -79,7 +79,7 @@ def splits():
         files = pets("train/") | pets(f"{test}/", 2) | pets(f"{left_out}/", 2)
         yield People(files, given(4, 2, test), f"2 images outside of train/ and {test}/ left out")
     yield People(pets("train/") | pets("boat/", 2), divided(6, "2 classes"))
-    unlabelled = "images without .cls or .json"
+    unlabelled = "images without a whole number in .cls or .json"
     yield People({"x.tar": pets()}, divided(4, f"{NONE}: 4 {unlabelled}"))
     one_label = {"cat/0.cls": b"1"} | pets()
     yield People({"x.tar": one_label}, divided(4, f"{NONE}: 3 {unlabelled}"))

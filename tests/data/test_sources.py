@@ -354,7 +354,23 @@ def test_labels_in_json():
     assert loaded("j.tar").classes == ("0", "10", "20", "30", "40", "50")
     for label_file in (b'{"no": 1}', b"[" * 100_000, b'{"label": true}'):
         write_tar("j.tar", members | {"3.json": label_file})
-        assert loaded("j.tar").classes == ()
+        images = loaded("j.tar")
+        assert images.classes == ()
+        assert images.source.unlabelled == "1 image without a whole number in .cls or .json"
+
+
+def test_names_in_a_tar_that_begin_with_a_dot_are_ignored():
+    kept = ["./a/b.png", "../c.png", "/d.png", "e//f.png"]
+    ignored = [
+        ".thumbnails/a.png",
+        "a/.AppleDouble/b.png",
+        "./.c/d/e.png",
+        "f/._g.png",
+        "..h/i.png",
+    ]
+    write_tar("a.tar", dict.fromkeys(kept + ignored, PNGS[0]))
+    source = open_whole(Path("a.tar"))
+    assert [source.name(row) for row in range(len(source))] == ["a/b.png", *kept[1:]]
 
 
 def test_what_is_left_out_of_a_tar_is_told(caplog):

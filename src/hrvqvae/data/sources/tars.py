@@ -46,12 +46,12 @@ NO_LABEL = int(np.iinfo(np.int64).min)
 BAD_LABEL = NO_LABEL + 1  # a .cls file that is no whole number
 MIN_INDEXED_IMAGES = 2_000  # an index of fewer images is not written to the cache
 # version and arrays of the index in the cache
-_FORMAT = 4
+_FORMAT = 5
 _ARRAYS = ("counts", "spans", "names", "labels")
 _BLOCK = 512  # bytes; a tar is made of blocks
-# (sample, extension), as in WebDataset, but never a file whose name begins with a dot, such as
-# ._a.png of macOS
-_MEMBER_NAME = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
+# (sample, extension), as in WebDataset, but never a file or a folder whose name begins with a dot,
+# such as ._a.png and .AppleDouble/a.png of macOS; "", . and .. are parts of paths
+_MEMBER_NAME = re.compile(r"((?:(?:[.]{0,2}|[^./][^/]*)/)*[^./]+)[.]([^/]*)")
 
 
 class TarSource(Source):
@@ -74,7 +74,7 @@ class TarSource(Source):
                 " false"
             )
         if missing := int((stored_labels == NO_LABEL).sum()):
-            self.unlabelled = f"{counted(missing, 'image')} without .cls or .json"
+            self.unlabelled = f"{counted(missing, 'image')} without a whole number in .cls or .json"
         elif labels:
             self.labels = stored_labels
             self.class_names = _read_class_names(self.files)
