@@ -19,6 +19,7 @@ import numpy as np
 import pillow_jxl  # noqa: F401  # opens JPEG XL
 from PIL import Image
 
+from hrvqvae.checkpoints.codemaps import write_array
 from hrvqvae.config.presets import get
 from hrvqvae.data.loading import load_images
 
@@ -76,7 +77,8 @@ def main() -> None:
             count += 1
     out.mkdir(parents=True, exist_ok=True)
     for split, images in splits.items():
-        np.save(out / f"{split}_images.npy", np.concatenate(images))
+        # `recipes/thumb` takes the images as whole when those for test, the last, are there.
+        write_array(out / f"{split}_images.npy", np.concatenate(images))
     print(f"{out}: crops of {count} photographs beside CIFAR10's images")
 
 

@@ -105,6 +105,22 @@ def test_a_figure_from_data_to_its_sheet(figure_name, arguments, sheet, tmp_path
     assert read_image(Path(f"runs/{sheet}.png"), 3).shape[2] > 4 * 28
 
 
+def test_photographs_are_unpacked_again_after_an_interruption(tmp_path):
+    (tmp_path / "bin").mkdir()
+    for command, line in (
+        ("apt-get", 'touch "$2_1.deb"'),
+        ("dpkg", 'mkdir "$3" && [ -e "${RECORD%record}goes" ]'),
+    ):
+        file = tmp_path / "bin" / command
+        file.write_text(f"#!/bin/sh\n{line}\n")
+        file.chmod(0o755)
+    assert recipe("thumb", tmp_path, "out").returncode == 1
+    (tmp_path / "goes").touch()
+    assert recipe("thumb", tmp_path, "out").returncode == 0
+    packages = ["gcompris-qt-data", "gnome-backgrounds", "plasma-workspace-wallpapers"]
+    assert names_in(tmp_path / "out" / "photos") == packages
+
+
 def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path):
     assert recipe("grids", tmp_path, "out").returncode == 0
     commands = recorded(tmp_path)
