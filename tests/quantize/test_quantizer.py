@@ -3,6 +3,7 @@ restarts.
 """
 
 import copy
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -120,6 +121,18 @@ def test_a_beam_for_encoding_leaves_the_training_alone(config):
     joint.load_state_dict(wide.state_dict())
     assert same(wide.eval()(z).codes, joint.eval()(z).codes)
     assert not same(wide(z).codes, usual.eval()(z).codes)
+
+
+@parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_search_of_ones_own_takes_no_beam_for_encoding(copied):
+    z = latents(2, 3, 4)
+    quantizer = random_quantizer(TREE, encoding_beam=3).eval()
+    quantizer_copy = copied(quantizer)
+    assert same(quantizer_copy.encode(z), quantizer.encode(z))
+    for module in (quantizer, quantizer_copy):
+        module.search = search_tensors
+        with input_error("encoding_beam is 3.*takes no beam: set encoding_beam to 0"):
+            module.encode(z)
 
 
 @every_variant

@@ -33,7 +33,7 @@ from hrvqvae.quantize.quantized import (
     require_finite,
 )
 from hrvqvae.quantize.search import search
-from hrvqvae.utils.errors import NonFiniteError, name_arguments, require
+from hrvqvae.utils.errors import InputError, NonFiniteError, name_arguments, require
 
 Search = Callable[..., Tensor]
 
@@ -68,6 +68,7 @@ class ResidualQuantizer(Quantizer):
         require(isinstance(self.processes, GroupHandle), "processes", processes, "a GroupHandle")
         self.frozen = False
         self.search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
+        self._built_in_search = self.search
         self._wide_search = partial(self.search, width=config.encoding_beam)
         levels = nn.ModuleList()
         for num_books, size in zip(config.num_codebooks, config.sizes, strict=True):
@@ -137,8 +138,16 @@ class ResidualQuantizer(Quantizer):
     def plan_search(self, levels: int) -> tuple[Search, list[range]]:
         """Return the search of the present mode, and the levels of each call of it, for the first
         `levels`. Also used by compression/decoder_search.py.
+
+        Raises InputError if there is a beam for encoding, and `search` was replaced.
         """
         config = self.config
+        if config.encoding_beam and self.search is not self._built_in_search:
+            raise InputError(
+                f"model.quantizer.encoding_beam is {config.encoding_beam}, but the quantizer has a"
+                " search of its own, which takes no beam: set encoding_beam to 0, and leave out"
+                " --beam"
+            )
         if config.encoding_beam and not self.training:
             return self._wide_search, [range(levels)]
         step = config.levels if config.joint_beam else config.group_size
