@@ -55,3 +55,7 @@ def test_tiles_are_the_whole_image(preset, changes, size):
         assert_close(decode(), expected, atol=1e-5, rtol=0)
         with input_error(f"at most {height}x{width}"):
             model.decode(codes, size=(height + 1, 30))
+        if len(codes) > 1:
+            wider = torch.cat([codes[-1], codes[-1]], 2)
+            with input_error(f"level {len(codes)} has codes"):
+                model.decode((*codes[:-1], wider))

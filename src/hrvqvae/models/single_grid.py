@@ -20,7 +20,7 @@ from hrvqvae.models.base import (
     to_unit_images,
 )
 from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder
-from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer
+from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer, check_codes
 
 
 class SingleGridAutoencoder(Autoencoder):
@@ -138,10 +138,11 @@ class SingleGridAutoencoder(Autoencoder):
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         codes = self.take_prefix(codes, levels)
+        check_codes(codes, self.config.num_symbols)
         is_whole = len(codes) == self.prefixes[-1]
 
         def decode_tile(codes: Codes, size: Grid | None) -> Tensor:
-            latents = self.quantizer.lookup(codes)
+            latents = self.quantizer.lookup(codes, check=False)
             count = None if is_whole else torch.tensor(len(codes), device=latents.device)
             return ((self.pixels(latents, size, count) + 1) / 2).clamp(0, 1)
 
