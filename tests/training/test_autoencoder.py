@@ -1,5 +1,6 @@
 """Training an autoencoder: loss and files, restarted codewords, images."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ from torch.testing import assert_close
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
+from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.build import build
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.optimizers import compute_learning_rate
+from hrvqvae.training.prior import split_held_out
 from hrvqvae.training.state import Budget, TrainState
 from tests.conftest import (
     approx,
@@ -29,7 +32,7 @@ from tests.conftest import (
 )
 from tests.data.stored import paths_of
 from tests.kills import at_step
-from tests.trained_run import tiny_systems
+from tests.trained_run import silent, tiny_systems
 from tests.training.tasks import Case
 
 FAR = 50.0
@@ -186,15 +189,34 @@ def test_a_checkpoint_is_written_before_a_broken_image(pictures, tmp_path, monke
 
 def test_a_prior_goes_on_without_an_image_that_is_deleted(pictures, tmp_path):
     for name in ("autoencoder", "prior"):
-        case = Case(name, tmp_path / "run", pictures)
+        case = Case(name, tmp_path / "run", override(pictures, {"prior.held_out": 0.3}))
         case.train(max_steps=3)
-    images = load_images(pictures.data, "train")
-    paths_of(images)[0].unlink()
+
+    def held_out():
+        task = case.task(case.config())
+        task.open(silent)
+        paths = paths_of(load_images(pictures.data, "train"))
+        assert sorted([*task.train_indices, *task.held_out]) == [*range(len(paths))]
+        return [paths[index] for index in task.held_out]
+
+    before = held_out()
+    paths = paths_of(load_images(pictures.data, "train"))
+    assert before == [paths[index] for index in split_held_out(len(paths), 0.3, 0)[1]]
+    next(path for path in paths if path not in before).unlink()
+    assert held_out() == before
     for steps, told in ((10, True), (11, False)):  # it is told once
         said = []
         assert case.resume(max_steps=steps, say=said.append).step == steps
         gone = "1 training image gone since the last checkpoint"
         assert any(line.startswith(gone) for line in said) == told
+        assert held_out() == before
+
+    # without a held-out image, and with a new image
+    before[0].unlink()
+    assert held_out() == before[1:]
+    for number in range(3):
+        shutil.copy(before[1], before[1].with_name(f"added-{number}.png"))
+    assert held_out() != before[1:]
 
 
 def test_messages_about_broken_images_are_bounded(tiny):

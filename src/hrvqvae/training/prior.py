@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_extract
+from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_extract, write_array
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders, require_trainable
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, Levels, level_names
@@ -32,6 +32,7 @@ from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.training.trainer import (
+    IMAGES,
     Callback,
     Evaluation,
     Outcome,
@@ -44,6 +45,8 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import Say
 from hrvqvae.utils.quantities import counted
+
+_HELD_OUT = "held-out.npy"  # the numbers of the held-out images, as in IMAGES
 
 
 class CodeBatch(NamedTuple):
@@ -190,13 +193,37 @@ class PriorTask(Task):
                 f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without"
                 " classes"
             )
-        self.train_indices, self.held_out = split_held_out(
-            len(self.labels), prior.held_out, self.training.seed
-        )
+        split = split_held_out(len(self.labels), prior.held_out, self.training.seed)
+        recorded = distributed.on_rank_zero(self._read_split)
+        self.train_indices, self.held_out = recorded or split
         self.num_samples = len(self.train_indices) * len(self.maps)
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
         digest.update(np.ascontiguousarray(self.maps[0].levels[0]).data)
         self.data_digest = digest.hexdigest()
+
+    def _read_split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """Return the split of the newest checkpoint, as `split_held_out`, without images that were
+        deleted since.
+
+        None if it is not recorded, there are new images, or a part would be empty.
+        """
+        if not self.run.saved() or self.run.is_stale(self.autoencoder_digest):
+            return None
+        with suppress(OSError, ValueError):  # a run of an earlier version has no record
+            held_out = np.load(self.run.path / _HELD_OUT).tolist()
+            images = np.load(self.run.path / IMAGES)
+            row_of = {number: row for row, number in enumerate(self.fingerprints.tolist())}
+            if len(row_of) == len(self.labels) and np.isin(self.fingerprints, images).all():
+                rows = np.array([row_of[number] for number in held_out if number in row_of], int)
+                others = np.setdiff1d(np.arange(len(row_of)), rows)
+                if len(rows) and len(others):
+                    return others, rows
+        return None
+
+    def record_samples(self) -> None:
+        if len(self.fingerprints) == len(self.labels):
+            write_array(self.run.path / _HELD_OUT, self.fingerprints[self.held_out])
+        super().record_samples()  # last: `_read_split` compares the images with this record
 
     def describe(self) -> str:
         images = f"{counted(len(self.train_indices), 'image')}, {len(self.held_out):,} held out"

@@ -7,7 +7,6 @@ is killed, and a resumed run repeats the evaluation.
 from __future__ import annotations
 
 import errno
-import io
 import os
 import signal
 import sys
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.codemaps import write_array
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import renewal_advice
 from hrvqvae.config import Config, TrainingConfig
@@ -48,7 +48,7 @@ from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import Meter, Say
 from hrvqvae.utils.quantities import clock, counted
 
-_IMAGES = "images.npy"  # a number per training image, see `ImageSet.fingerprints`
+IMAGES = "images.npy"  # a number per training image, see `ImageSet.fingerprints`
 
 
 @dataclass(frozen=True)
@@ -110,23 +110,22 @@ class Task(ABC):
         """Read the data. Raises InputError if there is none."""
 
     @cached_property
-    def _fingerprints(self) -> NDArray[np.uint64]:
+    def fingerprints(self) -> NDArray[np.uint64]:
+        """A number per training image; empty without images."""
         return np.empty(0, np.uint64) if self.images is None else self.images.fingerprints()
 
     def count_lost_samples(self) -> int:
         """Return how many images are missing since `record_samples`; 0 if there are new ones."""
         with suppress(OSError, ValueError):  # a run of an earlier version has no record
-            recorded = np.load(self.run.path / _IMAGES)
-            if len(self._fingerprints) and np.isin(self._fingerprints, recorded).all():
-                return len(recorded) - len(self._fingerprints)
+            recorded = np.load(self.run.path / IMAGES)
+            if len(self.fingerprints) and np.isin(self.fingerprints, recorded).all():
+                return len(recorded) - len(self.fingerprints)
         return 0
 
     def record_samples(self) -> None:
         """Write to the folder which images there are."""
-        if len(self._fingerprints):
-            content = io.BytesIO()
-            np.save(content, self._fingerprints)
-            write_atomic(self.run.path / _IMAGES, content.getvalue())
+        if len(self.fingerprints):
+            write_array(self.run.path / IMAGES, self.fingerprints)
 
     @abstractmethod
     def describe(self) -> str:
