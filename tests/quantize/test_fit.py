@@ -125,6 +125,13 @@ def test_sums_of_many_vectors_far_from_the_origin_are_exact():
     assert_close(codewords, torch.stack(means), atol=1e-3, rtol=0)
 
 
+def test_the_last_step_of_a_fit_is_a_refit():
+    """No codeword is split after it, though most are unused."""
+    vectors = normal(4, DIM).repeat(50, 1)
+    for passes in (1, 2):
+        assert error(TreeVQ(DIM, 16, 1).fit(vectors, passes=passes), vectors) < 1e-10
+
+
 def test_arrays_files_and_batches_are_alike(tmp_path):
     vectors = vectors_of(1_000).half()
     np.save(tmp_path / "vectors.npy", vectors.numpy())

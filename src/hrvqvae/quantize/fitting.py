@@ -62,8 +62,8 @@ def fit(
 ) -> None:
     """Fit all levels to the vectors of `batches()`, after a k-means start on `start` of them.
 
-    Each pass is a step of Lloyd's algorithm with the quantizer's own search, followed by
-    `_split_fullest`.
+    Each pass is a step of Lloyd's algorithm with the quantizer's own search, with `_split_fullest`
+    between the passes.
     """
     rng = torch.Generator().manual_seed(int(seed))
     sample, num_vectors, largest_batch = _draw_sample(batches(), start, rng)
@@ -75,10 +75,11 @@ def fit(
     quantizer.initialize(sample, rng, even=even, least=_ENOUGH_PER_CODEWORD)
     weight = largest_batch / num_vectors  # of a vector, so that counts are those of a batch
     with task("fit", num_vectors * passes, "vectors") as advance:
-        for _ in range(passes):
+        for index in range(passes):
+            if index > 0:
+                _split_fullest(quantizer, rng, num_vectors, weight)
             counts, totals = _sum_residuals(quantizer, batches(), advance)
             _refit(quantizer.levels, counts, totals, weight)
-            _split_fullest(quantizer, rng, num_vectors, weight)
 
 
 def _draw_sample(
