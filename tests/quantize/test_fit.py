@@ -347,6 +347,12 @@ def test_equal_items_get_leaves_from_one_search(monkeypatch):
     assert num_unique(tree.unique_indices(items_of(1).repeat(512, 1))) == 512
     assert {len(call.args[1]) for call in nearest.call_args_list} == {1}
 
+    # more candidates only for items that found no leaf, also if most items wait
+    nearest.reset_mock()
+    monkeypatch.setattr(identifiers, "_MAX_EDGES", 512)
+    assert num_unique(tree.unique_indices(items_of(1).repeat(60, 1))) == 60
+    assert {call.args[2] for call in nearest.call_args_list} == {16, 64}
+
 
 def test_identifiers_name_the_extra_that_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)

@@ -78,7 +78,8 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
         leaves[now[placed]] = leaf[placed]
         taken = torch.cat([taken, leaf[placed]])
         unplaced = torch.cat([later, now[~placed]])
-        count = min(count * 4, num_leaves)
+        if not placed.all():
+            count = min(count * 4, num_leaves)
     return torch.stack(torch.unravel_index(leaves, sizes), -1)
 
 
