@@ -123,8 +123,9 @@ def test_wrong_options(name, value, message):
             prior: {network: {kind: rnn}} | unknown network of priors 'rnn': there are pixelsnail,
             data: {root: 5} | data.root is 5; it must be text or null
             1: 2 | unknown field '1'
-            model: &model {inner: *model} | is nested too deeply
+            model: &model {inner: *model} | (*model is an alias: write its value instead)
         """),
+        ("{a: " * 12 + "1" + "}" * 12, "is nested too deeply"),
         ("name: " + "[" * 999, "can't be read as YAML or JSON (maximum recursion"),
         ("a: {" * 900 + "}" * 900, "can't be read as YAML"),
     ],

@@ -36,6 +36,16 @@ RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_e
 _READING = {f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb")}
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases, with which a few bytes stand for any number of fields."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event().anchor
+            raise yaml.YAMLError(f"*{alias} is an alias: write its value instead")
+        return super().compose_node(parent, index)
+
+
 def from_dict(tree: Any, where: str) -> Config:
     """Return a configuration from nested plain values; missing fields take their defaults.
 
@@ -58,7 +68,9 @@ def from_file(path: Path) -> Config:
     can't be read.
     """
     try:
-        tree = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_bytes())
+        content = path.read_bytes()
+        is_json = path.suffix == ".json"
+        tree = json.loads(content) if is_json else yaml.load(content, _Loader)
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: there is no such file; hrvqvae presets lists the presets"
