@@ -66,7 +66,9 @@ def test_another_network_of_priors_begins_with_its_defaults():
             model.quantizer.codewords | 1 | codewords is '1'; it must be at least 2
             model.quantizer.codewords | 1000 | 4 GiB of leaves
             model.stride | 3 | stride is '3'; it must be a power of two
+            model.stride | 131072 | stride is '131072'; it must be a power of two, 2 to 2^16
             model.kernel | 4 | kernel is '4'; it must be odd
+            model.kernel | {HUGE}9 | it must be odd and positive, and below 2^31
             model.padding | -1 | padding is '-1'; it must be at least 0
             model.hidden_units | 1 | hidden_units is '1'; it must be at least 2
             training.max_minutes | inf | training.max_minutes is 'inf'

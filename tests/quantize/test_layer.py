@@ -477,6 +477,8 @@ def test_what_it_is_made_of_is_checked():
     for options, line in cells_of(r"""
         decay: 1.0 | decay is 1.0; it must be at least 0 and below 1
         codewords: [4, 4] | codewords is \(4, 4\); it must be a number or 3 values
+        codewords: [8, null, 8] | codewords is \(8, None, 8\); it must be a whole number
+        {level_betas: -5.0, levels: 1} | level_betas is \(-5.0,\); it must be at least 0
         num_quantizers: 3 | TreeVQ has no argument num_quantizers; it is called levels here
         coarse_weights: 0.1 | TreeVQ has no argument coarse_weights; did you mean .*weight\?
         colour: 1 | TreeVQ has no argument colour

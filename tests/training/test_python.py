@@ -113,6 +113,8 @@ def test_one_data_set_is_divided(tiny_file, tmp_path, capsys):
         train(data="~no-such-user/x", out=tmp_path / "other")
     with input_error("mine.yaml: there is no such file"):
         hrvqvae.train(Path("mine.yaml"))
+    with input_error("data.root is 5; it must be text or null"):
+        train(out=tmp_path / "other", **{"data.root": 5})
     collected = collect_fields("training", {"data.root": Path("x")}, run, None)
     assert collected == {"data.root": str(Path("x").absolute())}
     with input_error("holds no run to resume"):

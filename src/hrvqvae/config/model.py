@@ -113,7 +113,7 @@ class NetworkConfig(ModelConfig):
 
     #: Image pixels per position of the finest latent grid, along each side.
     stride: Annotated[
-        int, Range(lambda value: value >= 2 and value & (value - 1) == 0, "a power of two, from 2")
+        int, Range([2**power for power in range(1, 17)].__contains__, "a power of two, 2 to 2^16")
     ] = 2
     #: pixels added on each side of an image before encoding, and cropped after decoding
     padding: Count = 0

@@ -30,7 +30,7 @@ class Range(NamedTuple):
 Positive = Annotated[int, Range(range(1, 2**31).__contains__, "at least 1 and below 2^31")]
 AtLeastTwo = Annotated[int, Range(range(2, 2**31).__contains__, "at least 2 and below 2^31")]
 Count = Annotated[int, Range(range(2**31).__contains__, "at least 0 and below 2^31")]
-Odd = Annotated[int, Range(lambda value: value > 0 and value % 2 == 1, "odd and positive")]
+Odd = Annotated[int, Range(range(1, 2**31, 2).__contains__, "odd and positive, and below 2^31")]
 Weight = Annotated[float, Range(lambda value: 0 <= value < math.inf, "at least 0")]
 Share = Annotated[float, Range(lambda value: 0 <= value < 1, "at least 0 and below 1")]
 OpenUnit = Annotated[float, Range(lambda value: 0 < value < 1, "between 0 and 1")]

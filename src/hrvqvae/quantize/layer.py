@@ -135,20 +135,22 @@ class TreeVQ(nn.Module):
         try:
             config = QuantizerConfig(
                 dim=dim,
-                codewords=max(sizes) if sizes else codewords,  # type: ignore[arg-type]
+                codewords=sizes[0] if sizes else codewords,  # type: ignore[arg-type]
                 level_codewords=sizes,
                 levels=levels,
                 linked=linked,
                 beam=beam,
                 joint_beam=linked not in (0, levels),  # one beam through all groups
                 beta=beta,
-                level_betas=() if levels == 1 else betas,
+                level_betas=betas,
                 coarse_weight=coarse_weight,
                 update=update,
                 decay=decay,
                 restart_every=restart_every,
                 restart_below=restart_below,
             )
+            if config.levels == 1:
+                config = config.replace(level_betas=())
         except InputError as error:
             line = str(error).replace("model.quantizer.", "")
             line = line.replace("level_codewords", "codewords")

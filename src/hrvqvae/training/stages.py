@@ -63,7 +63,7 @@ def collect_fields(
         )
     fields |= {} if data is None else {"data.root": data}
     for name in ("data.root", "prior.codes"):
-        if fields.get(name) is not None:
+        if isinstance(fields.get(name), str | Path):
             fields[name] = str(expand_home(fields[name]).absolute())
     return fields
 
