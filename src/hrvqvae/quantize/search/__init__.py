@@ -37,8 +37,9 @@ def search(
         coarse_weight: weight of the squared residuals of all levels but the last.
 
     Raises:
-        NonFiniteError: On a CPU, a latent or codeword is NaN or infinite. Elsewhere such a latent
-            makes the loss NaN.
+        NonFiniteError: On a CPU, a latent is NaN or infinite, or all codewords are with which it is
+            compared. If only some of these codewords are, they are never chosen; a negative NaN may
+            raise the error. Elsewhere such a latent makes the loss NaN.
     """
     if latents.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
         from hrvqvae.quantize.search.tensors import search_tensors

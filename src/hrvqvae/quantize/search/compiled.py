@@ -273,8 +273,9 @@ def search_compiled(
 ) -> Tensor:
     """Search as `search`, for tensors on the CPU.
 
-    Raises NonFiniteError if a latent or a compared codeword is NaN, infinite, or too large to be
-    squared.
+    Raises NonFiniteError if a latent, or all codewords with which it is compared, are NaN, infinite
+    or too large to be squared. If only some of these codewords are, they are never chosen; a
+    negative NaN may raise the error.
     """
     indices = torch.empty(len(codebooks), len(latents), dtype=torch.long, device="cpu")
     vectors = latents.detach().float().contiguous().numpy()
