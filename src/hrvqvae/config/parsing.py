@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            alias = self.peek_event().anchor
+            alias = self.peek_event().anchor  # type: ignore[no-untyped-call]
             raise yaml.YAMLError(f"*{alias} is an alias: write its value instead")
         return super().compose_node(parent, index)
 
