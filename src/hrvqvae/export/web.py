@@ -31,9 +31,9 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     """Write the bundle of a model into a new folder.
 
     Matrices and codebooks are stored in 8 bits with one scale per row, transposed convolutions in
-    16 bits, all other tensors in float32, rounded to half precision. The folder `out` gets one file, NAME.hrvw. Raises
-    InputError if the model has several latent grids or another quantizer, or `out` can't be
-    written.
+    16 bits, all other tensors in float32, rounded to half precision. The folder `out` gets one
+    file, NAME.hrvw. Raises InputError if the model has several latent grids or another quantizer,
+    or `out` can't be written.
     """
     loaded = Run(run)
     model, config = loaded.load()
