@@ -694,7 +694,7 @@ def find_models(
     faults = []
     for place, fingerprint in files:
         run = find_run(fingerprint)
-        models.append(run and load_once(run.name))
+        models.append(None if run is None else load_once(run.name))
         if run is None:
             faults.append(
                 f"{place} was made by a model whose fingerprint is {fingerprint.hex()} (or the file"
