@@ -73,6 +73,7 @@ class Model:
         self.device = resolve_device(device)
         self._makers = dict[bytes, Model]()  # this model or an earlier state, by fingerprint
         self._entropy_model: EntropyModel | None = None
+        self._weight_versions: list[tuple[int, int]] = []  # of the last use of the entropy model
         self._priors: Priors | None = None
         self._generators = dict[tuple[int | None, str | None], Autoencoder]()  # by levels, decoder
 
@@ -175,9 +176,15 @@ class Model:
         """The entropy model, which writes and reads files of codes. Raises InputError if it is
         damaged, or was made for other weights than those in memory.
         """
-        digest = storage.weights_digest(self.autoencoder.state_dict())
-        if self._entropy_model is None or self._entropy_model.model != digest:
-            self._entropy_model = self.run.entropy_model.load(digest)
+        # torch counts the changes of a tensor in place; a digest at each use would take longer
+        weights = self.autoencoder.state_dict()
+        versions = [
+            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+            for tensor in weights.values()
+        ]
+        if self._entropy_model is None or versions != self._weight_versions:
+            self._entropy_model = self.run.entropy_model.load(storage.weights_digest(weights))
+            self._weight_versions = versions
         return self._entropy_model
 
     @overload
