@@ -41,7 +41,7 @@ SMALL_PRIOR = (
     "--prior.network.hidden_units 40 --prior.training.batch_size 4"
     " --prior.training.evaluation_images 8"
 )
-PIXELSNAIL = "--prior.network.residual_blocks 4"
+PIXELSNAIL = "--prior.network.residual_blocks 1 --prior.network.attention_layers 1"
 RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD"\n'
 
 
@@ -160,7 +160,7 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
     defaults = Path("out", "sampling.json")
     sampling = defaults.read_text() if defaults.is_file() else ""
     defaults.unlink(missing_ok=True)  # the run that is replayed does not exist yet
-    fields = PIXELSNAIL if name == "mnist" else ""
+    fields = PIXELSNAIL if name in ("mnist", "cifar10") else "--prior.network.layers 1"
     cuts = cells_of(rf"""
         --max-(steps|minutes) [^\0]+ | --max-steps 2
         --samples 2000 | --samples 4
@@ -173,7 +173,8 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
     """)
     # a field may be given once
     cuts += [
-        (r" --prior.(training.batch_size|network.(hidden_units|layers|dropout)) [^\0]+", ""),
+        (r" --prior.training.batch_size [^\0]+", ""),
+        (r" --prior.network.(hidden_units|layers|residual_blocks|dropout) [^\0]+", ""),
         (r"^(hrvqvae train-prior .*)", rf"\1 {SMALL_PRIOR} {fields}"),
     ]
     for words in recorded(tmp_path):
