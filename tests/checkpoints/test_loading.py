@@ -100,6 +100,14 @@ def test_a_configuration_that_was_edited_is_refused(run):
     assert Run(run).load()[1] == before  # the weights know their configuration
 
 
+def test_a_run_of_version_1_0_0_with_large_levels(run, monkeypatch):
+    """Its file has sums, which levels of such a size no longer keep."""
+    images = torch.rand(2, 1, 12, 12)
+    files = load(run).compress(images)
+    monkeypatch.setattr("hrvqvae.quantize.codebook._LARGE", 0)
+    assert load(run).compress(images) == files
+
+
 def test_priors_that_are_missing(full_run):
     """They are known without reading weights, and what trains them is named."""
     levels = [prior_folder(full_run, level) for level in range(3)]

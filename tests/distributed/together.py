@@ -10,6 +10,7 @@ import json
 import sys
 import zlib
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ import torch
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config.parsing import from_file, override
 from hrvqvae.data.images import BrokenImageError
@@ -137,6 +139,9 @@ def main(folder, systems):
         seen = dict(train_all(folder, systems))
         if distributed.world_size() == 2:
             seen["failures"] = fail_in_each_way(folder, systems[0])
+            run = Run(folder / "priors-2")
+            fit = partial(run.entropy_model.fit, effort=0.01, say=silent)
+            seen["fitted"] = distributed.on_rank_zero(fit).name
         (folder / f"seen-{distributed.world_size()}-{distributed.rank()}.json").write_text(
             json.dumps(seen)
         )

@@ -200,15 +200,17 @@ def test_moving_averages_agree_with_the_oracle(config):
 
 
 def test_large_levels_follow_the_same_averages(monkeypatch):
-    """They keep no sums, and move only the codewords that get vectors; they load files with sums,
-    and a training goes on from their own files to the bit.
+    """They keep no sums, and move only the codewords that get vectors. A training goes on to the bit
+    from their own files, and from files of version 1.0.0, which have the sums.
     """
     z = latents(2, 2, 6)
     small = random_quantizer(TREE).train()
     monkeypatch.setattr("hrvqvae.quantize.codebook._LARGE", 60)
     large = ResidualQuantizer(TREE)
     assert [level.total is None for level in large.levels] == [False, True, True]
-    large.load_state_dict(small.state_dict())
+    old = ResidualQuantizer(TREE)
+    old.load_state_dict(small.state_dict())
+    large.load_state_dict({name: small.state_dict()[name] for name in large.state_dict()})
     for seed in range(5):
         resumed = ResidualQuantizer(TREE)
         resumed.load_state_dict(large.state_dict())
@@ -216,6 +218,8 @@ def test_large_levels_follow_the_same_averages(monkeypatch):
         batch = z + 0.1 * latents(2, 2, 6, seed=seed)
         codes = large(batch).codes
         assert same(codes, small(batch).codes)
+        old(batch)
+        assert same(old, small)
         moved = (large.levels[2].codewords != before).any(-1).flatten()
         moved[large.codeword_indices(codes)[2].flatten()] = False
         assert not moved.any()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,9 +44,15 @@ class GroupHandle:
         return GroupHandle, ()
 
 
+# while the other processes wait for rank 0, which then works as a single process does
+_is_alone = ContextVar("is_alone", default=False)
+
+
 def is_distributed(group: Any = None) -> bool:
     """Return whether a process group (None: all processes) has several members."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+    if _is_alone.get() or not (dist.is_available() and dist.is_initialized()):
+        return False
+    return dist.get_world_size(group) > 1
 
 
 def _group_on(device: torch.device, group: Any) -> Any:
@@ -133,15 +140,21 @@ def all_gather_numbers(*values: float) -> list[tuple[float, ...]]:
 
 
 def on_rank_zero(call: Callable[[], T]) -> T:
-    """Call a function in rank 0; return its result, or raise its InputError, in every process."""
+    """Call a function in rank 0; return its result, or raise its InputError, in every process.
+
+    Collectives that the function calls are the identity.
+    """
     if not is_distributed():
         return call()
     outcome: list[Any] = [None, None]  # result, error
     if is_rank_zero():
+        alone = _is_alone.set(True)
         try:
             outcome[0] = call()
         except InputError as error:
             outcome[1] = error
+        finally:
+            _is_alone.reset(alone)
     dist.broadcast_object_list(outcome, 0, device=torch.device("cpu"))
     if outcome[1] is not None:
         raise outcome[1]

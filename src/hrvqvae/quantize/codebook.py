@@ -34,7 +34,8 @@ class LevelCodebooks(nn.Module):
 
     codewords: Tensor  # (num_books, m, D)
     count: Tensor  # (num_books, m): moving average of the number of vectors per batch
-    #: (num_books, m, D): moving average of the sum of these vectors; with "ema", if not too large
+    #: (num_books, m, D): moving average of the sum of these vectors; with "ema", if not too large,
+    #: or loaded from a state of version 1.0.0
     total: Any
 
     def __init__(self, config: QuantizerConfig, num_books: int, size: int) -> None:
@@ -46,7 +47,8 @@ class LevelCodebooks(nn.Module):
         self.is_ema = config.update == "ema"
         count = torch.ones(num_books, size, dtype=torch.float32)
         codewords = torch.zeros(num_books, size, config.dim, dtype=torch.float32)
-        keeps_total = self.is_ema and codewords.numel() <= _LARGE
+        self.is_large = codewords.numel() > _LARGE
+        keeps_total = self.is_ema and not self.is_large
         self.register_buffer("count", count)
         self.codewords = nn.Buffer(codewords) if self.is_ema else nn.Parameter(codewords)
         self.register_buffer("total", torch.zeros_like(codewords) if keeps_total else None)
@@ -123,9 +125,10 @@ class LevelCodebooks(nn.Module):
         codewords[rows] += change * step
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        """Load; leave out `total` of a large level, which earlier versions saved."""
-        if self.total is None:
-            state_dict.pop(f"{prefix}total", None)
+        """Load; a large level keeps `total` if the state has it."""
+        if self.is_ema and self.is_large:
+            is_saved = f"{prefix}total" in state_dict
+            self.total = torch.zeros_like(self.codewords) if is_saved else None
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def initialize(
