@@ -123,6 +123,8 @@ def test_what_keeps_it_from_working(tmp_path, monkeypatch):
     file.touch()
     monkeypatch.setenv("HRVQVAE_DATA", str(file / "data"))
     monkeypatch.setitem(sys.modules, "torch", None)
+    for module in ("data.loading", "data.batches"):  # what imports torch is imported anew
+        monkeypatch.delitem(sys.modules, f"hrvqvae.{module}", raising=False)
     with requirements("no-such-package>=1"):
         report, _, problems = examined(code=1)
     missing, broken, folder = report["problems"]

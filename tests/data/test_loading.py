@@ -28,7 +28,8 @@ from hrvqvae.data.batches import (
     sample_stream,
 )
 from hrvqvae.data.images import decode_image, read_image, to_pil, write_image
-from hrvqvae.data.loading import find_data_root, load_images, open_images
+from hrvqvae.data.loading import load_images, open_images
+from hrvqvae.data.sources import find_data_root
 from hrvqvae.distributed import RankSlice
 from hrvqvae.utils.progress import note_once
 from tests.conftest import (

@@ -200,8 +200,8 @@ def test_moving_averages_agree_with_the_oracle(config):
 
 
 def test_large_levels_follow_the_same_averages(monkeypatch):
-    """They keep no sums, and move only the codewords that get vectors. A training goes on to the bit
-    from their own files, and from files of version 1.0.0, which have the sums.
+    """They keep no sums, and move only the codewords that get vectors. A training goes on from
+    their own files to the bit, and from files of version 1.0.0, which have the sums.
     """
     z = latents(2, 2, 6)
     small = random_quantizer(TREE).train()

@@ -41,7 +41,8 @@ def _presets(arguments: Arguments) -> None:
 
 def _data_list(_: Arguments) -> None:
     from hrvqvae.config.registry import DATASETS
-    from hrvqvae.data.loading import find_data_root, find_published, list_missing_files
+    from hrvqvae.data.loading import find_published, list_missing_files
+    from hrvqvae.data.sources import find_data_root
     from hrvqvae.models import published
 
     root = find_data_root(None)
@@ -66,7 +67,7 @@ def _data_list(_: Arguments) -> None:
 
 def _data_get(arguments: Arguments) -> None:
     from hrvqvae.data import fetch
-    from hrvqvae.data.loading import find_data_root
+    from hrvqvae.data.sources import find_data_root
     from hrvqvae.models import published
 
     if arguments.name in published.NETWORKS:
@@ -100,7 +101,7 @@ def _doctor(arguments: Arguments) -> int:
     """
     from importlib import metadata
 
-    from hrvqvae.data.loading import find_data_root
+    from hrvqvae.data.sources import find_data_root
     from hrvqvae.utils.extras import packages
 
     def version(name: str) -> str | None:

@@ -32,11 +32,11 @@ from hrvqvae.data.sources import (
     arrays,
     datasets,
     files,
-    find_user_cache,
+    find_data_root,
     parquet,
     tars,
 )
-from hrvqvae.utils.errors import InputError, expand_home, require
+from hrvqvae.utils.errors import InputError, require
 from hrvqvae.utils.progress import note, note_once
 from hrvqvae.utils.quantities import counted
 
@@ -49,17 +49,6 @@ _SOURCES: Mapping[str, Callable[[Sequence[Shard], bool], Source]] = {
 _PATTERN_CHARACTERS = re.compile(r"[*?{\[]")
 _CHOOSE_SPLIT = "has splits: measure --split train or --split test"
 _BATCH = 64  # images per batch while decoding into memory
-
-
-def find_data_root(root: str | None) -> Path:
-    """Return the folder of the data: `root`, else the variable HRVQVAE_DATA, else the user's cache
-    folder.
-
-    Raises InputError if the path begins with ~, or is the cache folder, and the user has no home
-    folder.
-    """
-    folder = root or os.environ.get("HRVQVAE_DATA")
-    return expand_home(folder) if folder else find_user_cache()
 
 
 def find_published(dataset: Dataset, root: Path) -> Path:

@@ -3,6 +3,7 @@ implements `Source`.
 """
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,7 +15,7 @@ import platformdirs
 from numpy.typing import NDArray
 from PIL import Image
 
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, expand_home
 
 TRAIN = "train"
 # Names of the split that is not trained on: the first of these that is there is the test split.
@@ -40,6 +41,17 @@ def find_user_cache() -> Path:
         raise InputError(
             "HOME is not set: name the data by --data, or its folder by HRVQVAE_DATA"
         ) from error
+
+
+def find_data_root(root: str | None) -> Path:
+    """Return the folder of the data: `root`, else the variable HRVQVAE_DATA, else the user's cache
+    folder.
+
+    Raises InputError if the path begins with ~, or is the cache folder, and the user has no home
+    folder.
+    """
+    folder = root or os.environ.get("HRVQVAE_DATA")
+    return expand_home(folder) if folder else find_user_cache()
 
 
 def encode_names(names: Iterable[str]) -> NDArray[Any]:
