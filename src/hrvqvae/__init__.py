@@ -9,8 +9,6 @@
 Importing this package does not import torch: each name is imported at its first use.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

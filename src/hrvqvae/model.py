@@ -36,9 +36,9 @@ from hrvqvae.data.images import as_images, list_images
 from hrvqvae.models.base import Autoencoder, pad_to_grid, to_unit_images
 from hrvqvae.priors import generative
 from hrvqvae.priors.base import Priors
-from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler
+from hrvqvae.priors.generative import KeptCodes, Sampled
 from hrvqvae.priors.guidance import Guidance
-from hrvqvae.priors.sampling import SamplingParams, draw_positions
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import resolve_device, torch_defaults
 from hrvqvae.utils.errors import InputError, check_kinds, expand_home, name_arguments, require
@@ -442,13 +442,10 @@ class Model:
         class_name: str | int | None = None,
         params: SamplingParams | None = None,
         kept: KeptCodes | None = None,
-        sampler: Sampler = draw_positions,
     ) -> Iterator[Sampled]:
         """Yield the samples of these indices in batches, so that any number fits into memory.
 
-        `kept` codes are not drawn. With them, `indices` must be 0, 1, 2, ..., because sample i
-        keeps the codes of image i. `params` say how codes are drawn (default: as in sampling.json),
-        and `sampler` draws the positions of a level.
+        `kept` codes are not drawn. `params` say how codes are drawn (default: as in sampling.json).
         """
         require(min(indices, default=0) >= 0, "indices", indices, "at least 0")
         params = params or SamplingParams(**self.run.sampling_options())
@@ -457,12 +454,12 @@ class Model:
         networks = [prior for prior in priors.networks if prior.level.index < num_levels]
         for batch in tracked(slices(indices, _BATCH_SIZE), "sample", len(indices), len):
             with torch_defaults(), torch.no_grad():
-                part = kept and kept.take(range(batch[0], batch[-1] + 1))
                 label = self.draw_labels(batch, seed, class_name, priors)
                 # given kept codes, classes are not as frequent as in training
-                if part is not None and label is not None and class_name is None:
+                if kept is not None and label is not None and class_name is None:
                     counts = priors.class_counts
-                    label = generative.draw_kept_labels(networks[0], counts, part, seed, batch)
+                    weights = generative.weigh_classes(networks[0], counts, kept, seed=seed)
+                    label = generative.draw_labels(weights, seed, batch)
                 codes = generative.sample_codes(
                     networks,
                     self.autoencoder.codeword_indices,
@@ -470,10 +467,9 @@ class Model:
                     seed=seed,
                     label=label,
                     params=params,
-                    kept=part,
-                    sampler=sampler,
+                    kept=kept,
                 )[:num_levels]  # the last prior may cover more levels than wanted
-                images = self._decode_samples(codes, num_levels, params, part)
+                images = self._decode_samples(codes, num_levels, params, kept)
             classes = [""] * len(images) if label is None else [priors.classes[i] for i in label]
             yield Sampled(images, tuple(classes), codes)
 

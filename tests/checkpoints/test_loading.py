@@ -21,7 +21,8 @@ from hrvqvae.checkpoints.folder import (
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.data.images import as_images, read_image
 from hrvqvae.plots.sheets import draw_grid
-from hrvqvae.priors.sampling import SamplingParams, sample_plain
+from hrvqvae.priors.base import LogitSteps
+from hrvqvae.priors.sampling import SamplingParams
 from tests.conftest import (
     cells_of,
     do,
@@ -182,7 +183,9 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(full_run, tmp
     assert images.shape == (6, 1, 12, 12)
     assert images.dtype == torch.float32
     params = SamplingParams(**options)
-    plain = model.draw(6, seed=3, class_name="7", params=params, sampler=sample_plain)
+    for network in model.priors.networks:
+        network.steps = LogitSteps
+    plain = model.draw(6, seed=3, class_name="7", params=params)
     assert same(images, plain.images)
     assert plain.classes == ("7",) * 6
     sheet = tmp_path / "sheet.png"

@@ -15,12 +15,11 @@ from scipy.special import softmax
 from torch.testing import assert_close
 
 from hrvqvae.model import load
-from hrvqvae.priors.base import Level, Priors
+from hrvqvae.priors.base import Level, LogitSteps, Priors
 from hrvqvae.priors.causal import attend, cheap_dropout
 from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.priors.generative import (
     KeptCodes,
-    draw_kept_labels,
     draw_labels,
     mask_kept_codes,
     sample_codes,
@@ -31,7 +30,6 @@ from hrvqvae.priors.sampling import (
     draw,
     draw_positions,
     expand_labels,
-    sample_plain,
 )
 from tests.conftest import (
     approx,
@@ -61,7 +59,6 @@ PLAIN = SamplingParams()
 
 
 def drawn(
-    sampler,
     prior,
     batch,
     seed,
@@ -77,7 +74,7 @@ def drawn(
     labels, mixing = expand_labels(prior.level, label, params.guidance)
     before = [tensor.clone() for tensor in codes]
     seen = [tensor.repeat(mixing.shape[-1], 1, 1) for tensor in coarser]
-    sampler(prior, codes, kept, seen, labels, uniforms, mixing, params)
+    draw_positions(prior, codes, kept, seen, labels, uniforms, mixing, params)
     for changed, original, mask in zip(codes, before, kept, strict=True):
         assert same(changed[mask], original[mask])
     return codes
@@ -127,10 +124,9 @@ def test_cached_and_plain_draw_the_same_codes(kind, seed):
     prior = random_prior(config, *levels, seed=seed)
     batch = choose(1, 3, 9)  # from eight rows on linear layers are packed
     keep = choose(0.0, 0.0, 0.4)
-    cached, plain = (
-        drawn(sampler, prior, batch, seed, params, keep)
-        for sampler in (draw_positions, sample_plain)
-    )
+    cached = drawn(prior, batch, seed, params, keep)
+    prior.steps = LogitSteps
+    plain = drawn(prior, batch, seed, params, keep)
     assert same(cached, plain)
 
 
@@ -221,15 +217,14 @@ def test_known_codes_are_kept_and_the_rest_follows_them(three_levels):
     assert not same(finer[1:], free[1:])
 
 
-def test_each_image_keeps_its_own_codes_also_in_batches(monkeypatch):
-    monkeypatch.setattr("hrvqvae.model._BATCH_SIZE", 2)
-    model = load("mnist")
-    codes = tuple(torch.arange(3).view(3, 1, 1).repeat(1, 16, 16) for _ in range(3))
+def test_kept_codes_that_do_not_fit_are_refused():
     masks = (torch.ones(16, 16).bool(),) * 3
-    assert same(model.draw(3, kept=KeptCodes(codes, masks), sampler=lambda *_: None).codes, codes)
-    wrong = KeptCodes(tuple(code + 10**6 for code in codes), masks)
-    with input_error(r"kept codes of level 1 have a value outside 0\.\.3"):
-        model.draw(3, kept=wrong, sampler=lambda *_: None)
+    for codes, message in (
+        (torch.full((1, 16, 16), 10**6), r"have a value outside 0\.\.3"),
+        (torch.zeros(3, 16, 16), r"have shape \(3, 16, 16\); expected \(1, 16, 16\)"),
+    ):
+        with input_error(f"kept codes of level 1 {message}"):
+            load("mnist").draw(3, kept=KeptCodes((codes.long(),) * 3, masks))
 
 
 def test_labels_come_as_often_as_in_training():
@@ -277,20 +272,21 @@ def test_logits_without_a_distribution_give_no_code(bad, params):
     assert draw_code(np.full(4, bad, np.float32), 0.3, params) is None
 
 
-@parametrize("sampler", [draw_positions, sample_plain])
-def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler):
+@parametrize("cached", [True, False])
+def test_level_and_position_of_logits_that_are_not_finite_are_named(cached):
     of_one = random_prior(network(attention_layers=(0,)), level_of(coarser=(3, 9)))
     of_two = random_prior(SMALL, *levels_of((3, 4), (3, 3)))
     of_one.rows[2] = of_two.rows[1] = torch.nan
     line = "level {} gives logits that are NaN or infinite at row {}, column 0"
-    row = int(sampler is draw_positions)
-    for prior, place in ((of_one, (3, 2)), (of_two, (1, row))):  # a masked NaN is NaN
+    for prior, place in ((of_one, (3, 2)), (of_two, (1, int(cached)))):  # a masked NaN is NaN
+        if not cached:
+            prior.steps = LogitSteps
         with nonfinite_error(line.format(*place)):
-            drawn(sampler, prior, 2, 0, SamplingParams(top_k=2))
+            drawn(prior, 2, 0, SamplingParams(top_k=2))
     of_two.rows[1] = 0
     of_two.heads[1].output.bias[:] = torch.nan
     with nonfinite_error(line.format(2, 0)):
-        drawn(sampler, of_two, 2, 0)
+        drawn(of_two, 2, 0)
 
 
 def test_what_is_kept():
@@ -368,7 +364,7 @@ def two_levels(config, grid=(5, 4), symbols=4):
     return [random_prior(config, level, seed=seed) for seed, level in enumerate(levels)]
 
 
-def guided_codes(priors, sampler=draw_positions, **options):
+def guided_codes(priors, **options):
     return sample_codes(
         priors,
         lambda codes: codes,
@@ -376,7 +372,6 @@ def guided_codes(priors, sampler=draw_positions, **options):
         seed=6,
         label=_LABEL,
         params=SamplingParams(**options),
-        sampler=sampler,
     )
 
 
@@ -384,7 +379,8 @@ def guided_codes(priors, sampler=draw_positions, **options):
 def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance):
     levels = levels_of((2, 3), (4, 3), classes=3, unconditional=True)
     prior = random_prior(SMALL, *levels)
-    codes = torch.stack(guided_codes([prior], sample_plain, guidance=guidance))
+    prior.steps = LogitSteps
+    codes = torch.stack(guided_codes([prior], guidance=guidance))
     first, last = np.broadcast_to(guidance, 2)
     weights = first + (last - first) * np.linspace(0, 1, 6) ** 0.5
     for index, label in enumerate(_LABEL.tolist()):
@@ -471,7 +467,7 @@ def test_the_class_of_a_completion_follows_from_the_kept_codes(config):
         chosen = logits.double().softmax(1).gather(1, filled[:, None])
         shares.append(count * chosen.flatten(1).prod(1).sum().item())
     assert weights == approx([share / sum(shares) for share in shares], rel=1e-4)
-    labels = draw_kept_labels(prior, counts, kept, 0, range(400))
+    labels = draw_labels(weights, 0, range(400))
     assert (labels == 2).double().mean().item() == approx(weights[2], abs=0.08)
 
     # with a drawn code before a kept one

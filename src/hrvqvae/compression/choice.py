@@ -18,8 +18,6 @@ does not depend on the number of threads.
 Shapes: N images, P positions, K options, L levels; M networks, H hidden units of the largest.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -34,8 +34,6 @@ A large image is searched in tiles. The codes in the halo of a tile are discarde
 Shapes: B images, P positions, P' positions of a turn, K options, L levels, D channels of latents.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from itertools import product

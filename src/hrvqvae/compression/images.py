@@ -8,8 +8,6 @@ that takes no lambda writes as many levels as fit; VQVAE-2 decodes only all leve
 or none.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

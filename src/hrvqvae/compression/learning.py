@@ -6,8 +6,6 @@ row of the table (network.py), so one update per batch would learn far less. Equ
 networks: the seed is fixed, and one thread trains.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math

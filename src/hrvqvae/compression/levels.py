@@ -10,8 +10,6 @@ shift), or `ABSENT`. `work` holds the buffers of a thread: coder state, maps of 
 rows, hidden units and frequencies.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 from typing import Any

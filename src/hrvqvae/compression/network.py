@@ -10,8 +10,6 @@ To keep tables small, levels are divided into families, and no group has levels 
 family is a run of levels with at most 4,096 values together, 512 for web pages.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ JavaScript represents them exactly. A stream does not store its length: the enco
 both compute the length from the last interval.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ The directory of a zip lies at its end. If it is damaged or cut off, entries are
 before each of them.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 import zlib

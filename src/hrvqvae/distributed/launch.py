@@ -1,7 +1,5 @@
 """Join the processes that torchrun started, and leave them."""
 
-from __future__ import annotations
-
 import os
 import platform
 import signal

@@ -8,8 +8,6 @@ needed.
 Shapes: images (B, C, Y, X) float32 in [0, 1], at least 8 pixels per side; labels (B,) int64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ Images are batches (B, C, Y, X) float32 in [0, 1]; C is 1 or 3. Frechet and kern
 named FID and KID only if the features are Inception's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import fsum

@@ -4,8 +4,6 @@ Images (B, C, Y, X) are uint8 (0..255) or float32 in [0, 1] outside a model, and
 inside. Codes are a tuple of int64 tensors (B, H_l, W_l), one per level, coarse first.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

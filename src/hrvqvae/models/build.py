@@ -1,7 +1,5 @@
 """Build a model, its objective and its progressive decoder from a configuration."""
 
-from __future__ import annotations
-
 import copy
 from pkgutil import resolve_name
 from typing import cast

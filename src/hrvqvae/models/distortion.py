@@ -3,8 +3,6 @@
 Errors are over the original pixels in [0, 1], never over padding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any

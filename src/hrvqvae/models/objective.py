@@ -1,7 +1,5 @@
 """Objectives, which compute the losses of a system's networks from batches of images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 

@@ -4,8 +4,6 @@ Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; reconstructions may 
     [0, 1].
 """
 
-from __future__ import annotations
-
 import importlib.util
 from abc import ABC, abstractmethod
 from typing import Any

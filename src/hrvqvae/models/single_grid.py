@@ -1,7 +1,5 @@
 """Systems with a single latent grid: an encoder, a quantizer, a decoder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Self, cast
 

@@ -6,8 +6,6 @@ computed, and the core is kept. Lengths are positions of the coarsest grid unles
 pixels; a position has `stride` pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any, NamedTuple

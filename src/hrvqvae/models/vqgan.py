@@ -8,8 +8,6 @@ Shapes: images (B, C, Y, X), in [-1, 1] for the discriminator; its scores (B, 1,
     patch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import cast
 

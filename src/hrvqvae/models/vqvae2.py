@@ -1,7 +1,5 @@
 """VQVAE-2, for any number of grids (docs/method.md; Tables 4 and 7; Razavi et al. 2019)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

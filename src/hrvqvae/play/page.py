@@ -2,8 +2,6 @@
 is shown.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math

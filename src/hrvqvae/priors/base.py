@@ -5,8 +5,6 @@ Shapes, all int64: codes of a level (B, H, W), values 0..m - 1; codeword indices
 (B, H_j, W_j); labels of classes and of copies (B,). Lists of levels begin with the coarsest.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ position in raster order. Caches hold R rows (`rows`), the inputs of a sampler's
 one position. `row` and `column` are those of the grid.
 """
 
-from __future__ import annotations
-
 import math
 from copy import copy
 from typing import Any

@@ -21,22 +21,13 @@ from hrvqvae.priors.sampling import SamplingParams, draw_positions, expand_label
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 
-Sampler = Callable[..., None]
-"""Draws the codes that are not kept, as `sampling.draw_positions`."""
-
 
 @dataclass(frozen=True)
 class KeptCodes:
-    """Codes to keep while the other codes are drawn."""
+    """Codes of an image to keep while the other codes are drawn."""
 
-    codes: Codes  #: (B, H_l, W_l) int64 of each level, or (1, H_l, W_l) for all B images
+    codes: Codes  #: (1, H_l, W_l) int64 of each level
     masks: tuple[Tensor, ...]  #: (H_l, W_l) bool of each level, true where the codes are kept
-
-    def take(self, rows: range) -> KeptCodes:
-        """Return the codes of some of the images, by their places in the batch."""
-        part = slice(rows.start, rows.stop)
-        codes = tuple(level if len(level) == 1 else level[part] for level in self.codes)
-        return KeptCodes(codes, self.masks)
 
 
 def draw_labels(weights: Sequence[float], seed: int, indices: Sequence[int]) -> Tensor:
@@ -50,12 +41,12 @@ def draw_labels(weights: Sequence[float], seed: int, indices: Sequence[int]) -> 
     return torch.from_numpy(np.searchsorted(cumulative, uniforms, side="right"))
 
 
-def _check_kept(level: Level, codes: Tensor, count: int) -> None:
-    """Raise InputError if the kept codes of a level do not fit `count` images."""
+def _check_kept(level: Level, codes: Tensor) -> None:
+    """Raise InputError if the kept codes of a level do not fit it."""
     name = f"kept codes of level {level.index + 1}"
     shape = tuple(codes.shape)
-    if shape[1:] != level.grid or shape[0] not in (1, count):
-        raise InputError(f"{name} have shape {shape}; expected {(count, *level.grid)}")
+    if shape != (1, *level.grid):
+        raise InputError(f"{name} have shape {shape}; expected {(1, *level.grid)}")
     if codes.min() < 0 or codes.max() >= level.symbols:
         raise InputError(f"{name} have a value outside 0..{level.symbols - 1}")
 
@@ -69,7 +60,6 @@ def sample_codes(
     label: Tensor | None,
     params: SamplingParams,
     kept: KeptCodes | None = None,
-    sampler: Sampler = draw_positions,
 ) -> Codes:
     """Draw the codes (B, H_l, W_l) int64 of all levels of the priors, the coarsest level first.
 
@@ -95,7 +85,7 @@ def sample_codes(
     masks = [torch.zeros(shape, dtype=torch.bool, device=device) for shape in shapes]
     if kept is not None:
         for index, level in enumerate(levels[: len(kept.codes)]):
-            _check_kept(level, kept.codes[index], len(indices))
+            _check_kept(level, kept.codes[index])
             codes[index].copy_(kept.codes[index])
             masks[index].copy_(kept.masks[index])
     level_uniforms = [
@@ -112,7 +102,7 @@ def sample_codes(
             level_indices.repeat(labels_per_image, 1, 1)
             for level_indices in codeword_indices(tuple(codes[:first]))
         ]
-        sampler(
+        draw_positions(
             prior,
             codes[covered],
             masks[covered],
@@ -139,7 +129,7 @@ def weigh_classes(
     device = next(prior.parameters()).device
     masks = kept.masks[: len(prior.levels)]
     for level, level_codes in zip(prior.levels, kept.codes, strict=False):
-        _check_kept(level, level_codes, 1)
+        _check_kept(level, level_codes)
     kept_come_first = all(
         bool(mask.flatten().cummin(0).values.equal(mask.flatten())) for mask in masks
     )
@@ -164,26 +154,6 @@ def weigh_classes(
         nats = cross_entropy(logits.cpu().double(), level_codes.cpu(), reduction="none")
         scores = scores - (nats * mask).sum((1, 2))
     return scores.softmax(0).tolist()
-
-
-def draw_kept_labels(
-    prior: Prior,
-    class_counts: Sequence[int],
-    kept: KeptCodes,
-    seed: int,
-    indices: Sequence[int],
-) -> Tensor:
-    """Draw the classes (B,) int64 of completions by `weigh_classes`."""
-    images = max(map(len, kept.codes))
-    weights = [
-        weigh_classes(prior, class_counts, kept.take(range(image, image + 1)), seed=seed)
-        for image in range(images)
-    ]
-    labels = [
-        draw_labels(weights[position % images], seed, [index])
-        for position, index in enumerate(indices)
-    ]
-    return torch.cat(labels)
 
 
 def paste_kept_part(

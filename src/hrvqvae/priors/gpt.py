@@ -4,8 +4,6 @@ Shapes: (B, N, C) features of N = H * W positions in raster order; codes (B, H, 
 is `path_units`, the width of the codewords' embeddings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Guidance of samples (docs/method.md): a weight for all positions, or from first to last."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any

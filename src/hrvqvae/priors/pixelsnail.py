@@ -4,8 +4,6 @@ Shapes: (B, C, H, W) features, C hidden units; codes (B, H, W); R gated residual
     layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from hrvqvae.config import Grid
-from hrvqvae.priors.base import Level, LogitSteps, Prior
+from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.guidance import Guidance, format_guidance, list_weights
 from hrvqvae.utils.errors import InputError, NonFiniteError, check_kinds, require
 
@@ -159,7 +158,6 @@ def draw_positions(
     uniforms: Sequence[Tensor],
     mixing: Tensor,
     params: SamplingParams,
-    steps: type[LogitSteps] | None = None,
 ) -> None:
     """Draw the codes that are not kept: positions in raster order, and all levels of a position,
     coarse first.
@@ -175,9 +173,8 @@ def draw_positions(
         label: (K * B,) or None, as `expand_labels` returns it.
         uniforms: (B, H, W) float64 in [0, 1) of each level; a draw per code.
         mixing: (H, W, K), as `expand_labels` returns it.
-        steps: how logits are computed (None: as the prior does, with kept features).
     """
-    network = (steps or prior.steps)(prior, codes, coarser, label, mixing.shape[-1])
+    network = prior.steps(prior, codes, coarser, label, mixing.shape[-1])
     levels = prior.levels
     height, width = prior.level.grid
     all_kept = [mask.all(0).tolist() for mask in kept]
@@ -209,7 +206,3 @@ def draw_positions(
             f"the prior of level {levels[level].index + 1} gives logits that are NaN or infinite at"
             f" row {row}, column {column}; train it again, or look at its weights"
         )
-
-
-sample_plain = partial(draw_positions, steps=LogitSteps)
-"""Draws with a pass through the whole network per code."""
