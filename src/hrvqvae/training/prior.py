@@ -246,34 +246,24 @@ class PriorTask(Task):
         """
         assert isinstance(model, Prior)
         name = self.training.init_from
-        initial = model.state_dict()
         prior = Run(name).priors.get(self.levels)
         if prior is None or not prior.file.is_file():
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
         weights, meta = prior.read()
         not_copied = []
-        # the tensors of classes are those whose shapes depend on the number of classes
-        with torch.device("meta"):
-            one_class, two_classes = (
-                build_prior(self.config, self.levels, count).state_dict() for count in (1, 2)
-            )
-        for tensor_name, tensor in two_classes.items():
-            if tensor.shape == one_class[tensor_name].shape:
-                continue
-            rows = weights.get(tensor_name)
-            if self.classes != tuple(meta["classes"]):
-                not_copied.append(tensor_name)
-            elif rows is not None and rows.shape != initial[tensor_name].shape:
-                # the copied prior has one row more, which is cut off; or it lacks the last row,
-                # which becomes the mean
-                num_labels = model.level.labels
-                mean_rows = rows.mean(0).expand(max(0, num_labels - len(rows)), *rows.shape[1:])
-                weights[tensor_name] = torch.cat([rows, mean_rows])[:num_labels]
+        embeddings = "classes.weight"
+        rows = weights.get(embeddings)
+        if self.classes != tuple(meta["classes"]):
+            not_copied.append(embeddings)
+        elif rows is not None:
+            # a row for "no class" that the copied prior lacks is the mean
+            rows = torch.cat([rows, rows.mean(0, keepdim=True)])
+            weights[embeddings] = rows[: model.level.labels]
         remarks = [f"beginning with the prior of {level_names(self.levels)} of {name}"]
         remarks += model.fill_missing(weights)
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", not_copied)
         if not_copied:
-            remarks.append(f"{', '.join(sorted(not_copied))} anew: other classes")
+            remarks.append(f"{embeddings} anew: other classes")
         return ", ".join(remarks)
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
