@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import conv2d, conv_transpose2d, pad, relu
 from torch.testing import assert_close
 
-from hrvqvae.models.single_grid import compute_explained_share, compute_relative_error
+from hrvqvae.models.single_grid import compute_explained_share, compute_relative_errors
 from hrvqvae.training.state import count_parameters
 from tests.conftest import approx, input_error, parametrize, random_images, same
 from tests.models.small import config_of, model_of
@@ -95,10 +95,10 @@ def test_codewords_count_as_parameters_though_they_are_buffers():
 
 def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors():
     errors = torch.tensor([4.0, 1.0, 8.0, 3.0], requires_grad=True)
-    loss = compute_relative_error(errors, torch.tensor([0, 1, 0, 1]), 2)
-    assert loss == 2.0  # the mean error of the longest prefix
-    loss.backward()
-    assert errors.grad.tolist() == approx([1 / 12, 1 / 4, 1 / 12, 1 / 4])
+    relative, means = compute_relative_errors(errors, torch.tensor([0, 1, 0, 1]), 2)
+    assert (relative.tolist(), means.tolist()) == ([1, 1], [6, 2])
+    relative.mean().backward()
+    assert errors.grad.tolist() == approx([1 / 24, 1 / 8, 1 / 24, 1 / 8])
 
 
 def test_a_channel_gets_a_gradient_by_the_share_of_its_variance_that_a_prefix_explains():

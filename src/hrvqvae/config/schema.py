@@ -113,7 +113,7 @@ class StageConfig(Section, section="training"):
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     threads: Count = 0  #: CPU threads (0: torch decides)
     #: Seed of start weights, data order, augmentation, k-means and restarts.
-    seed: Annotated[int, Range(range(2**31).__contains__, "at least 0 and below 2^31")] = 0
+    seed: Count = 0
     #: run folder, weights file or model of the package with the start weights (default: random)
     init_from: str = ""
     #: names of further loggers beside metrics.jsonl, such as tensorboard, separated by commas

@@ -123,7 +123,10 @@ class SingleGridAutoencoder(Autoencoder):
         errors = (output - (unit * 2 - 1)).square()
         error = errors.mean()
         if by_prefix:
-            error = compute_relative_error(errors.mean((1, 2, 3)), prefix_index, num_prefixes)
+            image_errors = errors.mean((1, 2, 3))
+            relative, means = compute_relative_errors(image_errors, prefix_index, num_prefixes)
+            # the mean error of all levels, with a gradient to which all prefixes contribute equally
+            error = relative.mean() * means[-1]
         losses = {"reconstruction": error}
         losses |= {name: loss / unit.numel() for name, loss in quantized.losses.items()}
         return Reconstructed((output + 1) / 2, quantized.codes, losses)
@@ -219,18 +222,20 @@ def compute_explained_share(latents: Tensor, prefixes: Tensor) -> Tensor:
     return (1 - errors / variance.clamp(min=1e-12)).clamp(0, 1)
 
 
-def compute_relative_error(errors: Tensor, prefix_index: Tensor, count: int) -> Tensor:
-    """Return the mean error of the longest prefix, with a gradient to which all prefixes contribute
-    equally.
+def compute_relative_errors(
+    errors: Tensor, prefix_index: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the relative and the mean error of each prefix, both (count,).
 
-    The gradient is proportional to that of the mean logarithm of the prefixes' errors. Image i has
-    the error errors[i] (B,) and was decoded from prefix prefix_index[i]; each of the `count`
-    prefixes occurs in at least one process.
+    Image i has the error errors[i] (B,) and was decoded from prefix prefix_index[i]. A relative
+    error is 1 in the mean over the processes, and its gradient is that of the logarithm of the
+    prefix's error. A prefix that no image has is 0, and its mean NaN.
     """
-    sums = errors.new_zeros(count).index_add(0, prefix_index, errors)
-    sizes = torch.zeros_like(sums).index_add(0, prefix_index, torch.ones_like(errors))
+    # (count, B): whether the image was decoded from the prefix
+    chosen = prefix_index == torch.arange(count, device=errors.device).unsqueeze(1)
+    sums = (chosen * errors).sum(1)
+    sizes = chosen.sum(1).to(errors)
     mean_sums, mean_sizes = distributed.all_reduce_mean([sums.detach(), sizes])
 
-    # each ratio is 1 in the mean over the processes, with the gradient of the logarithm
-    ratios = sums / mean_sums.clamp(min=1e-12)
-    return ratios.mean() * (mean_sums[-1] / mean_sizes[-1])
+    # The mean of the sums counts as constant, and so does the number of images.
+    return sums / mean_sums.clamp(min=1e-12), mean_sums / mean_sizes

@@ -20,6 +20,7 @@ from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build_progressive_decoder, require_several_levels
 from hrvqvae.models.distortion import Report
 from hrvqvae.models.objective import MODEL, Metrics
+from hrvqvae.models.single_grid import compute_relative_errors
 from hrvqvae.training.autoencoder import ImageTask
 from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.utils.errors import InputError
@@ -85,28 +86,14 @@ class ProgressiveTask(ImageTask):
             latents = all_latents[assigned, indices]
             decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), num_levels)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
-
-        # Sum the errors of the images of each prefix; `chosen` is (prefixes, B).
-        chosen = assigned == torch.arange(len(prefixes), device=images.device).unsqueeze(1)
-        sums = (chosen * errors).sum(1)
-        counts = chosen.sum(1).to(errors)
-        mean_sums, mean_counts = distributed.all_reduce_mean([sums.detach(), counts])
-
-        # A loss is a sum divided by the mean of this sum over the processes, taken as constant. Its
-        # gradient, averaged over the processes, is that of log(sum). As the count is constant, this
-        # is the gradient of log(error).
-        relative = sums / mean_sums.clamp(min=1e-12)
-        losses = {
-            f"relative_{levels}": loss for levels, loss in zip(prefixes, relative, strict=True)
-        }
-        norm = state.minimize({MODEL: losses})["gradient_norm"]
+        relative, means = compute_relative_errors(errors, assigned, len(prefixes))
+        norm = state.minimize({MODEL: {"relative": relative.sum()}})["gradient_norm"]
         state.averaged.update_parameters(decoder)
 
         # Log the mean errors of the prefixes that have images. Compute from the step which these
-        # are: reading `counts` would wait for the GPU.
+        # are: reading the means would wait for the GPU.
         total = min(len(prefixes), count * distributed.world_size())
         present = sorted((position + state.step) % len(prefixes) for position in range(total))
-        means = mean_sums / mean_counts
         reconstruction = {f"reconstruction_{prefixes[index]}": means[index] for index in present}
         return {**reconstruction, "loss": sum(reconstruction.values()), "gradient_norm": norm}
 

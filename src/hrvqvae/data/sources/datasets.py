@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -25,7 +26,6 @@ from hrvqvae.utils.errors import InputError
 PREFIX = "python:"  # data.root is "python:RUN" for data sets that Python code gives
 _MAX_REGISTERED = 2  # such as of a training and of an evaluation
 _REGISTERED: dict[str, dict[str, Any]] = {}  # by data.root, then by split
-_OPENED: dict[tuple[str, bool], dict[str, DatasetSource]] = {}  # by data.root and `labels`
 
 
 def register_datasets(name: str, train: Any, test: Any = None) -> str:
@@ -43,7 +43,7 @@ def register_datasets(name: str, train: Any, test: Any = None) -> str:
         train = train[TRAIN]
     splits = {"": train} if test is None else {"train": train, "test": test}
     root = f"{PREFIX}{name}"
-    _OPENED.clear()
+    open_registered.cache_clear()
     _REGISTERED.pop(root, None)  # added below as the newest
     _REGISTERED[root] = {split: _require_items(dataset) for split, dataset in splits.items()}
     if len(_REGISTERED) > _MAX_REGISTERED:
@@ -68,6 +68,7 @@ def _require_items(dataset: Any) -> Any:
     return dataset
 
 
+@cache  # labels are read once
 def open_registered(root: str, labels: bool) -> dict[str, DatasetSource]:
     """Return the data sets that this process registered by split name; one that `data.split`
     divides is under "".
@@ -77,12 +78,9 @@ def open_registered(root: str, labels: bool) -> dict[str, DatasetSource]:
         raise InputError(
             f"{root.removeprefix(PREFIX)} is trained on a data set given from Python: {advice}"
         )
-    if (root, labels) not in _OPENED:  # labels are read once
-        _OPENED[root, labels] = {
-            split: DatasetSource(dataset, split, labels)
-            for split, dataset in _REGISTERED[root].items()
-        }
-    return _OPENED[root, labels]
+    return {
+        split: DatasetSource(dataset, split, labels) for split, dataset in _REGISTERED[root].items()
+    }
 
 
 class DatasetSource(Source):
