@@ -561,6 +561,7 @@ class Model:
         return self.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
 
     @name_arguments
+    @torch_defaults()
     def evaluate(self, data: Any = None, **options: Any) -> Any:
         """Return the report of `hrvqvae evaluate` (default: on the test images of the training).
 

@@ -5,6 +5,8 @@ import weakref
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pandas
 import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
@@ -69,6 +71,8 @@ def test_items_of_every_kind_are_the_same_images():
         Counted(),
         hugging_face(),
         DataLoader(TENSORS, batch_size=3),
+        pandas.DataFrame({"image": paths, "label": LABELS}),
+        pandas.Series(paths, index=range(5, 25)),
     ):
         assert_array_equal(loaded(items).pixels, TENSORS[:18], err_msg=str(type(items)))
     assert loaded(mappings).classes == ("0", "1", "2")
@@ -90,6 +94,21 @@ def test_parts_of_a_data_set_keep_its_classes_and_are_read_once():
         assert images.classes == CLASSES
         assert images.labels.tolist() == labels[:18]
     assert part.dataset.reads == 18 + 1
+
+
+@parametrize("names, classes", [(np.array(CLASSES), CLASSES), (3, ("0", "1", "2"))])
+def test_class_names_of_a_data_set_in_other_forms(names, classes, monkeypatch):
+    monkeypatch.setattr(Counted, "classes", names)
+    assert loaded(Counted()).classes == classes
+
+
+def test_a_transform_renames_the_labels():
+    def rename(batch):
+        return {"image": batch["image"], "class": batch["label"]}
+
+    images = loaded(hugging_face().with_transform(rename))
+    assert images.labels.tolist() == LABELS[:18]
+    assert images.classes == CLASSES
 
 
 GREY = torch.zeros(1, 12, 12)

@@ -132,3 +132,12 @@ def test_a_profile_keeps_transparency():
     image = Image.new("RGBA", (1, 1), (250, 60, 20, 0))
     image.save(PATH, icc_profile=swapped_profile())
     assert decode_image(PATH, 3).pixels.flatten().tolist() == [255, 255, 255]
+
+
+def test_a_picture_of_the_caller_stays_open(tmp_path):
+    frames = [Image.new("L", (8, 8), value) for value in (10, 200)]
+    frames[0].save(tmp_path / "frames.tif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "frames.tif") as stack:
+        for index, value in enumerate((10, 200)):
+            stack.seek(index)
+            assert as_images(stack, 1).unique().tolist() == [value]

@@ -9,6 +9,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ def decode_image(
     size: Grid | None = None,
     position: tuple[float, float] = (0.5, 0.5),
     name: str = "",
+    *,
+    keep_open: bool = False,
 ) -> Decoded:
     """Decode an image, turn it upright, and convert it to 8 bits and `channels` channels.
 
@@ -71,6 +74,7 @@ def decode_image(
             the image's size.
         position: position of the part, (x, y) in [0, 1]^2: (0.5, 0.5) is the centre.
         name: name of the image in messages (default: its path).
+        keep_open: do not close the opened image.
 
     Raises BrokenImageError if the image is no readable PNG, JPEG or WebP, or is larger than
     `max_pixels`, and InputError if there is no such file.
@@ -79,7 +83,7 @@ def decode_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture, lost = _load(image, name, channels, max_pixels)
+            picture, lost = _load(image, name, channels, max_pixels, keep_open)
     except (BrokenImageError, MemoryError):
         raise
     except FileNotFoundError as error:
@@ -108,12 +112,13 @@ def decode_image(
 
 
 def _load(
-    source: Path | OpenImage, name: str, channels: int | None, max_pixels: int
+    source: Path | OpenImage, name: str, channels: int | None, max_pixels: int, keep_open: bool
 ) -> tuple[Image.Image, list[str]]:
     """Return the first frame of an image, upright, in mode L (1 channel) or RGB (3), and what was
     lost.
     """
-    with open_image_file(source) if isinstance(source, Path) else source() as opened:
+    opened = open_image_file(source) if isinstance(source, Path) else source()
+    with nullcontext() if keep_open else opened:
         if opened.width * opened.height > max_pixels:
             size = f"{opened.width}x{opened.height} pixels"
             raise BrokenImageError(
@@ -296,8 +301,9 @@ def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> lis
             converted.append(torch.from_numpy(_find_planes(image).astype(np.float32)))
         else:
             name = str(image) if isinstance(image, str | Path) else f"image {index}"
+            is_given = isinstance(image, Image.Image)
             pixels, lost[name] = decode_image(
-                partial(open_any, image), channels, max_pixels, name=name
+                partial(open_any, image), channels, max_pixels, name=name, keep_open=is_given
             )
             converted.append(torch.from_numpy(pixels))
     note_conversions(lost)

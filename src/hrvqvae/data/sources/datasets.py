@@ -7,7 +7,7 @@ a label, as of Hugging Face.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import chain
@@ -52,9 +52,13 @@ def register_datasets(name: str, train: Any, test: Any = None) -> str:
 
 
 def _require_items(dataset: Any) -> Any:
-    """Return a data set with items by number; of a loader its data set. Raises InputError."""
+    """Return a data set with items by number: of a loader its data set, of a table or a column of
+    pandas a list. Raises InputError.
+    """
     if isinstance(dataset, DataLoader):
         dataset = dataset.dataset
+    if hasattr(dataset, "iloc"):  # of pandas, whose items are found by their labels
+        dataset = dataset.to_dict("records") if hasattr(dataset, "columns") else dataset.tolist()
     try:
         len(dataset)  # raises TypeError without a length
         has_items = hasattr(dataset, "__getitem__")
@@ -157,8 +161,9 @@ def _read_annotations(dataset: Any) -> tuple[Sequence[Any] | None, tuple[str, ..
     """Return the labels that a data set keeps apart from its images, or None, and its class names,
     or ().
 
-    Labels are `targets`, as in torchvision, or the column of a data set of Hugging Face. A
-    ConcatDataset has no class names if its parts have different ones.
+    Labels are `targets`, as in torchvision, or the column of a data set of Hugging Face. Where a
+    transform may change labels, they are those of the items. A ConcatDataset has no class names if
+    its parts have different ones.
     """
     if isinstance(dataset, Subset):
         targets, classes = _read_annotations(dataset.dataset)
@@ -171,11 +176,12 @@ def _read_annotations(dataset: Any) -> tuple[Sequence[Any] | None, tuple[str, ..
         column = _find_label_column(dataset.column_names)
         if column is None:
             return None, ()
-        targets = dataset[column]
+        is_transformed = dataset.format["type"] == "custom"
+        targets = None if is_transformed else dataset[column]
         names = getattr(dataset.features[column], "names", None)
     else:
-        # with a target_transform, items have other labels than `targets`
         is_transformed = getattr(dataset, "target_transform", None) is not None
         targets = None if is_transformed else getattr(dataset, "targets", None)
         names = getattr(dataset, "classes", None)
-    return None if targets is None else list(targets), tuple(map(str, names or ()))
+    class_names = tuple(map(str, names)) if isinstance(names, Iterable) else ()
+    return None if targets is None else list(targets), class_names
