@@ -44,8 +44,17 @@ class GroupHandle:
         return GroupHandle, ()
 
 
-# while the other processes wait for rank 0, which then works as a single process does
 _is_alone = ContextVar("is_alone", default=False)
+
+
+@contextmanager
+def working_alone() -> Iterator[None]:
+    """Make all collectives of this process the identity, as in a single process."""
+    before = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(before)
 
 
 def is_distributed(group: Any = None) -> bool:
@@ -148,14 +157,13 @@ def on_rank_zero(call: Callable[[], T]) -> T:
         return call()
     outcome: list[Any] = [None, None]  # result, error
     if is_rank_zero():
-        alone = _is_alone.set(True)
         try:
-            outcome[0] = call()
+            with working_alone():
+                outcome[0] = call()
         except InputError as error:
             outcome[1] = error
-        finally:
-            _is_alone.reset(alone)
-    dist.broadcast_object_list(outcome, 0, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    dist.broadcast_object_list(outcome, 0, _group_on(cpu, None), cpu)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]  # type: ignore[no-any-return]

@@ -35,6 +35,7 @@ from hrvqvae.data.loading import (
     load_images,
     open_images,
 )
+from hrvqvae.distributed import working_alone
 from hrvqvae.evaluation.samples import SampleQuality, choose_set_size, measure_samples
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
@@ -243,6 +244,7 @@ def _describe_other_classes(expected: Sequence[str], classes: Sequence[str]) -> 
 
 
 @exact_float32()
+@working_alone()
 def evaluate_run(
     run: str | Path,
     split: str | None = None,

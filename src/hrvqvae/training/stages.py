@@ -168,8 +168,9 @@ def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> i
         if outcome.signal is not None:
             return outcome.signal
         distributed.on_rank_zero(mark.unlink)
-    if run.entropy_model.path in stale:
-        distributed.on_rank_zero(lambda: run.entropy_model.fit(root, say=say))
+    if run.entropy_model.path in stale and distributed.is_rank_zero():
+        with distributed.working_alone():  # the other processes are done
+            run.entropy_model.fit(root, say=say)
     return None
 
 
