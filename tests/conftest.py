@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from hrvqvae.data.sets.mnist import write_idx
 from hrvqvae.utils import progress
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 from hrvqvae.utils.locks import InUseError
+from hrvqvae.utils.outputs import write_atomic
 
 torch.set_num_threads(1)
 settings.register_profile("tests", deadline=None)
@@ -151,6 +152,27 @@ def tiny(mnist_root):
         | fields("training", training)
     )
     return override(from_dict({"name": "tiny"}, "tests"), small)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _undrawn():
+    """Trainings write the files of their curves without drawing them, which takes a second."""
+    from hrvqvae.training import drawing
+
+    def write(_, path):
+        write_atomic(path, b"not drawn")
+
+    plots = Mock(plot_training=write, plot_prior=write, plot_usage=write)
+    with patch.object(drawing, "curves", plots):
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Trainings draw their curves."""
+    from hrvqvae.plots import curves
+
+    monkeypatch.setattr("hrvqvae.training.drawing.curves", curves)
 
 
 @pytest.fixture

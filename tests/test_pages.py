@@ -19,7 +19,7 @@ from hrvqvae.config import presets
 from hrvqvae.config.registry import LOGGERS
 from tests.conftest import cells_of, do, parametrize, run_python, write_picture
 from tests.replay import blocks, cut, drawn_mnist, replay
-from tests.trained_run import GIVEN, as_options, trained_copy, undrawn
+from tests.trained_run import GIVEN, as_options, trained_copy
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,9 +73,7 @@ def run(words, cuts):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Enter a folder with the images that pages name, and drawn digits for MNIST; no training is
-    drawn.
-    """
+    """Enter a folder with the images that pages name, and drawn digits for MNIST."""
     for index in range(12):
         write_picture(tmp_path / "my-photos" / f"{index:02d}.jpg", index, (100, 80))
     write_picture(tmp_path / "x.png", 1, (28, 28), "L")
@@ -83,8 +81,7 @@ def folder(tmp_path, monkeypatch):
     write_picture(tmp_path / "docs" / "pictures" / "web.jpg", 2, (120, 90))
     drawn_mnist(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    with undrawn():
-        yield tmp_path
+    return tmp_path
 
 
 def test_the_readme(folder):

@@ -20,7 +20,6 @@ from tests.conftest import (
     same,
     shared_fixture,
 )
-from tests.trained_run import undrawn
 
 PAGE = (Path(__file__).parent.parent / "docs" / "add-a-system.md").read_text()
 OF_TREE = "hrvqvae/mnist --prior.network.kind convolution"
@@ -81,16 +80,15 @@ def test_page(installed, site, mnist_root, tmp_path, monkeypatch):
     monkeypatch.setenv("HRVQVAE_DATA", str(mnist_root))
     monkeypatch.chdir(tmp_path)
     results = {}
-    with undrawn():
-        for line in (*commands(), *MORE.strip().splitlines()):
-            words = shlex.split(line)
-            if words[0] == "python":
-                compare.main(words[3:])
-            else:
-                results[line] = do(*words[1:])
-            assert not [
-                word for word in line.split() if word.endswith(".png") and not Path(word).is_file()
-            ], line
+    for line in (*commands(), *MORE.strip().splitlines()):
+        words = shlex.split(line)
+        if words[0] == "python":
+            compare.main(words[3:])
+        else:
+            results[line] = do(*words[1:])
+        assert not [
+            word for word in line.split() if word.endswith(".png") and not Path(word).is_file()
+        ], line
     check_refusals(REFUSED)
     assert re.search(r"model.stride +2 +binary-codes\n", results["hrvqvae presets binary/mnist"])
     assert "\nbinary/mnist " in results["hrvqvae presets"]

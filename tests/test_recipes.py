@@ -30,7 +30,6 @@ from tests.conftest import (
 )
 from tests.models.small import TREE, config_of, model_of
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
-from tests.trained_run import undrawn
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = (
@@ -43,12 +42,6 @@ SMALL_PRIOR = (
 )
 PIXELSNAIL = "--prior.network.residual_blocks 1 --prior.network.attention_layers 1"
 RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD"\n'
-
-
-@pytest.fixture(autouse=True)
-def _undrawn():
-    with undrawn():
-        yield
 
 
 def recipe(name, folder, *arguments, fields=""):

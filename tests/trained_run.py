@@ -1,10 +1,7 @@
 """Train small runs. Runs that tests share are trained once per process and never written to."""
 
 import shutil
-from contextlib import contextmanager
 from functools import cache
-
-import pytest
 
 from benchmarks.common import TINY, fields
 from hrvqvae.checkpoints import codemaps
@@ -13,11 +10,9 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
-from hrvqvae.plots import curves
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.trainer import Trainer
-from hrvqvae.utils.outputs import write_atomic
 from tests.conftest import do, with_training, write_file
 
 
@@ -37,9 +32,8 @@ def tiny_run_with_priors(mnist_root):
     folder = mnist_root.parent / "tiny-with-priors"
     folder.mkdir()
     file = write_file(with_training(tiny_run(mnist_root), max_steps=60), folder / "tiny.yaml")
-    with undrawn():
-        do(f"train {file} --out {folder}/run")
-        do(f"train-prior {folder}/run --max-steps 30")
+    do(f"train {file} --out {folder}/run")
+    do(f"train-prior {folder}/run --max-steps 30")
     return folder / "run"
 
 
@@ -49,17 +43,6 @@ def tiny_run_with_entropy_model(mnist_root):
     shutil.copytree(tiny_run_with_priors(mnist_root), folder)
     Run(folder).entropy_model.fit(effort=0.2, say=silent)
     return folder
-
-
-@contextmanager
-def undrawn():
-    def write(_, path):
-        write_atomic(path, b"not drawn")
-
-    with pytest.MonkeyPatch.context() as patched:
-        for name in ("plot_training", "plot_prior", "plot_usage"):
-            patched.setattr(curves, name, write)
-        yield
 
 
 SHORT = """

@@ -14,7 +14,7 @@ from hrvqvae.config import presets
 from hrvqvae.config.registry import RIVALS, SYSTEMS, register_system
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
-from tests.trained_run import tiny_systems, undrawn
+from tests.trained_run import tiny_systems
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +42,7 @@ def forget_rivals():
 
 @pytest.fixture
 def systems(mnist_root, monkeypatch):
-    """Tiny presets for MNIST, an untrained classifier in place of a trained one, and no curves of
-    trainings.
-    """
+    """Tiny presets for MNIST, and an untrained classifier in place of a trained one."""
     tiny = {
         config.name: presets.Preset(config=config, sources={}, about="")
         for config in tiny_systems(mnist_root).values()
@@ -59,5 +57,3 @@ def systems(mnist_root, monkeypatch):
 
     monkeypatch.setattr(presets, "get", lambda name: tiny.get(name) or original(name))
     monkeypatch.setattr(classifier, "train_classifier", train)
-    with undrawn():
-        yield

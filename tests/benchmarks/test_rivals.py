@@ -31,7 +31,6 @@ from tests.conftest import (
     same,
     state_of,
 )
-from tests.trained_run import undrawn
 
 KINDS = ("simvq", "lfq", "qinco", "vq")
 
@@ -153,8 +152,7 @@ def test_a_run_of_a_rival_from_training_to_files(rivals, mnist_root, tmp_path, m
     """Without the import every command says in one line what to import."""
     monkeypatch.setenv("HRVQVAE_DATA", str(mnist_root))
     run = tmp_path / "run"
-    with undrawn():
-        model = hrvqvae.train("vqpytorch/mnist", out=run, max_steps=2, **SMALL)
+    model = hrvqvae.train("vqpytorch/mnist", out=run, max_steps=2, **SMALL)
     images = random_images(3, 1, 12, 12)
     expected = model.decode(model.encode(images))
     files = model.compress(images)

@@ -43,7 +43,7 @@ from tests.conftest import (
 )
 from tests.data.stored import folder_of
 from tests.kills import in_another_process, stop_at_step
-from tests.trained_run import tiny_run_with_priors, train_autoencoder, undrawn
+from tests.trained_run import tiny_run_with_priors, train_autoencoder
 
 
 @patch.object(EntropyModelArtifact, "fit", partialmethod(EntropyModelArtifact.fit, effort=0.05))
@@ -70,8 +70,7 @@ def test_files_are_read_after_resume_refresh_and_export(full_run, tmp_path):
     train_autoencoder(longer, full_run, resume=True)
     assert decompressed(full_run) == before  # by the progressive decoder of that state, too
     check_refusals(f"compress {full_run} {images} -o {tmp_path}/new | was made for another state")
-    with undrawn():
-        do(f"refresh {full_run}")
+    do(f"refresh {full_run}")
     assert decompressed(full_run) == before
     export(full_run, exported)
     assert decompressed(exported) == before
@@ -239,8 +238,7 @@ def test_training_that_goes_on_tells_it(mnist_root, monkeypatch):
     parts = "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt"
     told = f"{parts}: made for another state of the model; renew with: hrvqvae refresh run"
     for steps, code in ((60, 0), (62, 128 + signal.SIGTERM)):
-        with undrawn():
-            ended, out, _ = done(f"train {file} --out run --resume --max-steps {steps}")
+        ended, out, _ = done(f"train {file} --out run --resume --max-steps {steps}")
         assert ended == code
         assert (out.splitlines()[-1] == told) == bool(code)
 

@@ -13,7 +13,6 @@ from hrvqvae.models import published
 from hrvqvae.utils import extras
 from tests.conftest import approx, do, done
 from tests.kills import in_another_process
-from tests.trained_run import undrawn
 
 
 def test_presets_are_listed():
@@ -36,8 +35,7 @@ def test_runs_are_listed_with_what_is_stale(run, tmp_path):
     trained = runs / "trained-on"
     for name in ("plain", "trained-on", "other"):
         shutil.copytree(run, runs / name)
-    with undrawn():
-        do(f"train {trained} --resume --max-steps 61")
+    do(f"train {trained} --resume --max-steps 61")
     (runs / "bad" / "checkpoints").mkdir(parents=True)
     (runs / "bad" / "config.yaml").write_text("model: [")
     metrics = '{"kind": "evaluation", "step": 1, "mse": "low"}\n'

@@ -35,16 +35,13 @@ from tests.conftest import (
 )
 from tests.data.stored import folder_of
 from tests.kills import stop_at_step
-from tests.trained_run import tiny_run, tiny_run_with_priors, undrawn
+from tests.trained_run import tiny_run, tiny_run_with_priors
 
 
 @pytest.fixture
 def tiny_file(mnist_root, tmp_path):
-    """A configuration file of a small model, in the folder of the test, whose training is not
-    drawn.
-    """
-    with undrawn():
-        yield str(write_file(tiny_run(mnist_root), tmp_path / "tiny.yaml"))
+    """A configuration file of a small model, in the folder of the test."""
+    return str(write_file(tiny_run(mnist_root), tmp_path / "tiny.yaml"))
 
 
 def test_print_config_is_a_file_that_trains(tmp_path):
@@ -109,6 +106,7 @@ def test_a_signal_leaves_with_a_message(tiny_file, tmp_path, monkeypatch):
     assert RunFolder(run).model.is_file()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_demo(mnist_root, tmp_path, monkeypatch):
     """Drawn digits are MNIST here, and the demo's preset is a small model."""
     monkeypatch.setattr(fetch, "check", lambda dataset, folder: None)

@@ -67,7 +67,7 @@ from tests.conftest import (
     write_mnist,
     write_picture,
 )
-from tests.trained_run import tiny_run, undrawn
+from tests.trained_run import tiny_run
 
 PIXELS = Features("", lambda images: images.flatten(1))
 
@@ -502,9 +502,8 @@ def test_samples_are_classified(run):
 def of_pictures(folder, mnist_root, run, **data):
     data = {"dataset": "pictures", "root": str(folder), "channels": 3, **data}
     file = write_file(with_data(tiny_run(mnist_root), **data), run.with_suffix(".yaml"))
-    with undrawn():
-        do(f"train {file} --out {run} --max-steps 3")
-        do(f"train-prior {run} --max-steps 2")
+    do(f"train {file} --out {run} --max-steps 3")
+    do(f"train-prior {run} --max-steps 2")
     return str(run)
 
 

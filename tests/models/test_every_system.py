@@ -29,7 +29,7 @@ from tests.conftest import (
     write_file,
     write_picture,
 )
-from tests.trained_run import tiny_systems, undrawn
+from tests.trained_run import tiny_systems
 
 
 def moved(before, after):
@@ -45,10 +45,9 @@ def train(folder, config, options, steps, priors=True):
     commands = [f"train {file} --out {folder} {constant} {options}"]
     if priors:
         commands.append(f"train-prior {folder}")
-    with undrawn():
-        for command, (index, step) in product(commands, enumerate(steps)):
-            torch.manual_seed(index)  # another process has another state of the generator
-            do(f"{command} --max-steps {step} {'--resume' if index else ''}")
+    for command, (index, step) in product(commands, enumerate(steps)):
+        torch.manual_seed(index)  # another process has another state of the generator
+        do(f"{command} --max-steps {step} {'--resume' if index else ''}")
 
 
 @shared_fixture

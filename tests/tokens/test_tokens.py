@@ -54,7 +54,6 @@ from tests.trained_run import (
     load_stored,
     train_levels,
     trained_copy,
-    undrawn,
 )
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -589,9 +588,8 @@ def test_priors_from_shards_are_those_from_the_runs_own_codes(run, run_shards, t
     # does not depend on where training ends
     train_levels(copy, changes="training.schedule=constant")
     fields = GIVEN | {"prior.training.schedule": "constant", "prior.training.max_steps": "5"}
-    with undrawn():
-        do(f"train-prior {run} --codes {run_shards} {as_options(fields)}")
-        do(f"train-prior {run} --max-steps 12 --resume")  # it knows its codes
+    do(f"train-prior {run} --codes {run_shards} {as_options(fields)}")
+    do(f"train-prior {run} --max-steps 12 --resume")  # it knows its codes
     assert all(map(same, _weights(run), _weights(copy)))
     trained = Run(run)
     maps = lay_out(run, run_shards, trained.folder.codes)

@@ -39,6 +39,7 @@ FAR = 50.0
 FIRST = "quantizer.codebooks.0.codewords"
 
 
+@pytest.mark.usefixtures("drawn")
 def test_training_lowers_the_loss_and_fills_the_run_folder(tiny, tmp_path):
     config = with_training(tiny, max_steps=100, evaluate_every=50)
     case = Case("autoencoder", tmp_path / "run", config)

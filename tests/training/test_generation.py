@@ -10,7 +10,7 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.training.generation import GenerationTask
 from tests.checkpoints.conftest import change
 from tests.conftest import approx, check_refusals, do, input_error, same
-from tests.trained_run import tiny_systems, undrawn
+from tests.trained_run import tiny_systems
 from tests.training.tasks import Case, untrained_run
 
 
@@ -94,8 +94,7 @@ def test_a_stale_decoder_is_refused_and_renewed(case):
     change(case.path)
     with input_error("another state of the model; renew with: hrvqvae refresh"):
         case.resume()
-    with undrawn():
-        do(f"refresh {case.path}")
+    do(f"refresh {case.path}")
     assert Run(case.path).stale_artifacts() == []
     assert case.last_step == 12
 
