@@ -33,7 +33,7 @@ from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = (
-    "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 4"
+    "--model.stride 8 --model.hidden_units 8 --model.residual_units 8 --training.batch_size 4"
     " --model.quantizer.init_vectors 1000"
 )
 SMALL_PRIOR = (
@@ -42,6 +42,12 @@ SMALL_PRIOR = (
 )
 PIXELSNAIL = "--prior.network.residual_blocks 1 --prior.network.attention_layers 1"
 RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD"\n'
+
+
+@pytest.fixture
+def one_epoch(monkeypatch):
+    """The classifier of CIFAR10 is trained for one epoch."""
+    monkeypatch.setattr(classifier, "NATURAL", dataclasses.replace(NATURAL, epochs=1))
 
 
 def recipe(name, folder, *arguments, fields=""):
@@ -84,7 +90,7 @@ def test_a_figure_from_data_to_its_sheet(figure_name, arguments, sheet, tmp_path
         write_picture(kind / f"{index}.png", index, (40, 36))
     drawn_mnist(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    small = "--model.stride 8 --data.size 32 --data.split hash" if arguments else ""
+    small = "--data.size 32 --data.split hash" if arguments else ""
     fields = f"{SMALL} {SMALL_PRIOR} {PIXELSNAIL} --data.workers 0 {small}"
     done = recipe("figure", tmp_path, figure_name, *arguments.split(), "0.02", fields=fields)
     assert done.returncode == 0, done.stderr
@@ -146,6 +152,7 @@ def test_other_figures_and_usage(tmp_path):
 
 
 @parametrize("name", ["mnist", "cifar10", "treevq-cifar10", "treevq-mnist"])
+@pytest.mark.usefixtures("one_epoch")
 def test_a_shipped_model(name, tmp_path, monkeypatch):
     (drawn_mnist if "mnist" in name else drawn_cifar10)(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
@@ -156,13 +163,15 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
     fields = PIXELSNAIL if name in ("mnist", "cifar10") else "--prior.network.layers 1"
     cuts = cells_of(rf"""
         --max-(steps|minutes) [^\0]+ | --max-steps 2
-        --samples 2000 | --samples 4
+        --samples 2000 | --samples 2
+        1.0 1.1 1.2 1.3 1.5 | 1.0 1.3
+        1 3 1,5 | 1 1,5
         -n 64 | -n 4
         ^(python .*/nearest.py .*) | \1 -n 4
         ^(hrvqvae train-progressive out) --resume$ | \1 --resume --max-steps 2
         ^(hrvqvae fit-entropy-model .*) | \1 --effort 0.01
         ^(hrvqvae train .*) | \1 {SMALL}
-        ^(hrvqvae train treevq-deep/cifar10 .*) | \1 --model.stride 8 --model.residual_blocks 1
+        ^(hrvqvae train treevq-deep/cifar10 .*) | \1 --model.residual_blocks 1
     """)
     # a field may be given once
     cuts += [
@@ -196,11 +205,10 @@ def test_the_pictures_of_the_readme(tmp_path, monkeypatch):
     assert read_image(tmp_path / "samples.png", 3).shape[2] > 700
 
 
+@pytest.mark.usefixtures("one_epoch")
 def test_the_classifier(tmp_path, monkeypatch):
     drawn_cifar10(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    short = dataclasses.replace(NATURAL, epochs=1)
-    monkeypatch.setattr(classifier, "find_recipe", lambda config: short)
     assert recipe("classifier", tmp_path).returncode == 0
     for words in recorded(tmp_path):
         replay(words)
