@@ -24,7 +24,7 @@ from tests.trained_run import GIVEN, as_options, trained_copy
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = (
-    "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 8"
+    "--model.stride 8 --model.hidden_units 8 --model.residual_units 8 --training.batch_size 8"
     " --model.quantizer.init_vectors 4096"
 )
 SMALL_PRIOR = (
@@ -37,7 +37,7 @@ CUTS = cells_of(rf"""
     --training.batch_size 16 | --training.batch_size 2 --training.evaluation_images 2
     ^(hrvqvae train-prior (?!.*--resume)[^\0]+ ).* | \1--max-steps 2 {SMALL_PRIOR}
 """)
-TINY = {"model.hidden_units": 8, "training.batch_size": 8}
+TINY = {"model.stride": 8, "model.hidden_units": 8, "training.batch_size": 8}
 TINY_PRIOR = {"prior.network.hidden_units": 8, "prior.training.batch_size": 8}
 FEWER = cells_of(r"""
     ^(hrvqvae train \w+/photos (?!.*--data.size).*) | \1 --data.size 32
@@ -48,6 +48,7 @@ FEWER = cells_of(r"""
     ^(hrvqvae sample mnist) -n 20 | \1 -n 10
     ^(hrvqvae sample runs/photos) -n 16 | \1 -n 1
     ^(hrvqvae complete .*) -n 8 | \1 -n 1
+    ^(hrvqvae (sample|complete) mnist .*) | \1 --levels 1
     \{000000..000099\} | {000000..000000}
 """)
 
@@ -69,6 +70,12 @@ def run(words, cuts):
         assert yaml.safe_load(printed)["name"] in presets.names()
     assert not [word for word in words if word.endswith(".png") and not Path(word).is_file()], words
     return printed
+
+
+def execute(block, names):
+    block = block.replace(", max_steps=2000", f", max_steps=1, **{TINY}")
+    block = block.replace("(max_steps=2000", f"(max_steps=1, **{TINY_PRIOR}")
+    exec(block.replace("seed=0", "seed=0, levels=1"), names)
 
 
 @pytest.fixture
@@ -96,10 +103,7 @@ def test_the_readme(folder):
     names = {}
     for language, block in blocks("README.md"):
         if language == "python":
-            block = block.replace(
-                '"runs/mine", max_steps=2000', f'"runs/mine", max_steps=1, **{TINY}'
-            )
-            exec(block.replace("(max_steps=2000)", f"(max_steps=1, **{TINY_PRIOR})"), names)
+            execute(block, names)
     assert names["indices"].shape == (1, 1024, 3)
     assert names["coarse"].shape == (16, 1, 28, 28)
     assert names["images"].mean() > 0.02  # digits are drawn
@@ -113,7 +117,7 @@ def test_a_guide(page):
     names = {}
     for language, block in blocks(page):
         if language == "python":
-            exec(block.replace("max_steps=2000", "max_steps=2"), names)
+            execute(block, names)
         for words in [
             shlex.split(line[2:])
             for line in block.replace("\\\n", "").splitlines()
