@@ -46,15 +46,15 @@ import torch
 from hrvqvae import TreeVQ, load
 layer = TreeVQ(4, 2, 2)
 assert layer(torch.randn(2, 50, 4))[1].shape == (2, 50, 2)
-assert load("mnist").sample(1).shape == (1, 1, 28, 28)
+assert load("mnist").encode(torch.zeros(1, 1, 28, 28))[0].shape == (1, 16, 16)
 print(json.dumps(results))
 """
 WORK = (
     "presets",
     "data list",
-    "sample mnist -n 1 -o drawn.png",
+    "sample mnist -n 1 --levels 1 -o drawn.png",
     "reconstruct mnist x.png -o sheet.png",
-    "complete mnist x.png --keep top -n 1 -o completed.png",
+    "complete mnist x.png --keep top -n 1 --levels 1 -o completed.png",
     "export mnist exported",
 )
 NEED = cells_of("""
@@ -130,7 +130,7 @@ import hrvqvae
 from hrvqvae.cli import main
 
 assert Path(hrvqvae.__file__).is_relative_to(sys.argv[1]), hrvqvae.__file__
-assert main(["sample", "mnist", "-n", "1", "-o", "digit.png"]) == 0
+assert main(["sample", "mnist", "-n", "1", "--levels", "1", "-o", "digit.png"]) == 0
 assert main(["reconstruct", "mnist", "x.png", "-o", "sheet.png"]) == 0
 """
 

@@ -107,6 +107,7 @@ def tiny_run(mnist_root):
         | {"data.root": str(mnist_root), "name": "tiny"}
         | fields("training", "checkpoint_every=20")
         | fields("prior.training", "warmup_steps=3 learning_rate=0.01 polyak_decay=0.5")
+        | fields("progressive.training", "max_steps=20 warmup_steps=2")
     )
     return override(presets.get("hrvqvae/mnist").config, changes)
 

@@ -82,7 +82,8 @@ def test_every_command(system, runs, tmp_path):
 @parametrize(
     "system, options",
     [
-        *((system, "") for system in EVERY),
+        # tests/training/test_contract.py resumes hrvqvae; vqvae is the first part of vqgan
+        *((system, "") for system in EVERY if system not in ("hrvqvae", "vqvae")),
         ("rqvae", "joint_beam=true beam=2"),
         ("vqvae2", "level_codewords=70"),
         ("hrvqvae", "levels=4 linked=2 update=gradient"),

@@ -48,13 +48,7 @@ from tests.conftest import (
 )
 from tests.data.stored import folder_of, write_tar
 from tests.kills import Killed, Kills, in_another_process
-from tests.trained_run import (
-    GIVEN,
-    as_options,
-    load_stored,
-    train_levels,
-    trained_copy,
-)
+from tests.trained_run import GIVEN, as_options, load_stored, train_levels, trained_copy
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 

@@ -274,7 +274,7 @@ def test_a_rate_that_rises_again_is_told(case):
 
 
 @of_the_trainer
-@parametrize("damage", DAMAGES)
+@parametrize("damage", ["cut", "bit"])
 def test_a_damaged_checkpoint_is_passed_over(case, damage):
     said = []
     case.train(max_steps=8, schedule="constant")
