@@ -157,22 +157,13 @@ def tiny(mnist_root):
 @pytest.fixture(scope="session", autouse=True)
 def _undrawn():
     """Trainings write the files of their curves without drawing them, which takes a second."""
-    from hrvqvae.training import drawing
 
     def write(_, path):
         write_atomic(path, b"not drawn")
 
     plots = Mock(plot_training=write, plot_prior=write, plot_usage=write)
-    with patch.object(drawing, "curves", plots):
+    with patch("hrvqvae.training.drawing.curves", plots):
         yield
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """Trainings draw their curves."""
-    from hrvqvae.plots import curves
-
-    monkeypatch.setattr("hrvqvae.training.drawing.curves", curves)
 
 
 @pytest.fixture

@@ -173,8 +173,8 @@ def use_all(images, data, out):
     """Return what a loaded model gives, and the digest of a trained one."""
     model = hrvqvae.load("mnist")
     trained = hrvqvae.train("hrvqvae/mnist", data=data, out=out, max_steps=2, **TINY)
-    results = [*model.encode(images), model.sample(2), model.compress(images)]
-    return [*results, trained.run.weights_digest]
+    codes = model.encode(images)
+    return [*codes, model.sample(2), model.compress(images), trained.run.weights_digest]
 
 
 @shared_fixture

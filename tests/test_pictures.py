@@ -20,8 +20,9 @@ def test_a_second_call_goes_on(tmp_path):
     folder = tmp_path / "single"
 
     def sample(count, seed=1):
-        options = {"save_dir": folder, "seed": seed, "params": COARSE}
-        pictures.sample("mnist", count, tmp_path / f"{count}.png", **options)
+        pictures.sample(
+            "mnist", count, tmp_path / f"{count}.png", save_dir=folder, seed=seed, params=COARSE
+        )
         return contents()
 
     def contents():
@@ -94,8 +95,9 @@ def test_closed_streams(tmp_path):
         (">&- 2>&- --force", 0),
         (">&- 2>&-", 2),
     ):
-        words = f"{command} {closed}"
-        done = subprocess.run(words, check=False, shell=True, capture_output=True, text=True)
+        done = subprocess.run(
+            f"{command} {closed}", check=False, shell=True, capture_output=True, text=True
+        )
         assert done.returncode == code
         assert "Traceback" not in done.stderr
         assert read_image(tmp_path / "a.png").shape[1] >= 28

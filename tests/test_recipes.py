@@ -18,16 +18,8 @@ from hrvqvae.config.parsing import from_dict
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
-from hrvqvae.evaluation.classifier import NATURAL
 from hrvqvae.evaluation.report import evaluate_run
-from tests.conftest import (
-    approx,
-    cells_of,
-    names_in,
-    parametrize,
-    random_images,
-    write_picture,
-)
+from tests.conftest import approx, cells_of, names_in, parametrize, random_images, write_picture
 from tests.models.small import TREE, config_of, model_of
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 
@@ -44,10 +36,10 @@ PIXELSNAIL = "--prior.network.residual_blocks 1 --prior.network.attention_layers
 RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD"\n'
 
 
-@pytest.fixture
-def one_epoch(monkeypatch):
+@pytest.fixture(autouse=True)
+def _one_epoch(monkeypatch):
     """The classifier of CIFAR10 is trained for one epoch."""
-    monkeypatch.setattr(classifier, "NATURAL", dataclasses.replace(NATURAL, epochs=1))
+    monkeypatch.setattr(classifier, "NATURAL", dataclasses.replace(classifier.NATURAL, epochs=1))
 
 
 def recipe(name, folder, *arguments, fields=""):
@@ -152,7 +144,6 @@ def test_other_figures_and_usage(tmp_path):
 
 
 @parametrize("name", ["mnist", "cifar10", "treevq-cifar10", "treevq-mnist"])
-@pytest.mark.usefixtures("one_epoch")
 def test_a_shipped_model(name, tmp_path, monkeypatch):
     (drawn_mnist if "mnist" in name else drawn_cifar10)(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
@@ -205,7 +196,6 @@ def test_the_pictures_of_the_readme(tmp_path, monkeypatch):
     assert read_image(tmp_path / "samples.png", 3).shape[2] > 700
 
 
-@pytest.mark.usefixtures("one_epoch")
 def test_the_classifier(tmp_path, monkeypatch):
     drawn_cifar10(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)

@@ -16,14 +16,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from benchmarks.files import trained
 from benchmarks.files.__main__ import main
-from benchmarks.files.curves import (
-    Count,
-    Curve,
-    FileCodec,
-    compare_curve,
-    measure,
-    squared_errors,
-)
+from benchmarks.files.curves import Count, Curve, FileCodec, compare_curve, measure, squared_errors
 from benchmarks.files.formats import (
     Avif,
     Jpeg,

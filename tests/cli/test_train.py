@@ -19,6 +19,7 @@ from hrvqvae.config import presets
 from hrvqvae.config.parsing import from_file
 from hrvqvae.data import fetch
 from hrvqvae.data.images import read_image
+from hrvqvae.plots import curves
 from hrvqvae.training.autoencoder import AutoencoderTask
 from tests.conftest import (
     approx,
@@ -106,9 +107,9 @@ def test_a_signal_leaves_with_a_message(tiny_file, tmp_path, monkeypatch):
     assert RunFolder(run).model.is_file()
 
 
-@pytest.mark.usefixtures("drawn")
 def test_the_demo(mnist_root, tmp_path, monkeypatch):
     """Drawn digits are MNIST here, and the demo's preset is a small model."""
+    monkeypatch.setattr("hrvqvae.training.drawing.curves", curves)
     monkeypatch.setattr(fetch, "check", lambda dataset, folder: None)
     preset = presets.Preset(config=tiny_run(mnist_root), sources={}, about="")
     monkeypatch.setattr(presets, "get", lambda name: preset)

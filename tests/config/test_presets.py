@@ -6,13 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from hrvqvae.config import (
-    Geometry,
-    ModelConfig,
-    bits_per_image,
-    compression_ratio,
-    presets,
-)
+from hrvqvae.config import Geometry, ModelConfig, bits_per_image, compression_ratio, presets
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, register_system
 from hrvqvae.config.section import flatten
 from hrvqvae.utils.progress import note_once

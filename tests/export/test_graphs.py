@@ -140,14 +140,15 @@ def test_graphs_that_do_not_agree_or_fail_are_not_written(tmp_path, monkeypatch)
             raise RuntimeError("The input tensor cannot be reshaped\nto the requested shape")
         return model.encode(images)
 
+    graphs = Mock(decode=model.decode)
     monkeypatch.setattr(export, "trace", lambda *_: (b"", b"", 1))
+    monkeypatch.setattr(export, "OnnxModel", lambda _: graphs)
     failure = "fail on images of another number or size (The input tensor cannot be reshaped to the"
     for wrong, line in (
         (other_codes, "do not agree with the model (4 images: 0 of "),
         (traced_for_three, failure),
     ):
-        graphs = Mock(encode=wrong, decode=model.decode)
-        monkeypatch.setattr(export, "OnnxModel", Mock(return_value=graphs))
+        graphs.encode = wrong
         assert line in refused(f"export {run} {tmp_path}/out --onnx")
     assert names_in(tmp_path) == ["vqvae"]
 

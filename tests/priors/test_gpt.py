@@ -4,13 +4,7 @@ import math
 from itertools import product
 
 import torch
-from torch.nn.functional import (
-    cross_entropy,
-    gelu,
-    layer_norm,
-    pad,
-    scaled_dot_product_attention,
-)
+from torch.nn.functional import cross_entropy, gelu, layer_norm, pad, scaled_dot_product_attention
 from torch.testing import assert_close
 
 from hrvqvae.config.parsing import override

@@ -39,7 +39,6 @@ FAR = 50.0
 FIRST = "quantizer.codebooks.0.codewords"
 
 
-@pytest.mark.usefixtures("drawn")
 def test_training_lowers_the_loss_and_fills_the_run_folder(tiny, tmp_path):
     config = with_training(tiny, max_steps=100, evaluate_every=50)
     case = Case("autoencoder", tmp_path / "run", config)
@@ -152,9 +151,8 @@ def test_tensors_stay_where_they_are(system, mnist_root):
     places = []
     for _ in range(6):
         started.let_one_die()
-        metrics = started.train()
+        started.train()
         places.append({name: tensor.data_ptr() for name, tensor in started.state.tensors().items()})
-    assert system == "vqgan" or metrics["restarted"]
     assert places[2] == places[-1]  # the discriminator begins at step 2
 
 
