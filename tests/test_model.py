@@ -174,7 +174,9 @@ def use_all(images, data, out):
     model = hrvqvae.load("mnist")
     trained = hrvqvae.train("hrvqvae/mnist", data=data, out=out, max_steps=2, **TINY)
     codes = model.encode(images)
-    return [*codes, model.sample(2), model.compress(images), trained.run.weights_digest]
+    report = model.evaluate([*images], rate=False).report
+    files = model.compress(images)
+    return [*codes, model.sample(2), files, trained.run.weights_digest, report.mse, report.ssim]
 
 
 @shared_fixture
