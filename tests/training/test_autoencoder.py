@@ -212,6 +212,15 @@ def test_a_prior_goes_on_without_an_image_that_is_deleted(pictures, tmp_path):
         assert any(line.startswith(gone) for line in said) == told
         assert held_out() == before
 
+    # without its record the split is not known
+    record = next((tmp_path / "run").rglob("held-out.npy"))
+    recorded = record.read_bytes()
+    record.unlink()
+    next(path for path in paths if path.exists() and path not in before).unlink()
+    with input_error("was trained on other images"):
+        case.resume(max_steps=12)
+    record.write_bytes(recorded)
+
     # without a held-out image, and with a new image
     before[0].unlink()
     assert held_out() == before[1:]

@@ -194,8 +194,8 @@ class PriorTask(Task):
                 " classes"
             )
         split = split_held_out(len(self.labels), prior.held_out, self.training.seed)
-        recorded = distributed.on_rank_zero(self._read_split)
-        self.train_indices, self.held_out = recorded or split
+        self.recorded_split = distributed.on_rank_zero(self._read_split)
+        self.train_indices, self.held_out = self.recorded_split or split
         self.num_samples = len(self.train_indices) * len(self.maps)
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
         digest.update(np.ascontiguousarray(self.maps[0].levels[0]).data)
@@ -219,6 +219,10 @@ class PriorTask(Task):
                 if len(rows) and len(others):
                     return others, rows
         return None
+
+    def count_lost_samples(self) -> int:
+        # without the recorded split, images that were trained on would be held out
+        return super().count_lost_samples() if self.recorded_split else 0
 
     def record_samples(self) -> None:
         if len(self.fingerprints) == len(self.labels):
