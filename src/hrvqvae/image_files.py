@@ -309,7 +309,8 @@ class Resumption:
 class _CodeFile(NamedTuple):
     place: str  # for messages
     name: str  # of its image
-    content: bytes  # empty for a damaged entry of a zip
+    content: bytes  # empty if it can't be read
+    fault: str = ""  # why it can't be read, if there is more to say than that it is damaged
 
 
 class _Job(NamedTuple):
@@ -329,7 +330,7 @@ def _list_paths(paths: Iterable[Path]) -> list[tuple[Path, str]]:
         if not path.is_dir():
             files.append((path, path.stem))
             continue
-        names = sorted(find_names(path, (hrv.SUFFIX, zips.SUFFIX)))
+        names = sorted(find_names(path, (hrv.SUFFIX, zips.SUFFIX, zips.OLD_SUFFIX)))
         if not names:
             raise InputError(f"{path} has neither files of codes (.hrv) nor zips of them")
         files += [(path / name, name.rpartition(".")[0]) for name in names]
@@ -339,11 +340,14 @@ def _list_paths(paths: Iterable[Path]) -> list[tuple[Path, str]]:
 def _read_files(paths: Iterable[tuple[Path, str]]) -> Iterator[_CodeFile]:
     """Yield the files of codes at paths and in zips, one at a time."""
     for path, name in paths:
-        if not zips.is_zip(path):
-            yield _CodeFile(str(path), name, path.read_bytes())
-            continue
-        for entry, content in zips.read_zip(path):
-            yield _CodeFile(f"{path}: {entry}", entry.removesuffix(hrv.SUFFIX), content or b"")
+        try:
+            if not zips.is_zip(path):
+                yield _CodeFile(str(path), name, path.read_bytes())
+                continue
+            for entry, content in zips.read_zip(path):
+                yield _CodeFile(f"{path}: {entry}", entry.removesuffix(hrv.SUFFIX), content or b"")
+        except InputError as error:  # a zip that can't be read, or an archive of version 1.0.0
+            yield _CodeFile(str(path), name, b"", str(error))
 
 
 def decompress_files(
@@ -364,7 +368,8 @@ def decompress_files(
 
     Raises:
         InputError: Another model made a file, an image exists already, or `out` can't be written.
-        DamagedFileError: A file is damaged. Undamaged files and levels are decompressed first.
+        DamagedFileError: A file is damaged, or an archive of version 1.0.0. Undamaged files and
+            levels are decompressed first.
     """
     listed = _list_paths(paths)
     outputs = Outputs(out, [".png"], force=force, inputs=[path for path, _ in listed])
@@ -376,7 +381,7 @@ def decompress_files(
     for index, file in enumerate(_read_files(listed)):
         try:
             if not file.content:
-                raise DamagedFileError(f"{file.place} is damaged")
+                raise DamagedFileError(file.fault or f"{file.place} is damaged")
             headers[index] = file.place, file.name, hrv.read_header(file.content, file.place)
         except DamagedFileError as error:
             faults.append(str(error))

@@ -20,6 +20,7 @@ from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_err
 from hrvqvae.utils.outputs import replace_file
 
 SUFFIX = ".zip"
+OLD_SUFFIX = ".hrva"  # of archives of version 1.0.0
 # an entry may unpack to so many bytes, plus so many per byte in the zip
 _MOST_BYTES = 1 << 16
 _MOST_BYTES_PER_BYTE = 64
@@ -42,7 +43,7 @@ Write = Callable[[str, bytes], None]
 def is_zip(path: Path) -> bool:
     """Return whether a path has the name of a zip. Raises InputError for an archive of 1.0.0."""
     suffix = path.suffix.lower()
-    if suffix == ".hrva":
+    if suffix == OLD_SUFFIX:
         raise InputError(f"{path}: archives are zips now (X.zip); hrvqvae 1.0.0 reads X.hrva")
     return suffix == SUFFIX
 
