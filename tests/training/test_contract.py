@@ -244,7 +244,7 @@ def test_a_finished_run_stays_as_it_is(case):
     def written():
         files = case.folder.path.rglob("*.safetensors")
         times = {path: path.stat().st_mtime_ns for path in files}
-        return times, case.folder.metrics.read_bytes()
+        return times, case.folder.metrics.read_bytes(), case.folder.config.read_bytes()
 
     case.train(log_every=5)
     before = written()
@@ -256,6 +256,7 @@ def test_a_finished_run_stays_as_it_is(case):
         # as if config.yaml had been edited
         with damage_error("the checkpoint does not fit the run's configuration"):
             case.resume(optimizer=optimizer)
+    assert written() == before
     shutil.rmtree(case.folder.checkpoints)
     before = written()
     with input_error("no checkpoint to go on from.*--init-from"):

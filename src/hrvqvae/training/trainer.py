@@ -388,11 +388,13 @@ class Trainer:
             if task.parent_run is not None:
                 write_atomic(run.autoencoder_digest, task.autoencoder_digest.encode())
 
-        # the configuration is written first: after an error, `--resume` knows the options
-        if not stale:
+        # The configuration of a new run is written first: after an error, `--resume` knows the
+        # options. A run that has begun keeps its configuration until its state was restored.
+        begun = distributed.on_rank_zero(run.begun)
+        if not begun:
             distributed.on_rank_zero(prepare_folder)
         task.open(self.say)
-        fresh = stale or not distributed.on_rank_zero(run.begun)
+        fresh = stale or not begun
         torch.manual_seed(training.seed)
         model = task.build()
         init_message = task.init_from(model) if fresh and training.init_from else ""
@@ -413,6 +415,7 @@ class Trainer:
         state = TrainState.start(model, training, task.build_objective(), budget)
         if checkpoint is not None:
             self._restore(state, *checkpoint)
+            distributed.on_rank_zero(prepare_folder)
         distributed.broadcast(state.tensors().values())
         if task.compute.emulates_bf16:
             device_type = task.compute.device.type
