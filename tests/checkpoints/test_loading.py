@@ -20,9 +20,11 @@ from hrvqvae.checkpoints.folder import (
 )
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.data.images import as_images, read_image
+from hrvqvae.models.build import build
 from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors.base import LogitSteps
 from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.training.autoencoder import AutoencoderTask
 from tests.conftest import (
     cells_of,
     do,
@@ -107,6 +109,12 @@ def test_a_run_of_version_1_0_0_with_large_levels(run, monkeypatch):
     files = load(run).compress(images)
     monkeypatch.setattr("hrvqvae.quantize.codebook._LARGE", 0)
     assert load(run).compress(images) == files
+
+    # a run that begins with its weights has none of these sums
+    config = with_training(Run(run).load()[1], init_from=str(run))
+    model = build(config)
+    AutoencoderTask(config, RunFolder(run)).init_from(model)
+    assert not any(name.endswith("total") for name in model.state_dict())
 
 
 def test_priors_that_are_missing(full_run):

@@ -20,6 +20,7 @@ from hrvqvae.models.build import build, build_objective
 from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights, make_step_rng
@@ -129,7 +130,14 @@ class AutoencoderTask(ImageTask):
     def init_from(self, model: nn.Module) -> str:
         name = self.training.init_from
         source, config = Run(name).load(decoder=None)
-        copy_weights(model, source.state_dict(), name)  # with the counts of the codewords
+
+        # runs of version 1.0.0 have sums of large levels, too
+        sums = {
+            f"{level}.total"
+            for level, module in model.named_modules()
+            if isinstance(module, LevelCodebooks) and module.is_ema and module.is_large
+        }
+        copy_weights(model, source.state_dict(), name, sums)  # with the counts of the codewords
         return f"beginning with the weights of {name}, trained on {config.data.dataset}"
 
     def initialize(self, model: nn.Module) -> None:
