@@ -147,6 +147,10 @@ def test_priors_of_other_classes_are_refused(full_run):
     counts = [count + 1 for count in meta["class_counts"]]
     storage.write(path, tensors, {**meta, "class_counts": counts})
     assert Run(full_run).load_priors().class_counts == tuple(meta["class_counts"])
+    # version 1.0.0 gave numbers to some classes that have names now
+    names = [f"a {name}" for name in meta["classes"]]
+    storage.write(path, tensors, {**meta, "classes": names})
+    assert Run(full_run).load_priors().classes == tuple(meta["classes"])
     storage.write(path, tensors, {**meta, "classes": meta["classes"][::-1]})
     with input_error(r"level-2.* trained on other classes than level 1"):
         Run(full_run).load_priors()

@@ -73,6 +73,24 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
     assert RunFolder(bad_data).read_config().model.hidden_units == 5
 
 
+def test_a_training_goes_on_with_other_names_of_the_classes(tiny_file, tmp_path):
+    """Version 1.0.0 read no classes, or only their numbers, of some data that have names now."""
+    names = [f"digit {number}" for number in range(10)]
+    labels = LABELS.tolist()
+    items = [*zip(PIXELS, labels, strict=True)]
+
+    class Named(list):
+        targets = labels
+        classes = names
+
+    run = tmp_path / "run"
+    hrvqvae.train(tiny_file, data=[*PIXELS], out=run, max_steps=1)
+    hrvqvae.train(str(run), data=items, resume=True, max_steps=2)
+    hrvqvae.train(str(run), data=Named(items), resume=True, max_steps=3)
+    with input_error("trained on other images"):
+        hrvqvae.train(str(run), data=items, resume=True, max_steps=4)
+
+
 def test_files_that_are_of_no_run_stay(tiny_file, tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"mine": 1}')
@@ -120,6 +138,7 @@ def test_one_data_set_is_divided(tiny_file, tmp_path, capsys):
     with input_error("holds no run to resume"):
         train(out=tmp_path / "typo", resume=True)
     # as in another process
+    datasets.open_registered.cache_clear()
     told = "trained on a data set given from Python: give it again"
     with patch.object(datasets, "_REGISTERED", {}), input_error(told):
         hrvqvae.load(run).train_prior()

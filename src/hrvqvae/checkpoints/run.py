@@ -342,7 +342,7 @@ class Run:
             weights, meta = prior.read()
             config = config_of(meta, prior.file)
             first = first or meta
-            if meta["classes"] != first["classes"]:
+            if not _agree_on_classes(meta["classes"], first["classes"]):
                 raise InputError(
                     f"{prior.file} was trained on other classes than level 1; delete {prior.path},"
                     " train anew"
@@ -600,6 +600,15 @@ class EntropyModelArtifact(Artifact):
             " with it"
         )
         return True
+
+
+def _agree_on_classes(names: list[str], expected: list[str]) -> bool:
+    """Return whether names of classes are equal, or one list has numbers and the other none of
+    them, as for data whose names version 1.0.0 did not read.
+    """
+    numbers = [*map(str, range(len(expected)))]
+    is_numbered = numbers in (names, expected) and not {*names} & {*expected}
+    return names == expected or (len(names) == len(expected) and is_numbered)
 
 
 def _check_agreement(section: str, config: Config, path: Path) -> None:

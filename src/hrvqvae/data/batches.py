@@ -71,17 +71,18 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def digest(self) -> str:
+    def digest(self, classes: tuple[str, ...] | None = None) -> str:
         """Return a digest of the classes, the labels and the images, including broken images.
 
         The images of a published set are represented by their pixels, others by `Source.digest`.
+        `classes` are other names of the classes (default: `self.classes`); () leaves out the
+        labels.
         """
-        state = hashlib.blake2b(
-            repr(self.classes).encode("utf-8", "surrogateescape"), digest_size=16
-        )
+        classes = self.classes if classes is None else classes
+        state = hashlib.blake2b(repr(classes).encode("utf-8", "surrogateescape"), digest_size=16)
         if self.source is not None:
             state.update(self.source.digest(self.rows).encode())
-            labels = self.source.labels if self.classes else None
+            labels = self.source.labels if classes else None
             listed = [] if labels is None else labels[self.rows].tolist()
             state.update(repr(listed).encode("utf-8", "surrogateescape"))
         else:
@@ -89,6 +90,15 @@ class ImageSet:
             for array in (self.labels, self.pixels):
                 state.update(np.ascontiguousarray(array).data)
         return state.hexdigest()
+
+    def earlier_digests(self) -> list[str]:
+        """Return the digests of these images with numbers as classes and without classes, as
+        version 1.0.0 read some data.
+        """
+        if self.source is None or self.source.labels is None:
+            return []
+        numbers = tuple(map(str, np.unique(self.source.labels)))
+        return [self.digest(classes) for classes in (numbers, ())]
 
     def fingerprints(self) -> NDArray[np.uint64]:
         """Return a number per image (N,), of its name, size and label.

@@ -58,6 +58,9 @@ class ImageTask(Task):
                 " --data.size 64 or 128"
             )
 
+    def earlier_digests(self) -> Sequence[str]:
+        return self.images.earlier_digests()
+
     def describe(self) -> str:
         return (
             f"{self.config.name}{self.name_suffix}: {counted(self.num_samples, 'training image')}"

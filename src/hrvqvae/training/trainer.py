@@ -127,6 +127,10 @@ class Task(ABC):
         if len(self.fingerprints):
             write_array(self.run.path / IMAGES, self.fingerprints)
 
+    def earlier_digests(self) -> Sequence[str]:
+        """Return the digests that version 1.0.0 may have given to the same samples."""
+        return ()
+
     @abstractmethod
     def describe(self) -> str:
         """Return the name of the network and the amount of data, as the beginning of a message."""
@@ -435,15 +439,16 @@ class Trainer:
         run = task.run
         if meta["data"] != task.data_digest:
             lost = distributed.on_rank_zero(task.count_lost_samples)
-            if not lost:
+            if not lost and meta["data"] not in distributed.on_rank_zero(task.earlier_digests):
                 raise InputError(
                     f"{run.path} was trained on other images: give those images, or begin another"
                     " run with its weights, by --init-from"
                 )
-            self.say(
-                f"{counted(lost, 'training image')} gone since the last checkpoint: the training"
-                f" goes on with the other {task.num_samples:,}"
-            )
+            if lost:
+                self.say(
+                    f"{counted(lost, 'training image')} gone since the last checkpoint: the"
+                    f" training goes on with the other {task.num_samples:,}"
+                )
         state.restore(tensors, meta)
         self.say(f"resuming {run.path} at step {state.step}")
         if state.fraction >= 1:
