@@ -228,6 +228,18 @@ def test_a_folder_that_was_begun_otherwise(options, changes, message, shards, di
     assert read_files(out) == before
 
 
+def test_a_beam_of_version_1_0_0_is_not_mixed_with_another(tmp_path, monkeypatch):
+    """It searched each group of levels alone."""
+    folder = digit_files(tmp_path / "digits", 4)
+    command = f"thumb {folder} out --shard-size 2 --beam 2"
+    with monkeypatch.context() as patched:
+        patched.setattr("hrvqvae.tokens.tokenize.__version__", "1.0.0")
+        tokenize(command)
+    tokenize(command)  # nothing is missing
+    Path("out/part-000001.parquet").unlink()
+    check_refusals(f"tokenize {command} | was begun by hrvqvae 1.0.0, whose --beam searched other")
+
+
 def test_damaged_shards_and_shards_without_a_manifest_are_kept(shards, digits):
     out = shutil.copytree(shards, Path("out"))
     _cut(out / "part-000001.parquet")

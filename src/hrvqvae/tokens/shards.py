@@ -143,6 +143,7 @@ class Shards:
     count: int  # number of images in all shards
     broken: Mapping[str, str]  # error of each image that could not be read, by key
     content_digests: Mapping[Path, str]  # digest of the images of each shard
+    versions: frozenset[str]  # of hrvqvae, which wrote the shards
 
 
 def read_rows(paths: Sequence[Path], num_levels: int) -> Iterator[Rows]:
@@ -281,7 +282,8 @@ def open_shards(paths: Sequence[Path]) -> Shards:
         broken |= shard.broken
     count = sum(shard.count for shard in shards)
     digests = {path: shard.content_digests[path] for path, shard in zip(paths, shards, strict=True)}
-    return Shards(tuple(paths), first.model_digest, first.classes, count, broken, digests)
+    versions = frozenset[str]().union(*(shard.versions for shard in shards))
+    return Shards(tuple(paths), first.model_digest, first.classes, count, broken, digests, versions)
 
 
 def _open_shard(path: Path) -> Shards:
@@ -307,7 +309,8 @@ def _open_shard(path: Path) -> Shards:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
     content = {path: values.get("content", "")}
-    return Shards((path,), values["model"], classes, count, broken, content)
+    versions = frozenset([values.get("version", "")])
+    return Shards((path,), values["model"], classes, count, broken, content, versions)
 
 
 def find_shards(path: Path) -> Shards:

@@ -194,6 +194,12 @@ class Tokenizer:
         self.options = {"model": model, "full_size": full_size, "beam": beam, "effort": effort}
         self.run = run = Run(model)
         self.autoencoder, config = run.load(device, beam)
+        # whether version 1.0.0 searched each group of levels alone
+        self.beam_changed = False
+        if beam is not None:
+            quantizer: Any = getattr(config.model, "quantizer", None)  # `load` requires it
+            has_groups = quantizer.group_size < quantizer.levels
+            self.beam_changed = has_groups and not quantizer.joint_beam
         self.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images = images
         self.device = next(self.autoencoder.parameters()).device
@@ -353,7 +359,8 @@ def tokenize(
 
     Raises:
         InputError: the model, source or images are missing; `out` is in use, can't be written, or
-            was begun with another model, other images or other options; a number is out of range.
+            was begun with another model, other images or other options, or by version 1.0.0 with a
+            beam that searched otherwise; a number is out of range.
         DamagedFileError: a shard of the folder is damaged.
     """
     require(shard_size is None or shard_size >= 1, "shard_size", shard_size, "at least 1")
@@ -395,7 +402,7 @@ def _write_missing(
     """Write the missing shards, and with `retry` further shards of the images that were broken
     before.
     """
-    _, count_before, broken = _read_existing(out, plan, tokenizer.images)
+    _, count_before, broken, versions = _read_existing(out, plan, tokenizer.images)
     planned = ((out / name, indices) for name, indices in plan.shards())
     missing: dict[Path, Sequence[int]] = {
         path: indices for path, indices in planned if not path.is_file()
@@ -409,6 +416,12 @@ def _write_missing(
     free_paths = (path for path in retry_paths if not path.exists())
     retries = {next(free_paths): indices for indices in slices(retried, plan.shard_size)}
 
+    if (missing or retries) and "1.0.0" in versions and tokenizer.beam_changed:
+        raise InputError(
+            f"{out} was begun by hrvqvae 1.0.0, whose --beam searched other paths of this model;"
+            " choose another folder, or finish this one with version 1.0.0"
+        )
+
     conversions = Counter[str]()
     still_broken = len(broken) - len(retried)  # counted as done
     write = _write_on_ray if ray else _write_here
@@ -419,7 +432,7 @@ def _write_missing(
         if not pq.read_metadata(path).num_rows:  # all its images are still broken
             path.unlink()
 
-    shards, count, broken = _read_existing(out, plan, tokenizer.images)
+    shards, count, broken, _ = _read_existing(out, plan, tokenizer.images)
     if broken:
         lines = [
             json.dumps({"key": key, "error": broken[key]}, ensure_ascii=False) + "\n"
@@ -438,15 +451,17 @@ def _write_missing(
     return Tokenized(count, len(broken), shards, count - count_before)
 
 
-def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int, dict[str, str]]:
-    """Return the number of shards in a folder, the number of their images, and the errors of broken
-    images by key.
+def _read_existing(
+    out: Path, plan: Plan, images: KeyedImages
+) -> tuple[int, int, dict[str, str], frozenset[str]]:
+    """Return the number of shards in a folder, the number of their images, the errors of broken
+    images by key, and the versions that wrote the shards.
     """
     retries = sorted(out.glob(f"retry-*{SUFFIX}"))
     planned = {out / name: indices for name, indices in plan.shards()}
     finished = {path: indices for path, indices in planned.items() if path.is_file()}
     if not (finished or retries):
-        return 0, 0, {}
+        return 0, 0, {}, frozenset()
     shards = open_shards([*finished, *retries])
     if shards.model_digest != plan.model:
         raise InputError(
@@ -471,7 +486,7 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int
                 " delete the file"
             )
     broken = {key: error for key, error in shards.broken.items() if key not in repaired}
-    return len(shards.paths), shards.count, broken
+    return len(shards.paths), shards.count, broken, shards.versions
 
 
 def _write_here(
