@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +283,7 @@ def evaluate_run(
     """
     # Check what is asked for, before anything is computed.
     require(limit is None or limit >= 1, "limit", limit, "at least 1")
-    guidances: Sequence[Guidance] = [guidance] if isinstance(guidance, Real) else guidance
+    guidances: Sequence[Guidance] = [guidance] if isinstance(guidance, int | float) else guidance
     compute = Compute(TrainingConfig(epochs=1, device=device, precision="fp32"))
     model = Model(run, str(compute.device), beam)
     if sample_levels is None and model.run.missing_priors():
