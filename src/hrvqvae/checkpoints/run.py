@@ -603,8 +603,8 @@ class EntropyModelArtifact(Artifact):
 
 
 def _agree_on_classes(names: list[str], expected: list[str]) -> bool:
-    """Return whether names of classes are equal, or one list has numbers and the other none of
-    them, as for data whose names version 1.0.0 did not read.
+    """Return whether names of classes are equal. Numbers 0, 1, ... agree with as many names, since
+    version 1.0.0 gave numbers to classes of some data sets.
     """
     numbers = [*map(str, range(len(expected)))]
     is_numbered = numbers in (names, expected) and not {*names} & {*expected}

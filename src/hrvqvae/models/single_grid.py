@@ -125,6 +125,7 @@ class SingleGridAutoencoder(Autoencoder):
         if by_prefix:
             image_errors = errors.mean((1, 2, 3))
             relative, means = compute_relative_errors(image_errors, prefix_index, num_prefixes)
+
             # the mean error of all levels, with a gradient to which all prefixes contribute equally
             error = relative.mean() * means[-1]
         losses = {"reconstruction": error}
@@ -229,7 +230,7 @@ def compute_relative_errors(
 
     Image i has the error errors[i] (B,) and was decoded from prefix prefix_index[i]. A relative
     error is 1 in the mean over the processes, and its gradient is that of the logarithm of the
-    prefix's error. A prefix that no image has is 0, and its mean NaN.
+    prefix's error. For a prefix without images it is 0, and the mean error is NaN.
     """
     # (count, B): whether the image was decoded from the prefix
     chosen = prefix_index == torch.arange(count, device=errors.device).unsqueeze(1)

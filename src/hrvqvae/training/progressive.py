@@ -86,6 +86,8 @@ class ProgressiveTask(ImageTask):
             latents = all_latents[assigned, indices]
             decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), num_levels)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
+
+        # Minimize the sum of the logarithms of the prefixes' errors.
         relative, means = compute_relative_errors(errors, assigned, len(prefixes))
         norm = state.minimize({MODEL: {"relative": relative.sum()}})["gradient_norm"]
         state.averaged.update_parameters(decoder)
