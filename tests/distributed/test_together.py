@@ -139,3 +139,4 @@ def test_what_goes_wrong_in_one_process_ends_both_with_the_same_line(folder):
     assert RunFolder(folder / "broken").saved()[0].stem == "step-000000004"
     assert "choose a batch size that is a multiple of 2" in first["odd"]
     assert not (folder / "odd" / "config.yaml").exists()
+    assert "training images: give every machine the same data" in first["fewer"]

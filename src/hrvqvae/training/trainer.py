@@ -201,7 +201,8 @@ class Trainer:
 
         Raises:
             InputError: the data is bad, the folder can't be written, is in use or holds another
-                training, the disk is full, or the weights or codebooks of the processes differ.
+                training, the disk is full, or the weights, codebooks or numbers of images of the
+                processes differ.
             NonFiniteError: a loss or gradient is not finite. The step is not saved, but codebooks
                 in memory may have changed if their update is "ema".
         """
@@ -398,6 +399,12 @@ class Trainer:
         if not begun:
             distributed.on_rank_zero(prepare_folder)
         task.open(self.say)
+        counts = [int(count) for (count,) in distributed.all_gather_numbers(task.num_samples)]
+        if len({*counts}) > 1:
+            raise InputError(
+                f"the processes found {min(counts):,} to {max(counts):,} training images: give"
+                " every machine the same data"
+            )
         fresh = stale or not begun
         torch.manual_seed(training.seed)
         model = task.build()
