@@ -275,10 +275,12 @@ def searched(system: str, beam: int) -> list[float]:
     return encoded(system, search, "long-cifar10")
 
 
-def encoded(system: str, search: str, folder: str = "long-cifar10/depth") -> list[float]:
+def encoded(
+    system: str, search: str, folder: str = "long-cifar10/depth", coarse_weight: str = "0.1"
+) -> list[float]:
     """Return the errors of a system in docs/data/FOLDER with another search."""
     path = f"{folder}/beams.jsonl"
-    return where(path, "mse", system=system, search=search, coarse_weight="0.1")
+    return where(path, "mse", system=system, search=search, coarse_weight=coarse_weight)
 
 
 def leaves(system: str, passes: int, field: str = "mse") -> list[float]:
