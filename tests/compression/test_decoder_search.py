@@ -9,6 +9,7 @@ import hrvqvae
 from hrvqvae.compression import choice, decoder_search
 from hrvqvae.compression.decoder_search import DecoderSearch
 from hrvqvae.compression.levels import encode_level
+from hrvqvae.config.parsing import override
 from hrvqvae.models.tiles import divide_grid
 from tests.compression.made import (
     ALL,
@@ -74,6 +75,18 @@ def test_effort_2_never_has_more_error_than_the_nearest_codewords(name, mnist_ro
         assert after.sum() < 0.997 * before.sum()
     empty = search.encode(digits(0))
     assert [len(code) for code in empty] == [0] * len(entropy_model.symbols)
+
+
+def test_an_image_of_one_position(mnist_root):
+    config = override(single_grid("hrvqvae", mnist_root), {"model.padding": "0"})
+    model, entropy_model = untrained(config)
+    search = DecoderSearch(model, entropy_model)
+    images = digits()[..., 5:7, 5:7]
+    nearest = errors(model, images, model.encode(images))
+    for lmbda in (0.0, 1e-9):
+        codes = search.encode(images, lmbda)
+        assert {code.shape for code in codes} == {(len(images), 1, 1)}
+        assert (errors(model, images, codes) <= nearest + 1e-4).all()
 
 
 def test_a_leaf_is_moved_only_where_it_comes_nearer_to_its_goal(mnist_root):
@@ -204,6 +217,8 @@ def test_large_images_are_searched_in_tiles_to_codes_about_as_good(model, monkey
     assert not same(in_tiles, at_once)
     least, most, tiled = (total(model, image, codes, lmbda) for codes in (at_once, usual, in_tiles))
     assert tiled < least + 0.1 * (most - least)
+    from_usual = encoder.encode(image, lmbda, start=usual)
+    assert total(model, image, from_usual, lmbda) < least + 0.5 * (most - least)
 
 
 def test_progress_of_tiles_ends_at_its_total(model, monkeypatch):

@@ -60,6 +60,12 @@ def test_zips_of_other_tools_are_read(tmp_path):
         opened.writestr("__MACOSX/folder/._a.hrv", "attributes")
         opened.writestr("folder/a.hrv", bytes(1000) + FILES["a.hrv"])
         opened.getinfo("folder/a.hrv").comment = b"PK\1\2"
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    # packed by a method that Python lacks
+    for begins, method in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        entry = content.index(begins, content.index(begins) + 1)
+        content[entry + method] = 93
+    (tmp_path / "x.zip").write_bytes(content)
     assert dict(read_zip(tmp_path / "x.zip")) == {"folder/a.hrv": bytes(1000) + FILES["a.hrv"]}
 
 

@@ -261,6 +261,13 @@ def test_memory_of_separate_levels_is_bounded(sizes, width, monkeypatch):
         search_tensors(latents, books, width)
     assert seen.largest <= 2**16
 
+    # a compiled graph has no chunks, and copies no codebook
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with LargestTensor() as seen:
+        search_tensors(latents, books, width)
+    values = max(tensors._values_per_vector(book, width) for book in books)
+    assert seen.largest <= len(latents) * values
+
 
 @needs_gpu
 def test_tensor_operations_are_taken_on_a_gpu():

@@ -397,6 +397,10 @@ def test_lists_and_what_training_takes(digits, shards):
     np.savez("digits.npz", images=pixels, labels=np.array(labels, np.int64))
     tokenize("mnist digits.npz arrays")
     arrays = read_table("arrays")
+    Path("folder").mkdir()
+    shutil.move("digits.npz", "folder")
+    check_refusals("tokenize mnist folder folder/out | folder/out lies in folder")
+    assert names_in(Path("folder")) == ["digits.npz"]
     order = [int("".join(filter(str.isdigit, key))) for key in column(arrays, "key")]
     for table in (listed, arrays.take(np.argsort(order))):
         assert list(map(str, column(table, "label"))) == labels

@@ -17,6 +17,7 @@ from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.optimizers import compute_learning_rate
 from hrvqvae.training.prior import split_held_out
+from hrvqvae.training.stages import train_missing_priors
 from hrvqvae.training.state import Budget, TrainState
 from tests.conftest import (
     approx,
@@ -188,7 +189,7 @@ def test_a_checkpoint_is_written_before_a_broken_image(pictures, tmp_path, monke
     assert case.last_step == 3
 
 
-def test_a_prior_goes_on_without_an_image_that_is_deleted(pictures, tmp_path):
+def test_a_prior_goes_on_without_an_image_that_is_deleted(pictures, picture_folder, tmp_path):
     for name in ("autoencoder", "prior"):
         case = Case(name, tmp_path / "run", override(pictures, {"prior.held_out": 0.3}))
         case.train(max_steps=3)
@@ -212,6 +213,17 @@ def test_a_prior_goes_on_without_an_image_that_is_deleted(pictures, tmp_path):
         assert any(line.startswith(gone) for line in said) == told
         assert held_out() == before
 
+    # the codes tell it while the images are away
+    def held_out_rows():
+        task = case.task(case.config())
+        task.open(silent)
+        return [*task.held_out]
+
+    rows = held_out_rows()
+    away = picture_folder.rename(tmp_path / "away")
+    assert held_out_rows() == rows
+    away.rename(picture_folder)
+
     # without its record the split is not known
     record = next((tmp_path / "run").rglob("held-out.npy"))
     recorded = record.read_bytes()
@@ -227,6 +239,15 @@ def test_a_prior_goes_on_without_an_image_that_is_deleted(pictures, tmp_path):
     for number in range(3):
         shutil.copy(before[1], before[1].with_name(f"added-{number}.png"))
     assert held_out() != before[1:]
+
+    # a call that other images end leaves the configuration as it was
+    stored = case.folder.config.read_bytes()
+    other = shutil.copytree(picture_folder, tmp_path / "other")
+    with input_error("was trained on other images"):
+        train_missing_priors(
+            tmp_path / "run", {"data.root": str(other), "data.on_error": "skip"}, resume=True
+        )
+    assert case.folder.config.read_bytes() == stored
 
 
 def test_messages_about_broken_images_are_bounded(tiny):

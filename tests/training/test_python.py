@@ -114,7 +114,7 @@ def test_errors_name_arguments_and_leave_commands():
             fail(value)
 
 
-def test_one_data_set_is_divided(tiny_file, tmp_path, capsys):
+def test_one_data_set_is_divided(tiny_file, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     count = torch.get_num_threads()
     train = partial(hrvqvae.train, tiny_file)
@@ -131,6 +131,10 @@ def test_one_data_set_is_divided(tiny_file, tmp_path, capsys):
         train(data="~no-such-user/x", out=tmp_path / "other")
     with input_error("mine.yaml: there is no such file"):
         hrvqvae.train(Path("mine.yaml"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    with input_error("trained on other images"):
+        hrvqvae.train("~/run", data=Subset(DIGITS, range(60)), resume=True, max_steps=4)
     with input_error("data.root is 5; it must be text or null"):
         train(out=tmp_path / "other", **{"data.root": 5})
     collected = collect_fields("training", {"data.root": Path("x")}, run, None)

@@ -39,7 +39,7 @@ from hrvqvae.checkpoints.folder import (
     run_folder,
 )
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
-from hrvqvae.compression.learning import fit
+from hrvqvae.compression.learning import SMALL_HIDDEN, fit
 from hrvqvae.config import Config, Levels, QuantizerConfig, level_names, to_dict
 from hrvqvae.config.parsing import from_dict, from_file
 from hrvqvae.data.copies import list_copies
@@ -490,6 +490,11 @@ class EntropyModelArtifact(Artifact):
 
     def _read(self) -> EntropyModel:
         return read_entropy_model(self.path.read_bytes(), str(self.path))
+
+    def is_small(self) -> bool:
+        """Return whether the file has the small networks of a web page."""
+        sizes = {len(network.bias) for network in self._read().networks if network}
+        return sizes == {SMALL_HIDDEN}
 
     def load(self, weights_digest: str | None = None) -> EntropyModel:
         """Return the fitted entropy model or, if none was fitted, an entropy model without

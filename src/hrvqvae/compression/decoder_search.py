@@ -160,9 +160,16 @@ class DecoderSearch:
         units: Iterable[Any] = pairs
         if len(tiles) > 1:
             units = tracked(pairs, "search tiles", len(pairs), lambda _: 1)
+        stride = self.model.config.stride
+        margin = self.model.config.geometry.margin
         for begin, (core, with_halo, inside) in units:
             batch = slice(begin, begin + batch_size)
-            pixels = images[batch][index_area(with_halo, self.model.config.stride)]
+
+            # a tile is padded as an image is, which adds the margin again
+            rows, columns = (
+                slice(stride * part.start, stride * part.stop - margin) for part in with_halo
+            )
+            pixels = images[batch][..., rows, columns]
             targets = to_unit_images(pixels, self.model.channels)
             tile_start = None
             if start is not None:
@@ -237,6 +244,8 @@ class DecoderSearch:
             is_whole = choice is None and effort == 2 and turn < _WHOLE_TURNS
             moves = torch.ones_like(chessboard) if is_whole else chessboard == turn % 2
             positions = torch.nonzero(moves)[:, 0].to(codes.device)
+            if not len(positions):
+                continue  # a grid of one position has one colour
             here = vectors[:, positions]
             steps = gradients.flatten(1, 2)[:, positions] / (2 * weights)
             new_goals = here + carry * (goals[:, positions] - here) - steps

@@ -35,7 +35,7 @@ Parameters = tuple[Floats, Floats, Floats, Floats]
 
 _POSITIONS_PER_IMAGE = 64  # that are visited before the next image is drawn
 _HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # (largest number of table rows, hidden units)
-_SMALL_HIDDEN = 16  # of a network for web pages
+SMALL_HIDDEN = 16  # of a network for web pages
 # learning rate at the start and at the end, with exponential decay between them
 _FIRST_RATE = 0.02
 _LAST_RATE = 0.0002
@@ -205,7 +205,7 @@ def learn_level(
     rng = np.random.default_rng([0, level])
     hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
     if small:
-        hidden = _SMALL_HIDDEN
+        hidden = SMALL_HIDDEN
     shape = contexts.sets, symbols[level], hidden
     parameters: Parameters = (
         rng.normal(0, 0.02, (contexts.rows, hidden)).astype(np.float32),

@@ -145,6 +145,8 @@ def _read_entry(opened: ZipFile, entry: ZipInfo, room: int) -> bytes | None:
             # no more than the limit is unpacked; the byte more checks the CRC-32 at the end
             content = stream.read(entry.file_size + 1)
             return content or None  # no file of codes is empty
+    except (NotImplementedError, RuntimeError):  # packed in a way that Python lacks, or encrypted
+        return None if _holds_codes(entry.filename) else b""
     except Exception:  # as for `ZipFile`
         return None
 

@@ -26,7 +26,7 @@ from hrvqvae.config.schema import (
     default_config,
 )
 from hrvqvae.config.section import AUTO, flatten
-from hrvqvae.utils.errors import InputError, one_line
+from hrvqvae.utils.errors import InputError, expand_home, one_line
 
 OWN_IMAGES = "mine"  # `data.dataset` of images that are not the published set of the preset
 # Fields of a training that do not change its result: where it computes, and how often it logs,
@@ -112,7 +112,7 @@ def base_config(name: str) -> Config:
     """Return the configuration of a run folder, a YAML or JSON file, or a preset. Raises InputError
     for any other.
     """
-    path = Path(name)
+    path = expand_home(name)
     if (path / "config.yaml").is_file():
         return from_file(path / "config.yaml")
     if path.is_dir() and name not in presets.names():
@@ -141,7 +141,7 @@ def autoencoder_config(
     if stored.name != base.name:
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
     must_agree = dict[str, Any]()
-    if Path(name).is_file():
+    if expand_home(name).is_file():
         # Compare the values of the file that are not defaults: an option that replaced such a value
         # when the run began must be given again. An option may also have replaced a default.
         default = flatten(default_config(stored.model.system, stored.prior.network.kind))
@@ -165,7 +165,7 @@ def stage_config(
     `stored`.
     """
     for name in options:
-        if not name.startswith(f"{section}.") and name not in ("data.root", "data.workers"):
+        if not name.startswith(f"{section}.") and name not in _READING:
             nouns = {"prior": "priors", "progressive": "progressive decoder"}
             noun = nouns.get(section, "decoder of samples")
             raise InputError(f"--{name} is no field of the {noun}: give --{section}.* and --data")

@@ -88,10 +88,11 @@ class TreeVQ(nn.Module):
             batch.
         start_vectors: vectors in the k-means start; None for eight per codeword of the largest
             level, at most 65,536 or 64 MiB, at least 4,096.
-        restart_every: training steps between restarts of dead codewords; 0 for none.
+        restart_every: training steps (calls) between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this /
             m.
-        total_steps: steps of the whole training, if known; nothing restarts in the last tenth.
+        total_steps: steps (calls) of the whole training, if known; nothing restarts in the last
+            tenth.
         process_group: processes that train this layer together; None for all.
 
     Raises:

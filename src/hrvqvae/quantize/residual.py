@@ -80,8 +80,12 @@ class ResidualQuantizer(Quantizer):
             self.codebook = levels[0]
         else:
             self.codebooks = levels
-        self.levels: list[Any] = list(levels)  # LevelCodebooks, coarse first
         self._betas = config.beta_of_levels
+
+    @property
+    def levels(self) -> list[Any]:
+        """The LevelCodebooks, coarse first."""
+        return [self.codebook] if self.config.levels == 1 else [*self.codebooks]
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents (B, H, W, D); in training mode, update the codewords.

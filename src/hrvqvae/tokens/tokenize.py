@@ -33,6 +33,7 @@ from hrvqvae.data.batches import explain_worker_errors, open_loader
 from hrvqvae.data.images import Pixels, decode_image
 from hrvqvae.data.loading import check_labels, open_whole
 from hrvqvae.data.sources import Source, decode_name, encode_names
+from hrvqvae.data.sources.files import FolderSource
 from hrvqvae.data.sources.parquet import ParquetSource
 from hrvqvae.tokens.shards import (
     FORMAT,
@@ -44,7 +45,7 @@ from hrvqvae.tokens.shards import (
     open_shards,
     read_keys,
 )
-from hrvqvae.utils.errors import InputError, explain_write_errors, require
+from hrvqvae.utils.errors import InputError, expand_home, explain_write_errors, require
 from hrvqvae.utils.grouping import group_by_size, slices
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
@@ -358,9 +359,10 @@ def tokenize(
         effort: as for `Model.encode`.
 
     Raises:
-        InputError: the model, source or images are missing; `out` is in use, can't be written, or
-            was begun with another model, other images or other options, or by version 1.0.0 with a
-            beam that searched otherwise; a number is out of range.
+        InputError: the model, source or images are missing; `out` is in use, can't be written, lies
+            in a folder of tars, Parquet files or arrays, or was begun with another model, other
+            images or other options, or by version 1.0.0 with a beam that searched otherwise; a
+            number is out of range.
         DamagedFileError: a shard of the folder is damaged.
     """
     require(shard_size is None or shard_size >= 1, "shard_size", shard_size, "at least 1")
@@ -368,8 +370,15 @@ def tokenize(
     require(engine in ("local", "ray"), "engine", engine, "local or ray")
     out = Path(out)
     if run_folder(model) == Path(model):  # not a model of the package
-        model = str(Path(model).absolute())  # processes of Ray have another working folder
+        # processes of Ray have another working folder
+        model = str(expand_home(model).absolute())
     images = load_keyed_images(Path(source))
+    lies_inside = out.resolve().is_relative_to(Path(source).resolve())
+    if lies_inside and not isinstance(images.source, FolderSource):
+        raise InputError(
+            f"{out} lies in {source}, where its shards would be read as images; name a folder"
+            " outside"
+        )
     tokenizer = Tokenizer(
         model,
         images,

@@ -212,8 +212,10 @@ class PriorTask(Task):
         with suppress(OSError, ValueError):  # a run of an earlier version has no record
             held_out = np.load(self.run.path / _HELD_OUT).tolist()
             images = np.load(self.run.path / IMAGES)
-            row_of = {number: row for row, number in enumerate(self.fingerprints.tolist())}
-            if len(row_of) == len(self.labels) and np.isin(self.fingerprints, images).all():
+            # without the images, the codes are those of the record
+            numbers = self.fingerprints if len(self.fingerprints) else images
+            row_of = {number: row for row, number in enumerate(numbers.tolist())}
+            if len(row_of) == len(self.labels) and np.isin(numbers, images).all():
                 rows = np.array([row_of[number] for number in held_out if number in row_of], int)
                 others = np.setdiff1d(np.arange(len(row_of)), rows)
                 if len(rows) and len(others):
@@ -395,7 +397,8 @@ def train_priors(
         tasks[0].open(say)  # reports bad data before a configuration is written
         # so that a later --resume knows the options of priors that have not begun
         for task in tasks:
-            distributed.on_rank_zero(partial(task.run.prepare, task.config))
+            if not distributed.on_rank_zero(task.run.begun):
+                distributed.on_rank_zero(partial(task.run.prepare, task.config))
         for task, trainer in zip(tasks, trainers, strict=True):
             outcomes[task.levels] = outcome = trainer.train()
             if outcome.signal is not None:

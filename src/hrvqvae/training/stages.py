@@ -72,7 +72,7 @@ def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
     """Return the folder to train into: `out`; else `preset`, if this is a run folder; else
     runs/PRESET.
     """
-    is_run = RunFolder(Path(preset)).config.is_file()
+    is_run = RunFolder(expand_home(preset)).config.is_file()
     return RunFolder(expand_home(out or (preset if is_run else f"runs/{preset.replace('/', '-')}")))
 
 
@@ -109,7 +109,7 @@ def train_missing_priors(
     """Train the priors of a run, or only the prior that covers a level (counted from 1). Raises as
     `train_priors`.
     """
-
+    run = expand_home(run)
     resolve = partial(resolve_priors, run, level, fields)
 
     def belongs_to_this_job() -> bool:
@@ -126,6 +126,7 @@ def train_decoder(run: str | Path, kind: str, fields: Fields, *, resume: bool = 
 
     Raises as `Trainer.train`, `stage_config` and `resolve_generation`.
     """
+    run = expand_home(run)
     folder = decoder_folder(run, kind)
     resume = resume or is_restarted(folder.belongs_to_this_job)
 
@@ -161,16 +162,17 @@ def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> i
         distributed.on_rank_zero(mark.touch)
         task: Task
         if network.levels is None:
-            task = _DECODER_TASKS[network.kind](name, config)
+            task = _DECODER_TASKS[network.kind](run.name, config)
         else:
-            task = PriorTask(name, network.levels, config, (*run.load(decoder=None), run.digest))
+            autoencoder = (*run.load(decoder=None), run.digest)
+            task = PriorTask(run.name, network.levels, config, autoencoder)
         outcome = Trainer(task, resume=True, renew=True, callbacks=[draw_training], say=say).train()
         if outcome.signal is not None:
             return outcome.signal
         distributed.on_rank_zero(mark.unlink)
     if run.entropy_model.path in stale and distributed.is_rank_zero():
         with distributed.working_alone():  # the other processes are done
-            run.entropy_model.fit(root, say=say)
+            run.entropy_model.fit(root, say=say, small=run.entropy_model.is_small())
     return None
 
 

@@ -104,7 +104,9 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
         codebook = codebook - center
 
     squares = codebook.square().sum(-1)  # (books, m)
-    if torch.compiler.is_compiling() or num_books > dim:  # a copy of the codebook per branch
+    if num_books == 1:
+        products = residual @ codebook[0].T
+    elif torch.compiler.is_compiling() or num_books > dim:  # a copy of the codebook per branch
         products = codebook[book] @ residual.unsqueeze(-1)
         products = products.squeeze(-1)
     else:  # fewer values than the copies: the products with all codebooks
