@@ -22,7 +22,7 @@ test: setup-dev
 	$(BIN)/pytest
 
 test-browser: setup-dev
-	command -v chromium chromedriver || apt-get install --yes --no-install-recommends chromium chromium-driver
+	command -v chromium && command -v chromedriver || apt-get install --yes --no-install-recommends chromium chromium-driver
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(BIN)/pytest -o addopts= -q tests/play/served tests/web/served
 
@@ -41,7 +41,8 @@ setup-dev: $(VENV)/.installed-dev
 
 $(VENV)/bin/python:
 	@echo "setting up: a virtual environment in $(VENV)"
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "hrvqvae needs Python 3.11 or later: make ... PYTHON=python3.12"'
+	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "setting up: hrvqvae and what it needs, with pip"

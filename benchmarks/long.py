@@ -117,6 +117,8 @@ DEPTH: Mapping[str, Fields] = {
 """Variants of treevq-deep, 36 bits for each of 8x8 positions."""
 SEARCHED_DEPTH = ("groups4", "rq3x4096")
 """Variants that also encode with every search."""
+WIDE_DEPTH = ("groups4joint16", "groups4plain")
+"""Variants that also encode with a joint beam of 16."""
 COARSE_WEIGHTS = ("0", "0.1")
 PASSES = (0, 8)
 """Passes of Lloyd's algorithm over the latents of training images."""
@@ -193,14 +195,18 @@ def study_depth(folder: Path) -> None:
     comparison = make_comparison(searched, {}, DEPTH_STEPS, SEEDS)
     measure_searches(comparison, folder)
     measure_leaves(comparison, folder)
+    wide = {name: systems[name] for name in WIDE_DEPTH}
+    measure_searches(make_comparison(wide, {}, DEPTH_STEPS, SEEDS), folder, ["joint, beam 16"])
 
 
-def measure_searches(comparison: Comparison, folder: Path) -> None:
-    """Encode test images by each trained model with every search (folder/beams.jsonl)."""
+def measure_searches(comparison: Comparison, folder: Path, searches: Sequence[str] = ()) -> None:
+    """Encode test images by each trained model with searches, by default with all that it has
+    (folder/beams.jsonl).
+    """
     beams = Rows(folder / "beams.jsonl")
     for case in comparison.cases():
         run = folder / "runs" / case.name
-        for search in searches_of(case.config.model.linked):
+        for search in searches or searches_of(case.config.model.linked):
             for weight in COARSE_WEIGHTS:
                 fields = {**SEARCHES[search], f"{_Q}.coarse_weight": weight}
                 labels = {**case.labels, "search": search, "coarse_weight": weight}

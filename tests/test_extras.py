@@ -152,7 +152,7 @@ def built(tmp_path_factory):
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, tree)
-    for name in ("src", "benchmarks", "docs", "examples", "recipes", "tests"):
+    for name in ("src", "benchmarks", "docs", "examples", "recipes", "tests", "web"):
         shutil.copytree(
             ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
         )
@@ -174,6 +174,7 @@ def test_everything_of_the_package_is_in_both(built):
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     assert {f"src/{name}" for name in ours} <= names
+    assert {"web/inline.py", "benchmarks/pages.txt"} <= names
     assert {"README.md", "LICENSE", "docs/method.md", "tests/conftest.py"} <= names
     assert not [name for name in names if "__pycache__" in name]
 

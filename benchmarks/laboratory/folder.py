@@ -17,6 +17,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,9 @@ def _require_same(cases: Sequence[Case], folder: Folder) -> None:
         # rows of other seeds
         labels = {name: value for name, value in case.labels.items() if name != "seed"}
         for row in rows:
-            if row.items() >= labels.items() and row["digests"]["autoencoder"] != case.digest:
+            # rows of earlier versions have no digest
+            digest = row.get("digests", {}).get("autoencoder", case.digest)
+            if row.items() >= labels.items() and digest != case.digest:
                 raise InputError(
                     f"{case.name} has another configuration than the row of seed {row['seed']} in"
                     f" {folder.path}; choose another --out"
@@ -237,8 +240,11 @@ def describe_machine() -> Row:
     lines = cpu.read_text().splitlines() if cpu.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    described = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    commit = ""
+    with suppress(OSError):  # there may be no git
+        described = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+        commit = described.stdout.strip()
     machine = f"{(names or [platform.machine()])[0]}, {os.cpu_count()} cores"
-    return {"machine": machine, "commit": described.stdout.strip()}
+    return {"machine": machine, "commit": commit}

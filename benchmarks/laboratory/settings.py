@@ -116,6 +116,8 @@ class Search:
         fixed = self.comparison.fields_of(self.system)
         values = flatten(self.comparison.config(self.system, SEED))
         names = [name for name in (_OPTIMIZER, *LADDERS) if name in values and name not in fixed]
+        if names == [_OPTIMIZER]:  # which has no ladder of its own
+            return ()
         return tuple(
             (name, "null" if values[name] is None else str(values[name])) for name in names
         )

@@ -5,7 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from hrvqvae.compression.images import decode_images
 from hrvqvae.config import to_dict
 from hrvqvae.data import images as image_formats
 from hrvqvae.data.images import (
-    BrokenImageError,
     OpenImage,
     decode_image,
     note_conversions,
@@ -33,6 +32,7 @@ from hrvqvae.data.sources.files import LIST_SUFFIXES, FolderSource, find_names
 from hrvqvae.model import Model, find_models
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.grouping import chunk_by_size
+from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.outputs import Outputs, check_output, write_output
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
@@ -124,7 +124,7 @@ def _read_batches(
         for image in images:
             try:
                 pixels, lost = decode_image(image.open, channels, max_pixels, name=image.where)
-            except BrokenImageError as error:
+            except InputError as error:
                 if not skip:
                     advice = "leave such images out with --on-error skip"
                     raise InputError(f"{error}; {advice}") from error
@@ -215,6 +215,11 @@ def _open_output(
         )
     outputs = Outputs(out, [hrv.SUFFIX, zips.SUFFIX], force=may_replace, inputs=paths)
     targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
+    if resumption.goes_on:
+        # files of images that came since are those of other calls
+        known = resumption.stored.get("names", targets)
+        for name in targets.keys() - {*known}:
+            check_output(targets[name])
 
     def write_file(name: str, content: bytes) -> None:
         write_output(targets[name], content)
@@ -226,7 +231,8 @@ def _open_output(
     encoded = {*resumption.stored.get("fingerprints", ())}
     changed = {index for index, mark in enumerate(fingerprints) if mark not in encoded}
     files = [targets[image.name] for image in images]
-    with resumption.fill(files, changed, fingerprints=fingerprints) as (missing, start):
+    details = {"names": list(targets), "fingerprints": fingerprints}
+    with resumption.fill(files, changed, **details) as (missing, start):
 
         def write_next(name: str, content: bytes) -> None:
             start()
@@ -283,27 +289,34 @@ class Resumption:
             for index, path in enumerate(paths)
             if index in stale or not (self.goes_on and path.is_file())
         ]
+        replaced = [paths[index] for index in missing if paths[index].is_file()]
         if len(missing) < len(paths):
             note(f"{folder} has {len(paths) - len(missing):,} of {total} already")
 
-        @cache
-        def start() -> None:
-            # Remove the files of another call before the record names this one: a further call
-            # would take them for files of this call.
-            for index in missing:
-                if paths[index].is_file():
-                    paths[index].unlink()
-            write_output(self.record, json.dumps({"options": self.call, **details}).encode())
-            self.goes_on = True
+        with ExitStack() as lock:
 
-        try:
-            yield missing, start
-        except (KeyboardInterrupt, SystemExit):
-            if self.goes_on:
-                count = sum(path.is_file() for path in paths)
-                command = "the same command" + " without --force" * self.restart
-                note(f"{folder} has {count:,} of {total}; {command} goes on")
-            raise
+            @cache
+            def start() -> None:
+                lock.enter_context(lock_file(self.record))
+                for index in missing:
+                    if paths[index].is_file() and paths[index] not in replaced:
+                        raise InputError(f"another call has written {paths[index]} meanwhile")
+
+                # Remove the files of another call before the record names this one: a further call
+                # would take them for files of this call.
+                for path in replaced:
+                    path.unlink(missing_ok=True)
+                write_output(self.record, json.dumps({"options": self.call, **details}).encode())
+                self.goes_on = True
+
+            try:
+                yield missing, start
+            except (KeyboardInterrupt, SystemExit):
+                if self.goes_on:
+                    count = sum(path.is_file() for path in paths)
+                    command = "the same command" + " without --force" * self.restart
+                    note(f"{folder} has {count:,} of {total}; {command} goes on")
+                raise
 
 
 class _CodeFile(NamedTuple):
@@ -348,6 +361,8 @@ def _read_files(paths: Iterable[tuple[Path, str]]) -> Iterator[_CodeFile]:
                 yield _CodeFile(f"{path}: {entry}", entry.removesuffix(hrv.SUFFIX), content or b"")
         except InputError as error:  # a zip that can't be read, or an archive of version 1.0.0
             yield _CodeFile(str(path), name, b"", str(error))
+        except PermissionError as error:
+            yield _CodeFile(str(path), name, b"", f"{path}: {error.strerror}")
 
 
 def decompress_files(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import hub, storage
 from hrvqvae.checkpoints.export import export, push_run
-from hrvqvae.checkpoints.folder import is_hub_name, list_models, run_folder
+from hrvqvae.checkpoints.folder import is_hub_name, run_folder, shipped_runs
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.compression import hrv
 from hrvqvae.compression.decoder_search import open_encoder
@@ -114,6 +114,8 @@ class Model:
             )
         path = run_folder(expand_home(name))
         is_on_hub = is_hub_name(name) and not path.exists()
+        if options.get("revision") and not is_on_hub:
+            raise InputError(f"{name} is on this machine, and has no revisions")
         return cls(hub.fetch(str(name), **options) if is_on_hub else path, device, beam)
 
     @name_arguments
@@ -377,11 +379,12 @@ class Model:
         """
         if fingerprint not in self._makers:
             # The default is this model, which refuses a fingerprint that is not its own.
-            self._makers[fingerprint] = self
+            maker = self
             with suppress(InputError):  # a state that can't be read
                 run = _find_writer((self.run, *self.run.earlier_states()), fingerprint)
                 if run is not None and run is not self.run:
-                    self._makers[fingerprint] = Model(run.folder.path, str(self.device))
+                    maker = Model(run.folder.path, str(self.device))
+            self._makers[fingerprint] = maker
         return self._makers[fingerprint]
 
     @name_arguments
@@ -693,7 +696,7 @@ def find_models(
         return [model.find_maker(fingerprint) for _, fingerprint in files], []
     # Files of one model share their fingerprint: look for its run once, and load it once.
     load_once = cache(Model)
-    find_run = cache(partial(_find_writer, [*map(Run, list_models())]))
+    find_run = cache(partial(_find_writer, [*map(Run, shipped_runs())]))
     models: list[Model | None] = []
     faults = []
     for place, fingerprint in files:

@@ -160,11 +160,13 @@ def test_weights_that_were_changed_there_and_back(full_run, tmp_path, hub):
     model.push_to_hub("someone/changed")
     files = hub.repositories["someone/changed"]
     assert any(name.startswith("priors/") for name in files)
+    assert b"test images: MSE" in files["README.md"]
     files["notes.txt"] = b""
     for parameter in model.autoencoder.parameters():
         parameter.data += 0.001
     assert model.push_to_hub("someone/changed", commit_message="changed").startswith(hub.url)
     assert sorted(files) == ["README.md", "config.json", "model.safetensors", "notes.txt"]
+    assert b"not in training" in files["README.md"]
     there = Model.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
     assert same(there.autoencoder.state_dict(), model.autoencoder.state_dict())
     assert there.config.data.size == 12
@@ -183,6 +185,8 @@ def test_what_is_on_this_machine_is_asked_of_nobody(run, tmp_path, hub):
     ):
         with input_error(f"there is no such run folder.*{message}"):
             load(nowhere)
+    with input_error("someone/digits is on this machine, and has no revisions"):
+        Model.from_pretrained("someone/digits", revision="v2")
     with input_error("from_pretrained has no option devise; it has device, beam, revision"):
         Model.from_pretrained("mnist", devise="cuda")
     assert hub.requests == []
@@ -201,6 +205,8 @@ def test_what_the_hub_does_not_give(run, tmp_path, hub, monkeypatch):
         hub push {run} digits | 'digits' is no name of the hub; it must be user/name
         hub get a--b/c | 'a--b/c' is no name of the hub
     """)
+    with input_error("the hub refuses someone/digits: .*commit_message"):
+        Model(run).push_to_hub("someone/digits", commit_message="")
     hub.repositories["someone/digits"].pop("model.safetensors")
     check_refusals(f"{get} | is no model of hrvqvae (it has no model.safetensors)")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")

@@ -29,6 +29,7 @@ from tests.conftest import (
     check_refusals,
     do,
     ended,
+    input_error,
     parametrize,
     same,
     shared_fixture,
@@ -211,10 +212,28 @@ def test_images_that_changed_after_an_interruption_are_encoded_again(run, monkey
     Path("last.png").rename(last)
     write_picture(Path("in/0.png"), 7, (12, 12), "L")
     write_picture(Path("in/3.png"), 8, (12, 12), "L")
+    other = Path("out/3.hrv")  # of another call
+    other.write_bytes(b"other")
+    check_refusals(f"{command} | out/3.hrv exists already")
+    assert other.read_bytes() == b"other"
+    other.unlink()
     assert "out has 1 of 5 files already" in ended(0, command)
     assert Path("out/1.hrv").stat() == kept
     do(f"compress {run} in -o whole")
     assert folder_of(Path("out")) == folder_of(Path("whole"))
+
+
+def test_two_calls_at_once_keep_each_other_s_files(tmp_path):
+    path = tmp_path / "0.png"
+    first, second = (
+        image_files.Resumption(tmp_path / "record", {"seed": seed}) for seed in range(2)
+    )
+    with first.fill([path]) as (_, start_first), second.fill([path]) as (_, start_second):
+        start_first()
+        path.write_bytes(b"first")
+        with input_error("another call has written .*0.png meanwhile"):
+            start_second()
+    assert path.read_bytes() == b"first"
 
 
 def test_a_call_that_fails_before_its_first_file_changes_nothing(images, monkeypatch):
@@ -227,6 +246,8 @@ def test_a_call_that_fails_before_its_first_file_changes_nothing(images, monkeyp
     for wrong in (too_few, " --bytes 60 --lmbda 1", " --levels 9"):
         ended(2, f"{command} --force{wrong}")
         assert folder_of(Path("out")) == before
+    Path("thumb").touch()  # named as a model of the package is
+    do("decompress out -o decoded")
     monkeypatch.setattr(hrvqvae.Model, "compress", Mock(side_effect=KeyboardInterrupt))
     assert " files; " not in ended(130, f"{command} --force")
     assert folder_of(Path("out")) == before

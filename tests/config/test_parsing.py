@@ -224,9 +224,16 @@ def test_types_of_a_third_party():
             treevq/ffhq | /home/me/mix | mine
             treevq/ffhq | /data/FFHQ/images | ffhq
             treevq/photos | /home/me/mix | photos
+            hrvqvae/imagenet | ~/mix | mine
+            hrvqvae/imagenet | ~/data | imagenet
         """),
 )
-def test_own_images_are_not_called_by_the_name_of_a_published_set(preset, root, name):
+def test_own_images_are_not_called_by_the_name_of_a_published_set(
+    preset, root, name, tmp_path, monkeypatch
+):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    (tmp_path / "data/imagenet").mkdir(parents=True)
     config = autoencoder_config(preset, {"data.root": root})
     assert config.data.dataset == name
     assert autoencoder_config(preset, {"data.root": root}, config) == config  # when it is resumed

@@ -33,6 +33,7 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier, samples
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
 from hrvqvae.evaluation.report import (
+    choose_data,
     evaluate_run,
     measure_file_bits,
     measure_label_bits,
@@ -442,6 +443,24 @@ def test_any_folder_is_measured_whole_by_any_model(run, tmp_path):
         assert report["images"] == 9
         assert report["no_priors"].endswith("0, 1, 2, 3, 4, 5, 6, 7, 8, 9; the data has no classes")
     assert evaluate(f"{run} --data {tmp_path}/photos --split test")["images"] < 9
+
+
+def test_the_images_of_the_training_are_found_under_each_name(tmp_path, monkeypatch):
+    for name in ("HRVQVAE_DATA", "HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for folder in ("imagenet", "copy/imagenet", "photos", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    for dataset, roots in (
+        ("imagenet", (tmp_path, tmp_path / "copy", tmp_path / "imagenet", "~")),
+        ("photos", (tmp_path / "photos", "~/photos")),
+    ):
+        config = DataConfig(dataset=dataset, size=12, channels=3)
+        for root in map(str, roots):
+            data, split = choose_data(config, root, None)
+            assert (data.dataset, split) == (dataset, "test"), root
+    write_picture(tmp_path / "other/x.png", 1)
+    data, split = choose_data(config, "~/other", None)
+    assert (data.dataset, split) == ("other", "all")
 
 
 def test_the_test_split_of_a_folder_of_the_same_classes_is_measured_with_priors(run, tmp_path):

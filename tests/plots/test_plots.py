@@ -61,7 +61,7 @@ def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(figures):
         {"kind": "evaluation", "step": 2, "usage": "all", "level_mse": None},
         {"kind": "evaluation", "step": 3, "usage": [0.5, 1.0], "level_mse": [0.1]},
         {"kind": "train", "step": 4, "loss": "low"},
-        {"kind": "train", "step": 5, "loss": 0.5},
+        {"kind": "train", "step": 5, "loss": 0.5, "discriminator_gradient_norm": 1.0},
     ]
     curves.plot_training(records, None)
     drawn = [[line.get_xydata().tolist() for line in axes.lines] for axes in figures[0].axes]

@@ -102,7 +102,8 @@ def export(
     # Leave out what was made for other weights.
     stale = source.stale_artifacts()
     left_out = stale_notice(run)
-    if weights_digest != source.weights_digest:
+    has_changed = weights_digest != source.weights_digest
+    if has_changed:
         stale = [*source.networks, source.entropy_model]
         left_out = [f"priors, decoders and entropy model, made for the weights of {run}"]
     for line in left_out:
@@ -153,8 +154,12 @@ def export(
                 raise InputError(
                     f"{source_folder.card} is not UTF-8: save it as UTF-8, or move it away"
                 ) from error
+            if has_changed:
+                note_once(f"{source_folder.card} is copied; its figures are of the old weights")
         else:
-            card = _card(source_folder, config, printable(name or out.name), meta, abouts, license)
+            measured = _UNMEASURED if has_changed else _read_evaluation(source_folder)
+            title = printable(name or out.name)
+            card = _card(source_folder, config, title, meta, abouts, license, measured)
         write_atomic(target.card, _with_front_matter(card, config, license))
         write_atomic(target.config_json, f"{json.dumps(to_dict(config), indent=2)}\n".encode())
     return sorted(path for path in out.rglob("*") if path.is_file())
@@ -194,9 +199,10 @@ def _card(
     meta: Mapping[str, Any],
     abouts: Mapping[str, Mapping[str, Any]],
     license: str | None,
+    measured: str,
 ) -> str:
     """Return a model card in Markdown, with a table of the data, the training, the networks and the
-    figures.
+    figures, which `measured` tells.
 
     `meta` and `abouts` are the metadata of the autoencoder and of the other networks.
     """
@@ -234,7 +240,7 @@ def _card(
             rows[decoder_title] = f"trained {abouts[decoder]['step']:,} steps"
     if priors:
         rows["samples"] = _describe_sampling(source.read_sampling())
-    rows["measured"] = _read_evaluation(source)
+    rows["measured"] = measured
     rows["license"] = license or "not stated"
     table = "".join(f"| {label} | {value} |\n" for label, value in rows.items())
     on_hub = is_hub_name(name)

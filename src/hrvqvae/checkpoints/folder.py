@@ -227,9 +227,14 @@ def decoder_folder(run: str | Path, name: str) -> RunFolder:
     return RunFolder(Path(run) / name)
 
 
+def shipped_runs() -> list[Path]:
+    """Return the folders of the trained models inside the package."""
+    return sorted(path for path in _SHIPPED.glob("*") if RunFolder(path).model.is_file())
+
+
 def list_models() -> list[str]:
     """Return the names of the trained models inside the package."""
-    return sorted(path.name for path in _SHIPPED.glob("*") if RunFolder(path).model.is_file())
+    return [path.name for path in shipped_runs()]
 
 
 def run_folder(run: str | Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hrvqvae.checkpoints.folder import RunFolder, is_hub_name
 from hrvqvae.data.fetch import quiet_network
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, one_line
 from hrvqvae.utils.outputs import create_folder
 
 # files that are uploaded or downloaded; none holds code
@@ -122,6 +122,8 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
         if not message:
             # Versions of huggingface_hub use different HTTP clients.
             library = type(error).__module__.partition(".")[0]
+            if type(error) is ValueError:  # a model card that the hub does not take
+                raise InputError(f"the hub refuses {name}: {one_line(error)}") from error
             if not isinstance(error, (OSError, RuntimeError)) and library not in _HTTP_CLIENTS:
                 raise
             message = f"the hub can't be reached for {name}"

@@ -161,7 +161,8 @@ class QuantizerConfig(Section, section="model.quantizer"):
     beam: Positive = 1  #: candidates that the search keeps per level; 1 is greedy, as in the paper
     #: the beam decides after the last level, not after each group of linked levels
     joint_beam: bool = False
-    #: candidates of a joint beam outside of training (0: the search of the training)
+    #: candidates of a joint beam of several levels, outside of training (0: the search of the
+    #: training)
     encoding_beam: Count = 0
     #: weight of the coarser levels' squared residuals in a beam's objective
     coarse_weight: Weight = 0.0

@@ -196,7 +196,8 @@ def mark_own_images(config: Config) -> Config:
         return config
     is_from_python = root.startswith("python:")  # `data.sources.datasets.PREFIX`
     # The function that `read` names refuses the files of other sets, so any folder may be the set.
-    may_be_the_set = dataset.read or name in root.lower() or (Path(root) / name).is_dir()
+    below = expand_home(root) / name
+    may_be_the_set = dataset.read or name in root.lower() or below.is_dir()
     if may_be_the_set and not is_from_python:
         return config
     return config.replace(**{"data.dataset": OWN_IMAGES})

@@ -67,7 +67,9 @@ class DataConfig(Section, section="data"):
     validation: Share = 0.0
     crop: Literal["center", "random"] = "center"  #: of training images; test images take the centre
     flip: bool = False  #: mirror half of the training images
-    labels: bool = True  #: read the classes of images, such as the names of class folders
+    #: read the classes of images, such as the names of class folders (published sets always have
+    #: theirs)
+    labels: bool = True
     on_error: Literal["stop", "skip"] = "stop"  #: what to do at a broken image
     max_pixels: Annotated[
         int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")

@@ -145,6 +145,17 @@ def is_undivided(config: DataConfig) -> bool:
     return "" in _open_sources(config, "test")[1]
 
 
+def find_images(config: DataConfig) -> Path:
+    """Return the folder, file or pattern of the images of a set that is no published one."""
+    root = find_data_root(config.root)
+    below = root / config.dataset
+    if config.root is None:
+        return below
+    # The root may be a folder of data sets, as for `find_published`.
+    is_known = config.dataset in DATASETS and not DATASETS.get(config.dataset).takes_any_folder
+    return below if is_known and below.is_dir() else root
+
+
 def _open_sources(config: DataConfig, split: str) -> tuple[str, Mapping[str, Source]]:
     """Return a name of the data, for messages, and the source of each split by its name.
 
@@ -152,18 +163,12 @@ def _open_sources(config: DataConfig, split: str) -> tuple[str, Mapping[str, Sou
     """
     if config.root and config.root.startswith(datasets.PREFIX):
         return "the data set", datasets.open_registered(config.root, config.labels)
-    path = find_data_root(config.root)
-    if config.root is None:
-        path /= config.dataset
-        if not path.is_dir():
-            hint = f", or take one of {', '.join(DATASETS)}"
-            if config.dataset in DATASETS:
-                hint = f": {config.dataset} is {DATASETS.get(config.dataset).how}"
-            raise InputError(f"no folder {path}; name it with --data DIR{hint}")
-    elif config.dataset in DATASETS and not DATASETS.get(config.dataset).takes_any_folder:
-        # The root may be a folder of data sets, as for `find_published`.
-        below = path / config.dataset
-        path = below if below.is_dir() else path
+    path = find_images(config)
+    if config.root is None and not path.is_dir():
+        hint = f", or take one of {', '.join(DATASETS)}"
+        if config.dataset in DATASETS:
+            hint = f": {config.dataset} is {DATASETS.get(config.dataset).how}"
+        raise InputError(f"no folder {path}; name it with --data DIR{hint}")
     sources: Mapping[str, Source] = files.open_folder(path) if path.is_dir() else {}
     if sources:
         _note_shards_beside(path)

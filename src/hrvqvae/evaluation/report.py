@@ -28,12 +28,14 @@ from hrvqvae.config.parsing import OWN_IMAGES
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, evaluation_batches
 from hrvqvae.data.loading import (
+    find_images,
     find_published,
     is_undivided,
     list_missing_files,
     load_images,
     open_images,
 )
+from hrvqvae.data.sources import datasets, find_data_root
 from hrvqvae.distributed import working_alone
 from hrvqvae.evaluation.samples import SampleQuality, choose_set_size, measure_samples
 from hrvqvae.model import Model
@@ -190,11 +192,18 @@ def choose_data(data: DataConfig, root: str | None, split: str | None) -> tuple[
 
     # The published set, or the run's own folder, is measured as in training.
     dataset = DATASETS.get(data.dataset) if data.dataset in DATASETS else None
-    is_published = False
-    if dataset and dataset.read:
-        is_published = not list_missing_files(dataset, find_published(dataset, Path(root)))
-    is_same_folder = data.root is not None and Path(root).resolve() == Path(data.root).resolve()
-    if is_published or is_same_folder:
+    if root.startswith(datasets.PREFIX):
+        is_as_trained = root == data.root
+    else:
+        root = str(find_data_root(root))
+        images = find_images(replace(data, root=root))
+        is_as_trained = images.resolve() == find_images(data).resolve()
+        if dataset and dataset.read:
+            missing = list_missing_files(dataset, find_published(dataset, Path(root)))
+            is_as_trained = is_as_trained or not missing
+        elif images != Path(root):  # `root` holds the set under its name
+            is_as_trained = True
+    if is_as_trained:
         return replace(data, root=root), split or "test"
 
     # Any other folder gives the set its name, unless a published set would be looked for then.

@@ -42,7 +42,10 @@ def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     losses, errors, usage = figure.subplots(1, 3)
 
-    names = dict.fromkeys(name for record in steps for name in record if name.startswith(_TERMS))
+    logged = dict.fromkeys(name for record in steps for name in record)
+    names = [
+        name for name in logged if name.startswith(_TERMS) and not name.endswith("gradient_norm")
+    ]
     for name, style in zip(names, cycle(_LINES), strict=False):
         _plot_field(losses, steps, name, style, label=name)
 

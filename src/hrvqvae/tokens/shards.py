@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.checkpoints.folder import list_models
+from hrvqvae.checkpoints.folder import shipped_runs
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Grid
 from hrvqvae.data.images import remove_image_suffix, to_pil, write_image
@@ -378,7 +378,7 @@ def _load_model(digest: str, path: Path, model: str | None, device: str) -> Auto
     """Load the weights with a digest: those of `model` (default: of any model of the package), or
     earlier weights that its run has kept.
     """
-    for run in map(Run, list_models() if model is None else [model]):
+    for run in map(Run, shipped_runs() if model is None else [model]):
         for state in (run, *run.earlier_states()):
             if state.weights_digest == digest:
                 return state.load(device)[0]
