@@ -43,18 +43,15 @@ COMMON: Fields = fields(
 IMAGES = 2_000
 """Test images that the depth study encodes."""
 
-_OPTIMIZER = "training.optimizer"
 _RATE = "training.learning_rate"
-_Q = "model.quantizer"
-_DECAY = f"{_Q}.decay"
 
 
 def _quantizer(values: str) -> Fields:
-    return fields(_Q, values)
+    return fields("model.quantizer", values)
 
 
 def _searched(rate: str, quantizer: str) -> Fields:
-    return {_OPTIMIZER: "muon", _RATE: rate, **_quantizer(quantizer)}
+    return {"training.optimizer": "muon", _RATE: rate, **_quantizer(quantizer)}
 
 
 SEARCHED: Mapping[str, Fields] = {
@@ -95,9 +92,7 @@ GROUPS: Sequence[Mapping[str, System]] = (
     },
 )
 LONGEST = ("hrvqvae", "vqvae", "treevq")
-"""Systems whose rows come first, and which also have the longest trainings."""
-NEXT = ("printed", "vqvae-printed", "treevq-plain", "vqvae2", "hrvqvae15", "treevq15")
-"""Systems whose rows come next."""
+"""Systems that also have the longest trainings."""
 TREES = ("hrvqvae", "treevq")
 """Systems of 2,304 bits that also encode with every search."""
 LEAVES = ("vqvae", "treevq-plain", *TREES)
@@ -188,7 +183,7 @@ def read_chosen(folder: Folder) -> dict[str, Fields]:
 
 def study_depth(folder: Path) -> None:
     """Train the variants of 36 bits per position, then encode with every search."""
-    settings = {_RATE: "0.003", _DECAY: "0.95", **_quantizer("encoding_beam=0")}
+    settings = {_RATE: "0.003", **_quantizer("decay=0.95 encoding_beam=0")}
     systems = {name: ("treevq-deep", "", {**settings, **fields}) for name, fields in DEPTH.items()}
     _make_rows(make_comparison(systems, {}, DEPTH_STEPS, SEEDS), folder)
     searched = {name: systems[name] for name in SEARCHED_DEPTH}
@@ -208,7 +203,7 @@ def measure_searches(comparison: Comparison, folder: Path, searches: Sequence[st
         run = folder / "runs" / case.name
         for search in searches or searches_of(case.config.model.linked):
             for weight in COARSE_WEIGHTS:
-                fields = {**SEARCHES[search], f"{_Q}.coarse_weight": weight}
+                fields = {**SEARCHES[search], **_quantizer(f"coarse_weight={weight}")}
                 labels = {**case.labels, "search": search, "coarse_weight": weight}
                 beams.get(labels, partial(encode_error, run, fields))
 
@@ -342,13 +337,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # trials, then rows: first at 2,304 bits, then at the bits of VQVAE-2
     for systems in GROUPS:
-        for names in (LONGEST, LONGEST + NEXT, systems):
-            part = {name: systems[name] for name in names if name in systems}
-            if not part:
-                continue
-            chosen = choose(part, Folder(out / "trials"))
-            rows = _make_rows(make_comparison(part, chosen, STEPS, SEEDS), out)
-
+        chosen = choose(systems, Folder(out / "trials"))
+        rows = _make_rows(make_comparison(systems, chosen, STEPS, SEEDS), out)
         trees = {name: systems[name] for name in TREES if name in systems}
         if trees:
             measure_searches(make_comparison(trees, chosen, STEPS, SEEDS), out)

@@ -41,9 +41,10 @@ def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
         "LEAVES": ("printed", "vqvae"),
         "DEPTH": {"groups2": quantizer("linked=2"), "rq": quantizer("linked=1 beam=1")},
         "SEARCHED_DEPTH": ("groups2", "rq"),
+        "WIDE_DEPTH": ("groups2",),
         "SEARCHES": {
             "by group, beam 1": quantizer("beam=1 joint_beam=false"),
-            "joint, beam 4": quantizer("beam=4 joint_beam=true"),
+            "joint, beam 16": quantizer("beam=4 joint_beam=true"),
             "every leaf of a group": quantizer("beam=64 joint_beam=false"),
         },
     }.items():
