@@ -20,6 +20,7 @@ from hrvqvae.compression.images import decode_images
 from hrvqvae.config import to_dict
 from hrvqvae.data import images as image_formats
 from hrvqvae.data.images import (
+    BrokenImageError,
     OpenImage,
     decode_image,
     note_conversions,
@@ -124,7 +125,7 @@ def _read_batches(
         for image in images:
             try:
                 pixels, lost = decode_image(image.open, channels, max_pixels, name=image.where)
-            except InputError as error:
+            except BrokenImageError as error:
                 if not skip:
                     advice = "leave such images out with --on-error skip"
                     raise InputError(f"{error}; {advice}") from error
@@ -232,7 +233,7 @@ def _open_output(
     changed = {index for index, mark in enumerate(fingerprints) if mark not in encoded}
     files = [targets[image.name] for image in images]
     details = {"names": list(targets), "fingerprints": fingerprints}
-    with resumption.fill(files, changed, **details) as (missing, start):
+    with resumption.fill(files, changed, force=force, **details) as (missing, start):
 
         def write_next(name: str, content: bytes) -> None:
             start()
@@ -274,13 +275,14 @@ class Resumption:
 
     @contextmanager
     def fill(
-        self, paths: Sequence[Path], stale: Collection[int] = (), **details: Any
+        self, paths: Sequence[Path], stale: Collection[int] = (), *, force: bool, **details: Any
     ) -> Iterator[tuple[list[int], Callable[[], None]]]:
         """Yield the indices of the files that are missing, and a function to call when the first of
         them can be written: it writes the record, with `details`.
 
-        Files at the indices `stale` count as missing. Notes count the files at the beginning, and
-        where the call is interrupted.
+        Files at the indices `stale` count as missing, and are replaced; with `force`, those of
+        another call too. Notes count the files at the beginning, and where the call is interrupted.
+        The function raises InputError if another call writes into the folder.
         """
         folder = self.record.parent
         total = counted(len(paths), "file")
@@ -289,7 +291,9 @@ class Resumption:
             for index, path in enumerate(paths)
             if index in stale or not (self.goes_on and path.is_file())
         ]
-        replaced = [paths[index] for index in missing if paths[index].is_file()]
+        replaced = set[Path]()
+        if force or self.goes_on:
+            replaced = {paths[index] for index in missing if paths[index].is_file()}
         if len(missing) < len(paths):
             note(f"{folder} has {len(paths) - len(missing):,} of {total} already")
 
@@ -300,7 +304,10 @@ class Resumption:
                 lock.enter_context(lock_file(self.record))
                 for index in missing:
                     if paths[index].is_file() and paths[index] not in replaced:
-                        raise InputError(f"another call has written {paths[index]} meanwhile")
+                        raise InputError(
+                            f"another call has written {paths[index]} meanwhile; choose another"
+                            " folder"
+                        )
 
                 # Remove the files of another call before the record names this one: a further call
                 # would take them for files of this call.

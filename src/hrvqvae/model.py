@@ -114,7 +114,7 @@ class Model:
             )
         path = run_folder(expand_home(name))
         is_on_hub = is_hub_name(name) and not path.exists()
-        if options.get("revision") and not is_on_hub:
+        if options.get("revision") and path.exists():
             raise InputError(f"{name} is on this machine, and has no revisions")
         return cls(hub.fetch(str(name), **options) if is_on_hub else path, device, beam)
 

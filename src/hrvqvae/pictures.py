@@ -172,7 +172,7 @@ def _write_samples(
     if others := {*folder.glob("*.png")} - {*paths, out}:
         note(f"{folder} keeps {counted(len(others), 'image')} of other names")
 
-    with resumption.fill(paths, digits=digits) as (missing, start):
+    with resumption.fill(paths, force=force, digits=digits) as (missing, start):
         remaining = iter(missing)
         for batch in model.draw_batches(missing, seed=seed, class_name=class_name, params=params):
             start()

@@ -205,7 +205,7 @@ def test_what_the_hub_does_not_give(run, tmp_path, hub, monkeypatch):
         hub push {run} digits | 'digits' is no name of the hub; it must be user/name
         hub get a--b/c | 'a--b/c' is no name of the hub
     """)
-    with input_error("the hub refuses someone/digits: .*commit_message"):
+    with input_error("someone/digits: .*commit_message"):
         Model(run).push_to_hub("someone/digits", commit_message="")
     hub.repositories["someone/digits"].pop("model.safetensors")
     check_refusals(f"{get} | is no model of hrvqvae (it has no model.safetensors)")

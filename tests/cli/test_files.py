@@ -8,6 +8,7 @@ import signal
 import tarfile
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,14 +226,17 @@ def test_images_that_changed_after_an_interruption_are_encoded_again(run, monkey
 
 def test_two_calls_at_once_keep_each_other_s_files(tmp_path):
     path = tmp_path / "0.png"
-    first, second = (
-        image_files.Resumption(tmp_path / "record", {"seed": seed}) for seed in range(2)
+    first, second, third = (
+        image_files.Resumption(tmp_path / "record", {"seed": seed}).fill([path], force=False)
+        for seed in range(3)
     )
-    with first.fill([path]) as (_, start_first), second.fill([path]) as (_, start_second):
+    with first as (_, start_first), second as (_, start_second), ThreadPoolExecutor() as threads:
         start_first()
+        with input_error("in use by"):
+            threads.submit(start_second).result()
         path.write_bytes(b"first")
-        with input_error("another call has written .*0.png meanwhile"):
-            start_second()
+    with third as (_, start_third), input_error("another call has written .*0.png meanwhile"):
+        start_third()
     assert path.read_bytes() == b"first"
 
 

@@ -399,8 +399,12 @@ def test_lists_and_what_training_takes(digits, shards):
     arrays = read_table("arrays")
     Path("folder").mkdir()
     shutil.move("digits.npz", "folder")
-    check_refusals("tokenize mnist folder folder/out | folder/out lies in folder")
+    check_refusals("""
+        tokenize mnist folder folder/out | folder/out lies in folder
+        tokenize mnist folder/*.* folder | folder lies in folder/*.*
+    """)
     assert names_in(Path("folder")) == ["digits.npz"]
+    tokenize("mnist folder folder/.out")
     order = [int("".join(filter(str.isdigit, key))) for key in column(arrays, "key")]
     for table in (listed, arrays.take(np.argsort(order))):
         assert list(map(str, column(table, "label"))) == labels

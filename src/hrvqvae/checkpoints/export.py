@@ -105,7 +105,7 @@ def export(
     has_changed = weights_digest != source.weights_digest
     if has_changed:
         stale = [*source.networks, source.entropy_model]
-        left_out = [f"priors, decoders and entropy model, made for the weights of {run}"]
+        left_out = [f"card, priors, decoders and entropy model, made for the weights of {run}"]
     for line in left_out:
         note_once(f"left out of {out}: {line}")
 
@@ -147,15 +147,13 @@ def export(
             # The state of these weights is the export itself.
             elif state.weights_digest != weights_digest:
                 copy_state(state, target)
-        if source_folder.card.is_file():
+        if source_folder.card.is_file() and not has_changed:
             try:
                 card = source_folder.card.read_text("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise InputError(
                     f"{source_folder.card} is not UTF-8: save it as UTF-8, or move it away"
                 ) from error
-            if has_changed:
-                note_once(f"{source_folder.card} is copied; its figures are of the old weights")
         else:
             measured = _UNMEASURED if has_changed else _read_evaluation(source_folder)
             title = printable(name or out.name)

@@ -123,7 +123,7 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
             # Versions of huggingface_hub use different HTTP clients.
             library = type(error).__module__.partition(".")[0]
             if type(error) is ValueError:  # a model card that the hub does not take
-                raise InputError(f"the hub refuses {name}: {one_line(error)}") from error
+                raise InputError(f"{name}: {one_line(error)}") from error
             if not isinstance(error, (OSError, RuntimeError)) and library not in _HTTP_CLIENTS:
                 raise
             message = f"the hub can't be reached for {name}"

@@ -8,6 +8,7 @@ coded by the entropy model, without classes, and are measured without headers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -197,7 +198,9 @@ def choose_data(data: DataConfig, root: str | None, split: str | None) -> tuple[
     else:
         root = str(find_data_root(root))
         images = find_images(replace(data, root=root))
-        is_as_trained = images.resolve() == find_images(data).resolve()
+        is_as_trained = False
+        with suppress(InputError):  # there may be no folder of the data
+            is_as_trained = images.resolve() == find_images(data).resolve()
         if dataset and dataset.read:
             missing = list_missing_files(dataset, find_published(dataset, Path(root)))
             is_as_trained = is_as_trained or not missing

@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -373,8 +374,7 @@ def tokenize(
         # processes of Ray have another working folder
         model = str(expand_home(model).absolute())
     images = load_keyed_images(Path(source))
-    lies_inside = out.resolve().is_relative_to(Path(source).resolve())
-    if lies_inside and not isinstance(images.source, FolderSource):
+    if not isinstance(images.source, FolderSource) and _is_read_by(source, out):
         raise InputError(
             f"{out} lies in {source}, where its shards would be read as images; name a folder"
             " outside"
@@ -403,6 +403,15 @@ def tokenize(
         plan.write_or_compare(out)
         tokenizer.run.keep_state()  # the shards stay readable after further training
         return _write_missing(tokenizer, plan, out, engine == "ray", retry_broken)
+
+
+def _is_read_by(source: str | Path, out: Path) -> bool:
+    """Return whether shards in `out` would be among those that a folder or a pattern names."""
+    place = Path(source).resolve()
+    shard = out.resolve() / f"part-000000{SUFFIX}"
+    if not shard.is_relative_to(place):
+        return fnmatch(str(shard), str(place))
+    return not any(part.startswith(".") for part in shard.relative_to(place).parts)
 
 
 def _write_missing(

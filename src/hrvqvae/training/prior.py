@@ -403,6 +403,9 @@ def train_priors(
             outcomes[task.levels] = outcome = trainer.train()
             if outcome.signal is not None:
                 break
+        # new options of priors that have begun, now that their images are known to be the same
+        for task in tasks:
+            distributed.on_rank_zero(partial(task.run.prepare, task.config))
     return outcomes
 
 
