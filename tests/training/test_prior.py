@@ -194,6 +194,13 @@ def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(run, monkeyp
         assert prior_folder(run, level).read_config().prior.training.batch_size == (7,)
         assert evaluations(run, level)[-1]["step"] == 12
 
+    # and a new limit, where all have begun
+    interrupt(monkeypatch, 13)
+    train_levels(run, of={}, changes="training.max_steps=16", resume=True)
+    monkeypatch.undo()
+    train_levels(run, of={}, resume=True)
+    assert [evaluations(run, level)[-1]["step"] for level in range(2)] == [16, 16]
+
 
 def test_a_prior_that_is_interrupted_before_its_evaluation_can_draw(run, monkeypatch):
     for level in (1, 2):
