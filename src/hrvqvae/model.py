@@ -40,7 +40,7 @@ from hrvqvae.priors.generative import KeptCodes, Sampled
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
-from hrvqvae.utils.device import resolve_device, torch_defaults
+from hrvqvae.utils.device import exact_float32, resolve_device, torch_defaults
 from hrvqvae.utils.errors import InputError, check_kinds, expand_home, name_arguments, require
 from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import tracked
@@ -456,7 +456,7 @@ class Model:
         priors = self.load_priors(num_levels)
         networks = [prior for prior in priors.networks if prior.level.index < num_levels]
         for batch in tracked(slices(indices, _BATCH_SIZE), "sample", len(indices), len):
-            with torch_defaults(), torch.no_grad():
+            with exact_float32(), torch_defaults(), torch.no_grad():
                 label = self.draw_labels(batch, seed, class_name, priors)
                 # given kept codes, classes are not as frequent as in training
                 if kept is not None and label is not None and class_name is None:

@@ -15,6 +15,7 @@ from scipy.special import softmax
 from torch.testing import assert_close
 
 from hrvqvae.model import load
+from hrvqvae.priors import generative
 from hrvqvae.priors.base import Level, LogitSteps, Priors
 from hrvqvae.priors.causal import attend, cheap_dropout
 from hrvqvae.priors.configs import GPTConfig
@@ -450,7 +451,7 @@ def test_no_position_waits_for_a_gpu(config):
 
 
 @of_each_kind
-def test_the_class_of_a_completion_follows_from_the_kept_codes(config):
+def test_the_class_of_a_completion_follows_from_the_kept_codes(config, monkeypatch):
     prior = two_levels(config, (2, 2), symbols=2)[0]
     codes = torch.tensor([[[1, 0], [0, 1]]])
     counts = (5, 0, 20)
@@ -467,6 +468,8 @@ def test_the_class_of_a_completion_follows_from_the_kept_codes(config):
         chosen = logits.double().softmax(1).gather(1, filled[:, None])
         shares.append(count * chosen.flatten(1).prod(1).sum().item())
     assert weights == approx([share / sum(shares) for share in shares], rel=1e-4)
+    monkeypatch.setattr(generative, "_MOST_CLASSES", 2)
+    assert weigh_classes(prior, counts, kept) == approx(weights)
     labels = draw_labels(weights, 0, range(400))
     assert (labels == 2).double().mean().item() == approx(weights[2], abs=0.08)
 

@@ -1,5 +1,7 @@
 """Training a decoder of samples."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,7 +9,7 @@ from torch.testing import assert_close
 import hrvqvae
 from hrvqvae.checkpoints.folder import GENERATION
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.training.generation import GenerationTask
+from hrvqvae.training.generation import GenerationTask, resolve_generation
 from tests.checkpoints.conftest import change
 from tests.conftest import approx, check_refusals, do, input_error, same
 from tests.trained_run import tiny_systems
@@ -41,6 +43,13 @@ def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case):
     assert same(after.decompress(file, 2)[0], before.decompress(file, 2)[0])
     with input_error(r"decodes levels 1 to 2, not levels 1 to 3: give --lev"):
         after.load_generator(3, "generation")
+
+
+def test_its_levels_are_those_of_the_prior_that_is_there(case):
+    config = case.base.replace(**{"generation.levels": 0})
+    with patch.object(Run, "priors", {range(2): None}):
+        assert resolve_generation(Run(case.path), config).generation.levels == 2
+    assert resolve_generation(Run(case.path), config).generation.levels == 1
 
 
 def test_a_resumed_training_is_the_one_that_never_stopped(case, tmp_path):

@@ -1,8 +1,8 @@
 """Measure samples: classification accuracy, and distances from real images with their standard
 deviations.
 
-Images are batches (B, C, Y, X) float32 in [0, 1]; C is 1 or 3. Frechet and kernel distances are
-named FID and KID only if the features are Inception's.
+Images are batches (B, C, Y, X) float32 in [0, 1]; C is 1 or 3. The Frechet distance is named FID
+only if the features are Inception's.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

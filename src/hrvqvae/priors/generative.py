@@ -21,6 +21,8 @@ from hrvqvae.priors.sampling import SamplingParams, draw_positions, expand_label
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 
+_MOST_CLASSES = 64  # that `weigh_classes` weighs at once
+
 
 @dataclass(frozen=True)
 class KeptCodes:
@@ -133,26 +135,25 @@ def weigh_classes(
     kept_come_first = all(
         bool(mask.flatten().cummin(0).values.equal(mask.flatten())) for mask in masks
     )
-    if kept_come_first:
-        codes = tuple(
-            level_codes.expand(len(labels), -1, -1) for level_codes in kept.codes[: len(masks)]
-        )
-    else:
-        codes = sample_codes(
-            [prior],
-            lambda _: (),
-            labels.tolist(),
-            seed=seed,
-            label=labels,
-            params=SamplingParams(),
-            kept=kept,
-        )
-    all_logits = prior.level_logits([level.to(device) for level in codes], [], labels.to(device))
-
     scores = torch.tensor(class_counts, dtype=torch.float64, device="cpu").log()
-    for logits, level_codes, mask in zip(all_logits, codes, masks, strict=True):
-        nats = cross_entropy(logits.cpu().double(), level_codes.cpu(), reduction="none")
-        scores = scores - (nats * mask).sum((1, 2))
+    for part in torch.split(labels, _MOST_CLASSES):
+        codes: Codes = tuple(
+            level_codes.expand(len(part), -1, -1) for level_codes in kept.codes[: len(masks)]
+        )
+        if not kept_come_first:
+            codes = sample_codes(
+                [prior],
+                lambda _: (),
+                part.tolist(),
+                seed=seed,
+                label=part,
+                params=SamplingParams(),
+                kept=kept,
+            )
+        all_logits = prior.level_logits([level.to(device) for level in codes], [], part.to(device))
+        for logits, level_codes, mask in zip(all_logits, codes, masks, strict=True):
+            nats = cross_entropy(logits.cpu().double(), level_codes.cpu(), reduction="none")
+            scores[part] -= (nats * mask).sum((1, 2))
     return scores.softmax(0).tolist()
 
 

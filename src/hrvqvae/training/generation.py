@@ -36,7 +36,8 @@ def resolve_generation(run: Run, config: Config) -> Config:
     """
     model, stored = run.load()
     require_several_levels(model, stored)
-    levels = config.generation.levels or config.prior_levels[0].stop
+    first_prior = next(iter(run.priors), config.prior_levels[0])
+    levels = config.generation.levels or first_prior.stop
     most = len(config.model.num_symbols) - 1
     if levels > most:
         raise InputError(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hrvqvae import distributed
+from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_extract, write_array
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders, require_trainable
 from hrvqvae.checkpoints.run import Run, save_model
@@ -346,7 +347,10 @@ class PriorTask(Task):
         """Write the averaged prior, unless `evaluate` has chosen one: so that an interrupted
         training leaves a prior.
         """
-        if not self.run.model.is_file():
+        bits = math.nan
+        with suppress(InputError, OSError, KeyError):
+            bits = storage.read_meta(self.run.model)["bits_per_code"]
+        if math.isnan(bits):
             self._write(state, [math.nan] * len(self.levels))
 
     def _write(self, state: TrainState, code_bits: list[float]) -> None:
