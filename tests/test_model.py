@@ -1,6 +1,7 @@
 """The public object: what it takes, what it says, and defaults of torch that others have set."""
 
 from functools import partial
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -104,6 +105,7 @@ def test_a_path_may_begin_with_the_home_folder(model, tmp_path, monkeypatch):
     for load in (hrvqvae.load, hrvqvae.Model.from_pretrained):
         assert load("~/saved").run.path == tmp_path / "saved/model.safetensors"
     assert choose_run_folder("mnist", "~/run").path == tmp_path / "run"
+    assert choose_run_folder("./my/run.yaml", None).path == Path("runs/my-run.yaml")
 
 
 def test_what_it_says(model):

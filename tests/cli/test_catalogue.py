@@ -40,6 +40,9 @@ def test_runs_are_listed_with_what_is_stale(run, tmp_path):
     (runs / "bad" / "config.yaml").write_text("model: [")
     metrics = '{"kind": "evaluation", "step": 1, "mse": "low"}\n'
     (runs / "other" / "metrics.jsonl").write_text(metrics)
+    (runs / "other").rename(tmp_path / "elsewhere")
+    (runs / "other").symlink_to("../elsewhere")
+    (runs / "loop").symlink_to(".")
     with in_another_process(trained):
         bad, edited, plain, trained_on = json.loads(do(f"runs {runs} --json"))
     assert "could not convert" in edited["fault"]

@@ -3,13 +3,21 @@ clear line.
 """
 
 from functools import partial
+from pathlib import Path
 from typing import Optional
 
 import pytest
 
 from benchmarks.common import fields
 from hrvqvae.config import DataConfig, TrainingConfig, flatten, presets
-from hrvqvae.config.parsing import autoencoder_config, from_dict, from_file, override, stage_config
+from hrvqvae.config.parsing import (
+    absolute_paths,
+    autoencoder_config,
+    from_dict,
+    from_file,
+    override,
+    stage_config,
+)
 from hrvqvae.utils.errors import InputError
 from tests.conftest import cells_of, input_error, parametrize, write_file
 
@@ -126,6 +134,8 @@ def test_wrong_options(name, value, message):
             data: {root: 5} | data.root is 5; it must be text or null
             1: 2 | unknown field '1'
             model: &model {inner: *model} | (*model is an alias: write its value instead)
+            {name: x, data: {size: 8, channels: 1, size: 9}} | (size stands twice: keep one)
+            {name: x, data: {size: 8}, model: {}, data: {channels: 1}} | (data stands twice: keep
         """),
         ("{a: " * 12 + "1" + "}" * 12, "is nested too deeply"),
         ("name: " + "[" * 999, "can't be read as YAML or JSON (maximum recursion"),
@@ -172,7 +182,7 @@ def test_a_budget_is_replaced_by_one_that_is_given():
         TrainingConfig()
 
 
-def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path):
+def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path, caplog):
     path = tmp_path / "mine.yaml"
     text = "name: mine\ntraining: {{device: cpu, precision: fp32, max_steps: {}, seed: {}}}"
     path.write_text(text.format(3, 5))
@@ -188,9 +198,39 @@ def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path):
     with input_error(r"--training\.seed is 5 there, 0 here"):
         goes_on({"training.seed": "0"}, stored)
     options = fields("training", "seed=5 max_steps=9") | {"data.on_error": "skip"}
+    caplog.clear()
     on = goes_on(options, stored)
     assert on.training.max_steps == 9
     assert on.data.on_error == "skip"
+    assert not caplog.text
+    path.write_text(text.format(9, 5))
+    assert goes_on({}, stored) == stored
+    told = "the file's training.max_steps is not used (9; 3 in the run): give it as"
+    assert told in caplog.text
+
+
+def test_paths_of_a_new_run_are_absolute(tmp_path, monkeypatch):
+    """Later calls may start in other folders."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("data: {root: photos}\nprior: {codes: tokens}")
+    config = autoencoder_config("mine.yaml", {})
+    assert config.data.root == str(tmp_path / "photos")
+    assert config.prior.codes == str(tmp_path / "tokens")
+    Path("run").mkdir()
+    Path("run/config.yaml").touch()
+    initial = {"training.init_from": "run", "prior.training.init_from": "mnist"}
+    assert absolute_paths(initial | {"data.root": "python:x"}) == {
+        "training.init_from": str(tmp_path / "run"),
+        "prior.training.init_from": "mnist",
+        "data.root": "python:x",
+    }
+
+
+def test_a_name_that_stands_twice_in_json(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"training": {"seed": 1}, "data": {}, "training": {"epochs": 2}}')
+    with input_error("training stands twice: keep one"):
+        from_file(path)
 
 
 def test_a_prior_that_goes_on_keeps_its_held_out_images():

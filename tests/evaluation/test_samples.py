@@ -204,7 +204,7 @@ class Rings:
         generator = np.random.default_rng((7, seed))
         labels = generator.choice(2, count, p=self.shares)
         if class_name is not None:
-            labels[:] = self.classes.index(class_name)
+            labels[:] = Priors((), self.classes, ()).class_index(class_name)
         return Sampled(rings(labels, generator), (), ())
 
     def encode(self, images, lmbda=None, effort=None):
@@ -247,6 +247,11 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes,
     assert quality.classification_accuracy == 1  # both classes, equally often
     (equal,) = measure_samples(Rings(0.5, 0.5), unequal_classes, 600)
     assert equal.distances["samples"]["frechet"].mean > 20 * floor.mean
+    # classes of the same name
+    alike = Rings(0.5, 0.5)
+    alike.classes = ("ring", "ring")
+    (quality,) = measure_samples(alike, unequal_classes, 60)
+    assert quality.classification_accuracy == 1
     # before a classifier is trained
     monkeypatch.delattr(samples, "obtain_classifier")
     with input_error("1 samples and 4000 test images are too few"):

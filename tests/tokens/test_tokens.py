@@ -198,6 +198,14 @@ def test_broken_images_are_listed(digits, shards, capsys):
     assert read_files("out").items() >= parts.items()
     assert read_table("out").sort_by("key").equals(read_table(shards).sort_by("key"))
 
+    # a shard that is made anew leaves out the images of retry shards
+    rows = read_table("out").num_rows
+    Path("out/part-000000.parquet").unlink()
+    tokenize("mnist digits out")
+    tokenize("mnist digits out")
+    assert read_table("out").num_rows == rows
+    assert sorted(column(read_table("out"), "key")) == sorted(names)
+
     # an image of a retry shard that is replaced later
     (folder / broken[0]).write_bytes((digits / broken[0]).read_bytes() + b"more")
     check_refusals("tokenize mnist digits out | made of other images of the same names")
@@ -316,12 +324,51 @@ def test_images_that_were_replaced_are_noticed(tmp_path):
     assert read_files("out") == before
 
 
+def test_labels_that_are_missing_wrong_or_named_alike(caplog):
+    """Either each image keeps its label, or a note says why no image has one."""
+    write_picture(Path("partly/a/0.png"), 0, (28, 28))
+    write_picture(Path("partly/1.png"), 1, (28, 28))
+    png = Path("partly/1.png").read_bytes()
+
+    def write_parquet(path, labels, names=()):
+        image = pa.array([{"bytes": png, "path": None}] * len(labels))
+        table = pa.table({"image": image, "label": pa.array(labels)})
+        info = {"info": {"features": {"label": {"names": names}}}}
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), path)
+
+    write_parquet("null.parquet", ["x", None, "y"])
+    write_parquet("numbers.parquet", [-1, -1], ["cat", "dog"])
+    write_parquet("alike.parquet", [0, 1, 2, 1], ["crane", "drum", "crane"])
+    for source, reason in (
+        ("partly", "1 image outside of class folders"),
+        ("null.parquet", "1 image without a label"),
+        ("numbers.parquet", "row 0 has label -1, but there are 2 class names"),
+    ):
+        out = f"out-{source}"
+        tokenize(f"mnist {source} {out}")
+        assert set(column(read_table(out), "label")) == {None}
+        place = f"{Path(source).absolute()}: " if reason.startswith("row") else ""
+        assert f"encoded without labels: {place}{reason}" in caplog.text
+    tokenize("mnist alike.parquet alike")
+    assert column(read_table("alike"), "label") == [0, 1, 2, 1]
+    metadata = pq.read_metadata("alike/part-000000.parquet").metadata
+    assert json.loads(metadata[b"hrvqvae.classes"]) == ["crane", "drum", "crane"]
+
+
 def test_each_kind_of_conversion_is_counted(caplog):
     for index, mode in enumerate(("RGB", "L", "RGB", "CMYK")):
         write_picture(Path(f"images/{index}.jpg"), index, (28, 28), mode)
     tokenize("mnist images out")
     told = "images converted: 3 (1 CMYK to RGB, colour to greyscale; 2 colour to greyscale)"
     assert told in caplog.text
+
+
+def test_the_second_of_several_processes_prints_no_notice(monkeypatch, capsys):
+    write_picture(Path("images/0.jpg"), 0, (28, 28))
+    monkeypatch.setenv("RANK", "1")
+    tokenize("mnist images out")
+    check_refusals("tokenize mnist nowhere out | no such file")
+    assert "converted" not in capsys.readouterr().err
 
 
 def test_spawned_workers_read_for_all_shards(digits, shards):

@@ -183,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
     LOG.addHandler(handler)
-    # Of several processes that train together, only the first logs progress.
-    LOG.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    # Of several processes that train together, only the first logs progress and notices.
+    LOG.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     try:
         with _end_cleanly():
             return run(sys.argv[1:] if argv is None else argv)

@@ -18,6 +18,7 @@ from hrvqvae.cli.console import (
     option,
     set_field,
 )
+from hrvqvae.config.parsing import absolute_paths
 from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.quantities import counted
 
@@ -37,10 +38,7 @@ def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
         value = getattr(arguments, option_name, None)
         if value is not None:
             set_field(fields, field, str(value), f"--{option_name.replace('_', '-')}")
-    for name in ("data.root", "prior.codes"):
-        if name in fields:  # a later call may start in another folder
-            fields[name] = _absolute(fields[name])
-    return fields
+    return absolute_paths(fields)
 
 
 def _absolute(path: str | Path) -> str:

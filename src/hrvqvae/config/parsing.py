@@ -8,7 +8,7 @@ value and valid values.
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from hrvqvae.config.schema import (
 )
 from hrvqvae.config.section import AUTO, flatten
 from hrvqvae.utils.errors import InputError, expand_home, one_line
+from hrvqvae.utils.progress import note
 
 OWN_IMAGES = "mine"  # `data.dataset` of images that are not the published set of the preset
 # Fields of a training that do not change its result: where it computes, and how often it logs,
@@ -35,15 +36,37 @@ RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_e
 # Fields of the data that a resumed run may change too: where and how it is read.
 _READING = {f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb")}
 
+_INITIAL = [f"{section}.init_from" for section in TRAINING_SECTIONS]
+
 
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases, with which a few bytes stand for any number of fields."""
+    """Refuses aliases, with which a few bytes stand for any number of fields, and names that stand
+    twice, of which the first would be lost.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             alias = self.peek_event().anchor  # type: ignore[no-untyped-call]
             raise yaml.YAMLError(f"*{alias} is an alias: write its value instead")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        _refuse_repeated(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        return super().construct_mapping(node, deep)
+
+
+def _mapping_of_json(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_repeated(name for name, _ in pairs)
+    return dict(pairs)
+
+
+def _refuse_repeated(names: Iterable[Any]) -> None:
+    """Raise ValueError if a name stands twice."""
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{name} stands twice: keep one")
+        seen.add(name)
 
 
 def from_dict(tree: Any, where: str) -> Config:
@@ -69,8 +92,10 @@ def from_file(path: Path) -> Config:
     """
     try:
         content = path.read_bytes()
-        is_json = path.suffix == ".json"
-        tree = json.loads(content) if is_json else yaml.load(content, _Loader)
+        if path.suffix == ".json":
+            tree = json.loads(content, object_pairs_hook=_mapping_of_json)
+        else:
+            tree = yaml.load(content, _Loader)
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: there is no such file; hrvqvae presets lists the presets"
@@ -134,6 +159,9 @@ def autoencoder_config(
     Raises InputError if a value is invalid, or preset, file or options contradict `stored`.
     """
     base = base_config(name)
+    is_file = expand_home(name).is_file()
+    if is_file:
+        base = base.replace(**absolute_paths(flatten(base)))
     if stored is None:
         config = override(base, options)
         config = config if "data.dataset" in options else mark_own_images(config)
@@ -141,7 +169,7 @@ def autoencoder_config(
     if stored.name != base.name:
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
     must_agree = dict[str, Any]()
-    if expand_home(name).is_file():
+    if is_file:
         # Compare the values of the file that are not defaults: an option that replaced such a value
         # when the run began must be given again. An option may also have replaced a default.
         default = flatten(default_config(stored.model.system, stored.prior.network.kind))
@@ -153,6 +181,21 @@ def autoencoder_config(
         if stored.data.dataset == OWN_IMAGES:
             must_agree.pop("data.dataset", None)
     return decide_auto(_resumed(stored, options, "training", must_agree), "model", "training")
+
+
+def absolute_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a configuration, by dotted name, with absolute paths, since a later call may
+    start in another folder. Names of models in the package stay.
+    """
+    paths = dict[str, str]()
+    for name in ("data.root", "prior.codes", *_INITIAL):
+        text = str(fields.get(name) or "")
+        path = expand_home(text).absolute()
+        is_run = (path / "config.yaml").is_file() or (path / "model.safetensors").is_file()
+        is_path = is_run or path.is_file() or name not in _INITIAL
+        if text and is_path and not text.startswith("python:"):
+            paths[name] = str(path)
+    return {**fields, **paths}
 
 
 def stage_config(
@@ -221,5 +264,10 @@ def _resumed(
             raise InputError(
                 f"--resume continues the same run: --{name} is {before.get(name)} there, {value}"
                 " here; give the same, or train anew in another folder"
+            )
+        if name in required and value != flatten(config)[name]:
+            note(
+                f"the file's {name} is not used ({value}; {flatten(config)[name]} in the run): give"
+                f" it as --{name}"
             )
     return config

@@ -286,6 +286,11 @@ def measure_samples(
     }
     reconstructions_accuracy = _measure_accuracy(trained, decoded, labels)
 
+    # two classes of one name are told apart by their numbers
+    names = model.classes
+    if len(set(names)) < len(names):
+        names = tuple(map(str, range(len(names))))
+
     qualities = []
     for guidance in guidances:
         params = SamplingParams(guidance=guidance, levels=levels)
@@ -293,7 +298,7 @@ def measure_samples(
         # Each class equally often, for the classifier.
         samples = []
         requested = sorted(index % len(model.classes) for index in range(count))
-        for index, name in enumerate(model.classes):
+        for index, name in enumerate(names):
             num_drawn = requested.count(index)
             if num_drawn:
                 drawn = model.draw(num_drawn, seed=index, class_name=name, params=params)

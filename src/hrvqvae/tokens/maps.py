@@ -48,7 +48,10 @@ def load_shard_maps(
         shards = find_shards(path)
         digest = weights_digest(model.state_dict())
         if shards.model_digest != digest:
-            raise InputError(f"{path} holds codes of another model than this run's")
+            raise InputError(
+                f"{path} holds codes of another model than this run's; delete it, and make it anew"
+                " with hrvqvae tokenize"
+            )
         if not shards.count:
             raise InputError(
                 f"{path} holds codes of no image; make shards of images that can be read"

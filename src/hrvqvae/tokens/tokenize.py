@@ -11,11 +11,12 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -85,7 +86,8 @@ class KeyedImages:
     source: Source
     keys: NDArray[np.bytes_]  # (N,) unique
     source_rows: NDArray[np.int64]  # (N,) rows of the images in the source
-    # class names, or numbers where classes have no names; null for an image without a label
+    # class names, or numbers where classes have no names or two have the same name; null for an
+    # image without a label
     labels: pa.Array
     classes: tuple[str, ...]  # names of the classes, in order
 
@@ -110,13 +112,20 @@ class KeyedImages:
 
 def load_keyed_images(path: Path) -> KeyedImages:
     """Return all images of a path (`open_whole`), with their names as keys; bytes that are not
-    UTF-8 are escaped.
+    UTF-8 are escaped. A note says why no image has a label, if labels are wrong or some are
+    missing.
 
-    Raises InputError if there is no image, two images have the same key, or a label is the index of
-    no class name.
+    Raises InputError if there is no image, or two images have the same key.
     """
-    source = open_whole(path.absolute())
-    check_labels(source)
+    absolute = path.absolute()
+    try:
+        source = open_whole(absolute)
+        check_labels(source)
+    except InputError as error:
+        source = open_whole(absolute, labels=False)
+        note(f"encoded without labels: {error}")
+    if source.unlabelled:
+        note(f"encoded without labels: {source.unlabelled}")
     names = [
         source.name(row).encode(errors="backslashreplace").decode() for row in range(len(source))
     ]
@@ -124,9 +133,9 @@ def load_keyed_images(path: Path) -> KeyedImages:
     # The labels of a source are indices of its classes, numbers, or texts and None.
     classes = source.class_names
     labels: list[Any] = [None] * len(names) if source.labels is None else source.labels.tolist()
-    if classes:
+    if len(set(classes)) == len(classes) > 0:
         labels = [classes[label] for label in labels]
-    else:
+    elif not classes:
         classes = tuple(sorted({label for label in labels if isinstance(label, str)}))
     labels_type = pa.int64() if isinstance(labels[0], int) else pa.string()
 
@@ -420,21 +429,25 @@ def _write_missing(
     """Write the missing shards, and with `retry` further shards of the images that were broken
     before.
     """
-    _, count_before, broken, versions = _read_existing(out, plan, tokenizer.images)
+    keys = tokenizer.images.key
+    existing = _read_existing(out, plan, tokenizer.images)
+    broken = existing.broken
     planned = ((out / name, indices) for name, indices in plan.shards())
-    missing: dict[Path, Sequence[int]] = {
-        path: indices for path, indices in planned if not path.is_file()
+    missing = {
+        path: [index for index in indices if keys(index) not in existing.retried]
+        for path, indices in planned
+        if not path.is_file()
     }
 
     # Images that were broken go to further shards, retry-*, which take the free numbers.
     retried = []
     if retry:
-        retried = [index for index in range(plan.keys) if tokenizer.images.key(index) in broken]
+        retried = [index for index in range(plan.keys) if keys(index) in broken]
     retry_paths = (out / f"retry-{index:06d}{SUFFIX}" for index in itertools.count())
     free_paths = (path for path in retry_paths if not path.exists())
     retries = {next(free_paths): indices for indices in slices(retried, plan.shard_size)}
 
-    if (missing or retries) and "1.0.0" in versions and tokenizer.beam_changed:
+    if (missing or retries) and "1.0.0" in existing.versions and tokenizer.beam_changed:
         raise InputError(
             f"{out} was begun by hrvqvae 1.0.0, whose --beam searched other paths of this model;"
             " choose another folder, or finish this one with version 1.0.0"
@@ -443,14 +456,15 @@ def _write_missing(
     conversions = Counter[str]()
     still_broken = len(broken) - len(retried)  # counted as done
     write = _write_on_ray if ray else _write_here
-    with task("tokenize", plan.keys, done=count_before + still_broken) as advance:
+    with task("tokenize", plan.keys, done=existing.images + still_broken) as advance:
         for shard_conversions in write(tokenizer, missing | retries, advance):
             conversions.update(shard_conversions)
     for path in retries:
         if not pq.read_metadata(path).num_rows:  # all its images are still broken
             path.unlink()
 
-    shards, count, broken, _ = _read_existing(out, plan, tokenizer.images)
+    result = _read_existing(out, plan, tokenizer.images)
+    broken = result.broken
     if broken:
         lines = [
             json.dumps({"key": key, "error": broken[key]}, ensure_ascii=False) + "\n"
@@ -466,33 +480,43 @@ def _write_missing(
     if conversions:
         kinds = "; ".join(f"{count:,} {kind}" for kind, count in sorted(conversions.items()))
         note(f"images converted: {conversions.total():,} ({kinds})")
-    return Tokenized(count, len(broken), shards, count - count_before)
+    return Tokenized(result.images, len(broken), result.shards, result.images - existing.images)
 
 
-def _read_existing(
-    out: Path, plan: Plan, images: KeyedImages
-) -> tuple[int, int, dict[str, str], frozenset[str]]:
-    """Return the number of shards in a folder, the number of their images, the errors of broken
-    images by key, and the versions that wrote the shards.
+class _Existing(NamedTuple):
+    """What a folder of shards holds: numbers of shards and images, and more."""
+
+    shards: int = 0
+    images: int = 0
+    broken: Mapping[str, str] = MappingProxyType({})  # errors by key
+    retried: Collection[str] = ()  # keys of the images in retry shards
+    versions: Collection[str] = ()  # that wrote the shards
+
+
+def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> _Existing:
+    """Return what a folder of shards holds. Raises InputError if its shards are of another model or
+    of other images.
     """
     retries = sorted(out.glob(f"retry-*{SUFFIX}"))
     planned = {out / name: indices for name, indices in plan.shards()}
     finished = {path: indices for path, indices in planned.items() if path.is_file()}
     if not (finished or retries):
-        return 0, 0, {}, frozenset()
+        return _Existing()
     shards = open_shards([*finished, *retries])
     if shards.model_digest != plan.model:
         raise InputError(
             f"{out} holds shards of another model ({shards.model_digest[:12]}); delete them"
         )
 
-    # the images of each shard now; a retry shard has a row for each image that was readable
-    contents = {
-        path: images.content_digest(indices, shards.broken) for path, indices in finished.items()
-    }
+    # the images of each shard now; a retry shard has a row for each image that was readable, and a
+    # shard that was made anew after it leaves these images out
     repaired = dict[str, Path]()
     for path in retries:
         repaired |= dict.fromkeys(read_keys([path]), path)
+    elsewhere = {*shards.broken, *repaired}
+    contents = {
+        path: images.content_digest(indices, elsewhere) for path, indices in finished.items()
+    }
     retried = [index for index in range(plan.keys) if images.key(index) in repaired]
     for path in retries:
         indices = [index for index in retried if repaired[images.key(index)] == path]
@@ -504,7 +528,7 @@ def _read_existing(
                 " delete the file"
             )
     broken = {key: error for key, error in shards.broken.items() if key not in repaired}
-    return len(shards.paths), shards.count, broken, shards.versions
+    return _Existing(len(shards.paths), shards.count, broken, repaired.keys(), shards.versions)
 
 
 def _write_here(

@@ -25,8 +25,14 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
     rows = []
-    for path, folders, files in os.walk(folder):
+    seen = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
+        place = Path(path).resolve()
+        if place in seen:  # a link leads to it, too
+            folders.clear()
+            continue
+        seen.add(place)
         if "model.safetensors" in files or {"config.yaml", "checkpoints"} <= {*files, *folders}:
             folders.clear()
             rows.append(_describe(RunFolder(Path(path))))

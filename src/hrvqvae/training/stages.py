@@ -20,7 +20,7 @@ from hrvqvae.checkpoints.folder import (
 )
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config, Levels
-from hrvqvae.config.parsing import autoencoder_config, stage_config
+from hrvqvae.config.parsing import absolute_paths, autoencoder_config, stage_config
 from hrvqvae.data.sources.datasets import register_datasets
 from hrvqvae.distributed.launch import is_restarted
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -61,11 +61,7 @@ def collect_fields(
             "test_data needs a data set as data; a folder has its test images in a folder named"
             " test"
         )
-    fields |= {} if data is None else {"data.root": data}
-    for name in ("data.root", "prior.codes"):
-        if isinstance(fields.get(name), str | Path):
-            fields[name] = str(expand_home(fields[name]).absolute())
-    return fields
+    return absolute_paths(fields | ({} if data is None else {"data.root": data}))
 
 
 def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
@@ -73,7 +69,9 @@ def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
     runs/PRESET.
     """
     is_run = RunFolder(expand_home(preset)).config.is_file()
-    return RunFolder(expand_home(out or (preset if is_run else f"runs/{preset.replace('/', '-')}")))
+    return RunFolder(
+        expand_home(out or (preset if is_run else f"runs/{preset.lstrip('./').replace('/', '-')}"))
+    )
 
 
 def train_autoencoder(

@@ -309,6 +309,7 @@ class Trainer:
         # a run without a step is saved, too, unless its data can't be read
         is_start = state.step == 0 and not failed
         if is_newer or is_start:
+            distributed.require_same(state.tensors(), f"at step {state.step}")
             self._save(state)
         if failed:
             distributed.raise_first(processes.error)

@@ -24,6 +24,7 @@ from PIL import Image
 from hrvqvae.data.images import open_image_file
 from hrvqvae.data.sources import Shard, Source, decode_name, encode_names
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
+from hrvqvae.utils.quantities import counted
 
 # uncompressed size of the row groups that a process keeps, and of those that are shuffled together
 WINDOW_BYTES = 256 * 2**20
@@ -55,18 +56,23 @@ class ParquetSource(Source):
         """
         groups = list[Group]()
         labels_of_files = list[tuple[Any, tuple[str, ...]]]()
+        unlabelled = 0
         for shard in shards:
             with open_parquet(shard.path) as file:
                 groups += _list_groups(file, shard)
                 if labels and file.metadata.num_rows:
-                    labels_of_files.append(_read_labels(file, shard.path))
+                    values, names, missing = _read_labels(file, shard.path)
+                    labels_of_files.append((values, names))
+                    unlabelled += missing
         if not groups:
             raise InputError(f"{shards[0].path}: there is no row in it")
         super().__init__(group.rows for group in groups)
         self.groups = tuple(groups)
         self._max_bytes = WINDOW_BYTES
         self._cache: OrderedDict[int, Any] = OrderedDict()
-        if labels_of_files and all(values is not None for values, _ in labels_of_files):
+        if 0 < unlabelled < len(self):
+            self.unlabelled = f"{counted(unlabelled, 'image')} without a label"
+        elif labels_of_files and not unlabelled:
             if len({(values.dtype.kind, names) for values, names in labels_of_files}) > 1:
                 raise InputError(
                     f"{shards[0].path} and others name different classes; use --data.labels false"
@@ -262,16 +268,17 @@ def _find_image_column(schema: Any, path: Path) -> str:
     return next(iter(columns.values()))
 
 
-def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
-    """Return the labels of a file and the names of its classes; the labels are None if any label is
-    missing.
+def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any], tuple[str, ...], int]:
+    """Return the labels of a file, the names of its classes, and the number of rows without a
+    label. If there are such rows, labels and names are empty.
     """
     from pyarrow import types
 
     schema = file.schema_arrow
     column = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    nothing = np.empty(0)
     if column is None:
-        return None, ()
+        return nothing, (), file.metadata.num_rows
     kind = schema.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
@@ -282,20 +289,20 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
     # `read_dictionary`: equal texts are held once; numbers are read as they are.
     with open_parquet(path, read_dictionary=[column]) as reader:
         values = reader.read(columns=[column], use_threads=False).column(0)
+    if values.null_count:
+        return nothing, (), values.null_count
     if not types.is_integer(kind):
-        if values.null_count:
-            return None, ()
         texts = values.unify_dictionaries().combine_chunks()
-        return np.array(texts.dictionary.to_pylist(), object)[texts.indices.to_numpy()], ()
+        return np.array(texts.dictionary.to_pylist(), object)[texts.indices.to_numpy()], (), 0
 
     names: Any = ()
     # The library `datasets` keeps the class names in this metadata.
     with suppress(KeyError, TypeError, ValueError, AttributeError, RecursionError):
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = features[column].get("names") or ()
-    labels = None if values.null_count else values.to_numpy()
-    if labels is not None and labels.max(initial=0) >= 2**63:  # more than int64 holds
+    labels = values.to_numpy()
+    if labels.max(initial=0) >= 2**63:  # more than int64 holds
         raise InputError(
             f"{path}: column {column} has labels of 2^63 or more; use --data.labels false"
         )
-    return labels, tuple(map(str, names))
+    return labels, tuple(map(str, names)), 0
