@@ -10,6 +10,7 @@ import torch
 
 import hrvqvae
 from benchmarks import compare
+from hrvqvae import config
 from tests.conftest import (
     cells_of,
     check_refusals,
@@ -46,6 +47,11 @@ hrvqvae train-prior runs/tree --max-steps 2
 hrvqvae sample runs/tree -n 2 --seed 1 -o tree.png
 """
 REFUSED = "train-progressive runs/binary --max-steps 1 | binary codes has no progressive decoder"
+
+
+def test_a_configuration_in_a_sentence_is_valid():
+    (call,) = re.findall(r"`(SingleGridConfig\(.*?\))`", PAGE)
+    assert eval(call, vars(config)).quantizer.levels == 3
 
 
 def files():

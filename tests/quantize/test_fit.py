@@ -398,6 +398,12 @@ def test_what_may_come_next_is_what_items_have():
         TreeVQ(WIDTH, 1000, 7, linked=1).valid_next(zeros[:, :6], zeros)
 
 
+def test_the_order_of_bytes_of_an_array_changes_nothing():
+    vectors = np.random.default_rng(0).normal(size=(60, 5))
+    tree = TreeVQ(5, 4, 2).fit(vectors)
+    assert same(tree.encode(vectors.astype(">f8")), tree.encode(vectors))
+
+
 def test_batches_of_wide_vectors_are_small():
     wide = np.broadcast_to(np.float32(0), (20, 2**20))
     assert [len(rows) for rows in fitting.batches_of(wide, 65_536, 2**20)] == [16, 4]

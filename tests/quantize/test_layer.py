@@ -358,6 +358,12 @@ def test_restarted_codewords_are_known_on_another_device():
         pass
     vq.schedule.forget(averaged=vq.quantizer)
 
+    # of the average alone
+    vq = layer(restart_every=1)
+    vq(BATCH)
+    vq(BATCH)
+    vq.schedule.forget(averaged=AveragedModel(vq, device="meta"))
+
 
 def test_a_layer_is_pickled_unless_it_has_a_process_group():
     vq = started()

@@ -302,6 +302,25 @@ def test_the_first_of_several_codebooks_of_the_first_level_is_searched(form, wid
     assert same(paths, form(vectors_of(200), [books[0][:1], books[1][:4]], width))
 
 
+@parametrize("width", [1, 3])
+def test_codebooks_that_no_vector_reaches_are_not_copied(width, monkeypatch):
+    """Even where they need padding. Each vector gets the codes that it gets among others."""
+    books = codebooks(6, 3, dim=20)
+    latents = vectors_of(300, 20)
+    together = search_compiled(latents, books, width, 0.1)
+    copied = []
+    pad_to = compiled._pad_to
+
+    def count_books(values, *arguments):
+        copied.append(len(values))
+        return pad_to(values, *arguments)
+
+    monkeypatch.setattr(compiled, "_pad_to", count_books)
+    alone = [search_compiled(vector, books, width, 0.1) for vector in latents.split(1)]
+    assert same(torch.cat(alone, 1), together)
+    assert max(copied) <= width
+
+
 @parametrize("levels, size, width", [(3, 8, 1), (3, 8, 4), (1, 100, 1)])
 def test_the_number_of_threads_changes_nothing(levels, size, width):
     books = codebooks(levels, size, 32)

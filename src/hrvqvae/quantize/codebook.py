@@ -161,7 +161,7 @@ class LevelCodebooks(nn.Module):
             count = residual.new_zeros(self.num_codewords)
             spread = residual.std(0, correction=0) * 0.1
             noise = torch.randn(len(count), len(spread), generator=rng, dtype=torch.float32)
-            start = noise.to(residual) * spread
+            start = noise.to(residual).mul_(spread)
             for book, members in vq.members_of_books(books):
                 first = book * self.size
                 children = slice(first, first + self.size)

@@ -37,7 +37,8 @@ def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
     require(isinstance(arrays, Iterable), "vectors", vectors, "an array (N, D), or several")
     for array in arrays:
         shape = tuple(np.shape(array))
-        kind = str(getattr(array, "dtype", type(array).__name__))
+        dtype = getattr(array, "dtype", type(array).__name__)
+        kind = getattr(dtype, "name", str(dtype))  # numpy's name leaves out the byte order
         is_strided = getattr(array, "layout", torch.strided) == torch.strided
         has_values = not getattr(array, "is_meta", False)
         require(is_strided and has_values, "vectors", array, "dense")
@@ -142,29 +143,32 @@ def _refit(
 
     In levels of several codebooks a mean includes `_PSEUDO_VECTORS`. A codeword without vectors
     becomes the mean of these alone, or 0 in a single codebook. Each vector adds `weight` to the
-    count of its codeword.
+    count of its codeword. The sums are overwritten.
     """
     # `parent_shift` (K, 1, D): how far this pass has moved the sum of the codewords down to each
     # codeword of the coarser level. It is 0 at the first level of a group of linked levels: moves
     # of earlier groups are neglected.
+    parent_shift = torch.zeros(())
     for level, count, total in zip(levels, counts, totals, strict=True):
         is_linked = level.num_books > 1
-        if not is_linked:
+        if is_linked:
+            # the residuals were taken before the coarser codewords moved
+            total -= count.unsqueeze(-1) * parent_shift
+        else:
             parent_shift = total.new_zeros(())
 
-        # the residuals were taken before the coarser codewords moved
-        total = total - count.unsqueeze(-1) * parent_shift
-
-        # the means, in linked levels with pseudo-vectors
+        # the means, in linked levels with pseudo-vectors; in place, since leaves may be many
         num_vectors = count.sum(0).clamp(min=1)
         mean_of_code = total.sum(0) / num_vectors.unsqueeze(-1)
         codewords = mean_of_code.unsqueeze(0)
         if is_linked:
-            denominator = (count + _PSEUDO_VECTORS).unsqueeze(-1)
-            codewords = (total + _PSEUDO_VECTORS * mean_of_code) / denominator
+            total += _PSEUDO_VECTORS * mean_of_code
+            total /= (count + _PSEUDO_VECTORS).unsqueeze(-1)
+            codewords = total
 
-        shift = codewords - level.codewords.detach() + parent_shift
-        parent_shift = shift.flatten(0, 1).unsqueeze(1)
+        if level is not levels[-1]:
+            shift = codewords - level.codewords.detach() + parent_shift
+            parent_shift = shift.flatten(0, 1).unsqueeze(1)
         vectors = codewords.flatten(0, 1)
         level.set_codewords(slice(None), vectors, count.flatten() * weight)
 

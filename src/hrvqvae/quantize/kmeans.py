@@ -107,5 +107,7 @@ def kmeans(
                 prices = prices + _PRICE_STEP * mean_error * excess
                 above_least = prices - prices.min()
                 means[:, -1] = above_least.sqrt()
+            elif torch.equal(means, centers):
+                break  # further iterations change nothing
             centers = means
     return centers[:, :-1] if even else centers, sizes

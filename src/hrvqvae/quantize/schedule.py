@@ -170,11 +170,12 @@ class CodebookSchedule(nn.Module):
             for copy, (book, moved) in pairs:
                 state = copy.state_dict()
                 for name, values in book.state_dict().items():
-                    rows = moved.to(values.device)
+                    average = state[name]
+                    rows = moved.to(average.device)
                     if values.ndim == 3:  # codewords and sums, not counts
                         rows = rows.unsqueeze(-1)
-                    kept = torch.where(rows, values, state[name])
-                    state[name].copy_(kept)
+                    kept = torch.where(rows, values.to(average.device), average)
+                    average.copy_(kept)
         self._moved.clear()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:

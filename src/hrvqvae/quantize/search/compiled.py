@@ -23,10 +23,11 @@ squared distance in the high half, the codeword's place in the low half. So of e
 first place wins.
 
 **Padding.** A codeword is padded with zeros to a multiple of `LANES` floats, a codebook with
-infinite codewords to a multiple of `SIDE_BY_SIDE`. A NaN may choose a codeword of the padding; its
-child is clamped, so that the next address is valid. The sum of squared residuals, which every loop
-returns, is then not finite, and `search_compiled` raises the error. So vectors are not checked
-before.
+infinite codewords to a multiple of `SIDE_BY_SIDE`. Of a level with more codebooks than the search
+can reach, each codebook is padded when it is reached (`_pad_book`). A NaN may choose a codeword of
+the padding; its child is clamped, so that the next address is valid. The sum of squared residuals,
+which every loop returns, is then not finite, and `search_compiled` raises the error. So vectors are
+not checked before.
 
 Every loop searches latents[first:last] (N, D), for one of several threads, and writes `indices`
 (L, N). `tree` has a row per level (`_LEVEL`), so one compilation fits every number of levels.
@@ -56,9 +57,9 @@ ONE_THREAD_UP_TO = 1024  # vectors
 _TOGETHER = 64  # vectors that descend together
 _CHUNK = 128  # vectors that share one pass over a flat codebook
 _LARGEST_KEY = np.int64(2**63 - 1)
-# codebooks (num_books, padded_size, padded_dim) of a level in memory; `linked` is 1, or 0 if the
-# level has a single codebook
-_FIELDS = ("address", "size", "padded_size", "linked")
+# codebooks (num_books, padded_size, padded_dim) of a level in memory, or (num_books, size, dim) if
+# `is_raw` is 1; `linked` is 1, or 0 if the level has a single codebook
+_FIELDS = ("address", "size", "padded_size", "linked", "is_raw")
 _LEVEL = np.dtype([(field, np.int64) for field in _FIELDS])
 
 
@@ -72,6 +73,23 @@ def _place_of(key: Any) -> Any:
     return key & 0xFFFFFFFF
 
 
+@compiled(inline="always")
+def _make_scratch(tree: Any, padded_dim: int) -> Any:
+    """Return room for one padded codebook per level, with its padding."""
+    scratch = np.zeros((len(tree), tree["padded_size"].max(), padded_dim), np.float32)
+    for level in range(len(tree)):
+        scratch[level, tree[level].size :] = np.inf
+    return scratch
+
+
+@compiled(inline="always")
+def _pad_book(source: Any, target: Any, size: Any, dim: int, padded_dim: int) -> Any:
+    """Copy a codebook (size, dim) to the address of its scratch; return this address."""
+    for k in range(size):
+        simd.copy(source + 4 * k * dim, target + 4 * k * padded_dim, dim)
+    return target
+
+
 @compiled()
 def _search_greedy(
     latents: Floats,
@@ -82,14 +100,16 @@ def _search_greedy(
     last: int,
 ) -> float:
     """Take the nearest child at each level; return the sum of the final squared residuals."""
+    dim = latents.shape[1]
     residual = np.zeros((_TOGETHER, padded_dim), np.float32)
     index = np.zeros(_TOGETHER, np.int64)
     row_bytes = 4 * padded_dim
+    scratch = _make_scratch(tree, padded_dim)
     squares = 0.0
     for start in range(first, last, _TOGETHER):
         count = min(_TOGETHER, last - start)
         for i in range(count):
-            for d in range(latents.shape[1]):
+            for d in range(dim):
                 residual[i, d] = latents[start + i, d]
         index[:] = 0
         for level in range(len(tree)):
@@ -97,10 +117,15 @@ def _search_greedy(
             size = tree[level].size
             padded_size = tree[level].padded_size
             linked = tree[level].linked
+            is_raw = tree[level].is_raw
+            room = np.int64(scratch[level].ctypes.data)
             vector = np.int64(residual.ctypes.data)
             for i in range(count):
                 book = index[i] * linked
                 codebook = address + book * padded_size * row_bytes
+                if is_raw:
+                    source = address + 4 * book * size * dim
+                    codebook = _pad_book(source, room, size, dim, padded_dim)
 
                 # the nearest child, eight at a time; `+ k` turns a place in the eight into a child
                 key = simd.key_of_nearest(vector, codebook, padded_dim)
@@ -139,6 +164,8 @@ def _search_beam(
     it. The next level swaps them.
     """
     num_levels = len(tree)
+    dim = latents.shape[1]
+    scratch = _make_scratch(tree, padded_dim)
     residual = np.zeros((2 * beam, padded_dim), np.float32)
     cost = np.zeros(2 * beam, np.float32)
 
@@ -159,13 +186,15 @@ def _search_beam(
         before = 0  # first row of the half that holds the branches before a level: 0 or `beam`
         count = 1
         cost[0] = 0
-        for d in range(latents.shape[1]):
+        for d in range(dim):
             residual[0, d] = latents[i, d]
         for level in range(num_levels):
             address = tree[level].address
             size = tree[level].size
             padded_size = tree[level].padded_size
             linked = tree[level].linked
+            is_raw = tree[level].is_raw
+            room = np.int64(scratch[level].ctypes.data)
             book_bytes = row_bytes * padded_size
             is_finest = level == num_levels - 1
             after = beam - before  # first row of the other half
@@ -174,7 +203,11 @@ def _search_beam(
             for branch in range(count):
                 vector = residual_at + (before + branch) * row_bytes
                 coarser_cost = cost_at + (before + branch) * 4
-                codewords = address + index[level, branch] * linked * book_bytes
+                book = index[level, branch] * linked
+                codewords = address + book * book_bytes
+                if is_raw:
+                    source = address + 4 * book * size * dim
+                    codewords = _pad_book(source, room, size, dim, padded_dim)
                 first_place = branch * padded_size
                 for place in range(first_place, first_place + padded_size, SIDE_BY_SIDE):
                     simd.measure_eight(
@@ -202,6 +235,9 @@ def _search_beam(
                     cost[after + k] = added_cost + cost[before + branch]
                     vector = residual_at + (before + branch) * row_bytes
                     codeword = address + book * book_bytes + child * row_bytes
+                    if is_raw:
+                        source = address + 4 * (book * size + child) * dim
+                        codeword = _pad_book(source, room, 1, dim, padded_dim)
                     new_vector = residual_at + (after + k) * row_bytes
                     simd.subtract(vector, codeword, new_vector, padded_dim)
             count = kept
@@ -292,17 +328,24 @@ def search_compiled(
         one_thread_up_to = max(1, one_thread_up_to // len(blocks))
         loop = partial(_search_flat, vectors, blocks.numpy(), indices.numpy()[0])
     else:
-        tree = np.empty(len(codebooks), _LEVEL)
-        for level, codebook in enumerate(codebooks):
-            wide = _pad_to(codebook, 2, LANES, 0.0)
-            table = _pad_to(wide, 1, SIDE_BY_SIDE, torch.inf)
-            tables.append(table)
-            num_books, padded_size, padded_dim = table.shape
-            tree[level] = (table.data_ptr(), codebook.shape[1], padded_size, num_books > 1)
-
         # there are no more branches than sums of the coarser levels
         sizes = [codebook.shape[1] for codebook in codebooks[:-1]]
         beam = min(width, math.prod(sizes))
+
+        tree = np.empty(len(codebooks), _LEVEL)
+        for level, codebook in enumerate(codebooks):
+            num_books, size, dim = codebook.shape
+            padded_size = size + -size % SIDE_BY_SIDE
+            padded_dim = dim + -dim % LANES
+            is_padded = (padded_size, padded_dim) == (size, dim)
+            is_raw = num_books > beam * len(latents) and not is_padded
+            table = codebook.contiguous()
+            if not is_raw:
+                wide = _pad_to(codebook, 2, LANES, 0.0)
+                table = _pad_to(wide, 1, SIDE_BY_SIDE, torch.inf)
+            tables.append(table)
+            tree[level] = (table.data_ptr(), size, padded_size, num_books > 1, is_raw)
+
         arguments = (vectors, tree, padded_dim, indices.numpy())
         loop = partial(_search_greedy, *arguments)
         if beam > 1:
