@@ -345,6 +345,7 @@ def main() -> None:
     """Look for every recomputed part on its page."""
     tables = {path.name.replace("-", "_"): read_table(path.name) for path in DATA.iterdir()}
     tables["depth"] = read_table("long-cifar10/depth")
+    tables["longest"] = read_table("long-cifar10/longest")
 
     # systems at the bits of VQVAE-2 have pairs of their own
     rows = tables["long_cifar10"].rows
