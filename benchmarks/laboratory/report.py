@@ -143,8 +143,7 @@ def draw_curves(rows: Sequence[Row], path: Path) -> None:
     over_steps, *over_bits = figure.subplots(1, num_panels, squeeze=False)[0]
     for system, of_system in group_rows(rows).items():
         errors = mean_errors(of_system)
-        size = 3 if len(errors) < 50 else 0
-        over_steps.plot(*zip(*errors.items(), strict=True), "o-", markersize=size, label=system)
+        over_steps.plot(list(errors), list(errors.values()), "o-", markersize=2, label=system)
         bits = [row["bits_per_image"] for row in of_system]
         for axes in over_bits:
             axes.plot(bits, [row["mse"] for row in of_system], "o", label=system)
