@@ -43,6 +43,7 @@ def test_runs_are_listed_with_what_is_stale(run, tmp_path):
     (runs / "other").rename(tmp_path / "elsewhere")
     (runs / "other").symlink_to("../elsewhere")
     (runs / "loop").symlink_to(".")
+    (runs / "a-link").symlink_to("plain")
     with in_another_process(trained):
         bad, edited, plain, trained_on = json.loads(do(f"runs {runs} --json"))
     assert "could not convert" in edited["fault"]

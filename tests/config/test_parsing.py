@@ -2,6 +2,7 @@
 clear line.
 """
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Optional
@@ -134,6 +135,7 @@ def test_wrong_options(name, value, message):
             data: {root: 5} | data.root is 5; it must be text or null
             1: 2 | unknown field '1'
             model: &model {inner: *model} | (*model is an alias: write its value instead)
+            {data: {size: 8}, data.size: 9} | data.size stands twice: keep one
             {name: x, data: {size: 8, channels: 1, size: 9}} | (size stands twice: keep one)
             {name: x, data: {size: 8}, model: {}, data: {channels: 1}} | (data stands twice: keep
         """),
@@ -224,6 +226,22 @@ def test_paths_of_a_new_run_are_absolute(tmp_path, monkeypatch):
         "prior.training.init_from": "mnist",
         "data.root": "python:x",
     }
+
+
+def test_a_run_of_relative_paths_goes_on(tmp_path, monkeypatch):
+    """As version 1.0.0 wrote them; also if the run that it began with is gone."""
+    monkeypatch.chdir(tmp_path)
+    Path("base").mkdir()
+    Path("base/config.yaml").touch()
+    Path("mine.yaml").write_text("training: {init_from: base, device: cpu, precision: fp32}")
+    began = autoencoder_config("mine.yaml", {})
+    old = began.replace(**{"training.init_from": "base"})
+    autoencoder_config("mine.yaml", {}, old)
+    shutil.rmtree("base")
+    autoencoder_config("mine.yaml", {}, began)
+    Path("mine.yaml").write_text("training: {init_from: other, device: cpu, precision: fp32}")
+    with input_error("init_from is .*base there, other here"):
+        autoencoder_config("mine.yaml", {}, began)
 
 
 def test_a_name_that_stands_twice_in_json(tmp_path):

@@ -198,6 +198,13 @@ def test_broken_images_are_listed(digits, shards, capsys):
     assert read_files("out").items() >= parts.items()
     assert read_table("out").sort_by("key").equals(read_table(shards).sort_by("key"))
 
+    # a shard that is made anew has read an image that a retry shard names as broken
+    shutil.copytree("out", "anew")
+    for name in ("part-000002", "retry-000000"):
+        Path(f"anew/{name}.parquet").unlink()
+    tokenize("mnist digits anew --retry-broken")
+    assert sorted(column(read_table("anew"), "key")) == sorted(names)
+
     # a shard that is made anew leaves out the images of retry shards
     rows = read_table("out").num_rows
     Path("out/part-000000.parquet").unlink()

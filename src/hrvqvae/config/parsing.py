@@ -37,6 +37,7 @@ RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_e
 _READING = {f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb")}
 
 _INITIAL = [f"{section}.init_from" for section in TRAINING_SECTIONS]
+_PATHS = ("prior.codes", *_INITIAL)
 
 
 class _Loader(yaml.SafeLoader):
@@ -61,11 +62,11 @@ def _mapping_of_json(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_repeated(names: Iterable[Any]) -> None:
-    """Raise ValueError if a name stands twice."""
+    """Raise InputError if a name stands twice."""
     seen = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{name} stands twice: keep one")
+            raise InputError(f"{name} stands twice: keep one")
         seen.add(name)
 
 
@@ -78,7 +79,11 @@ def from_dict(tree: Any, where: str) -> Config:
     try:
         if not isinstance(tree, Mapping):
             raise InputError("a configuration is a mapping with data, model and training")
-        values = flatten(tree)
+        values = dict[str, Any]()
+        for name, value in tree.items():
+            leaves = flatten({name: value})
+            _refuse_repeated([*values, *leaves])
+            values |= leaves
         system = str(values.get("model.system", DEFAULT_SYSTEM))
         kind = str(values.get("prior.network.kind", DEFAULT_PRIOR))
         return override(default_config(system, kind), values)
@@ -100,7 +105,7 @@ def from_file(path: Path) -> Config:
         raise InputError(
             f"{path}: there is no such file; hrvqvae presets lists the presets"
         ) from error
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, ValueError, InputError, RecursionError) as error:
         raise InputError(f"{path} can't be read as YAML or JSON ({one_line(error)})") from error
     return from_dict(tree, str(path))
 
@@ -188,12 +193,12 @@ def absolute_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
     start in another folder. Names of models in the package stay.
     """
     paths = dict[str, str]()
-    for name in ("data.root", "prior.codes", *_INITIAL):
+    for name in ("data.root", *_PATHS):
         text = str(fields.get(name) or "")
-        path = expand_home(text).absolute()
+        path = _locate(text)
         is_run = (path / "config.yaml").is_file() or (path / "model.safetensors").is_file()
         is_path = is_run or path.is_file() or name not in _INITIAL
-        if text and is_path and not text.startswith("python:"):
+        if text not in ("", "null") and is_path and not text.startswith("python:"):
             paths[name] = str(path)
     return {**fields, **paths}
 
@@ -246,6 +251,10 @@ def mark_own_images(config: Config) -> Config:
     return config.replace(**{"data.dataset": OWN_IMAGES})
 
 
+def _locate(path: Any) -> Path:
+    return expand_home(str(path)).absolute()
+
+
 def _resumed(
     stored: Config, options: Mapping[str, str], section: str, must_agree: Mapping[str, Any]
 ) -> Config:
@@ -259,13 +268,18 @@ def _resumed(
     config = override(stored, options)
     before = flatten(stored)
     required = {name: value for name, value in must_agree.items() if name not in options}
+    budget = {f"{section}.{name}" for name in BUDGET}
+    given = budget if budget & options.keys() else set()
     for name, value in (flatten(config) | required).items():
-        if value != before.get(name) and name not in may_change:
+        differs = value != before.get(name)
+        if name in _PATHS:  # version 1.0.0 kept relative paths
+            differs = _locate(value) != _locate(before.get(name))
+        if differs and name not in may_change:
             raise InputError(
                 f"--resume continues the same run: --{name} is {before.get(name)} there, {value}"
                 " here; give the same, or train anew in another folder"
             )
-        if name in required and value != flatten(config)[name]:
+        if differs and name in required.keys() - given and value != flatten(config)[name]:
             note(
                 f"the file's {name} is not used ({value}; {flatten(config)[name]} in the run): give"
                 f" it as --{name}"

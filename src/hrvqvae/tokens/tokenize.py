@@ -432,7 +432,7 @@ def _write_missing(
     keys = tokenizer.images.key
     existing = _read_existing(out, plan, tokenizer.images)
     broken = existing.broken
-    planned = ((out / name, indices) for name, indices in plan.shards())
+    planned = [(out / name, indices) for name, indices in plan.shards()]
     missing = {
         path: [index for index in indices if keys(index) not in existing.retried]
         for path, indices in planned
@@ -442,7 +442,8 @@ def _write_missing(
     # Images that were broken go to further shards, retry-*, which take the free numbers.
     retried = []
     if retry:
-        retried = [index for index in range(plan.keys) if keys(index) in broken]
+        finished = [indices for path, indices in planned if path not in missing]
+        retried = [index for index in itertools.chain(*finished) if keys(index) in broken]
     retry_paths = (out / f"retry-{index:06d}{SUFFIX}" for index in itertools.count())
     free_paths = (path for path in retry_paths if not path.exists())
     retries = {next(free_paths): indices for indices in slices(retried, plan.shard_size)}
@@ -509,11 +510,13 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> _Existing:
         )
 
     # the images of each shard now; a retry shard has a row for each image that was readable, and a
-    # shard that was made anew after it leaves these images out
+    # shard that was made anew after it leaves these images out. Which images are broken is known
+    # from the other shards: a retry shard may name some that a shard made anew has read.
     repaired = dict[str, Path]()
     for path in retries:
         repaired |= dict.fromkeys(read_keys([path]), path)
-    elsewhere = {*shards.broken, *repaired}
+    known = open_shards([*finished]).broken if finished else {}
+    elsewhere = {*known, *repaired}
     contents = {
         path: images.content_digest(indices, elsewhere) for path, indices in finished.items()
     }
@@ -527,7 +530,7 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> _Existing:
                 f"{path} was made of other images of the same names; choose another folder, or"
                 " delete the file"
             )
-    broken = {key: error for key, error in shards.broken.items() if key not in repaired}
+    broken = {key: error for key, error in known.items() if key not in repaired}
     return _Existing(len(shards.paths), shards.count, broken, repaired.keys(), shards.versions)
 
 

@@ -27,7 +27,7 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
     rows = []
     seen = set()
     for path, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+        folders.sort(key=lambda name: Path(path, name).is_symlink())
         place = Path(path).resolve()
         if place in seen:  # a link leads to it, too
             folders.clear()
@@ -36,7 +36,7 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
         if "model.safetensors" in files or {"config.yaml", "checkpoints"} <= {*files, *folders}:
             folders.clear()
             rows.append(_describe(RunFolder(Path(path))))
-    return rows
+    return sorted(rows, key=lambda row: Path(row["run"]))
 
 
 def _describe(run: RunFolder) -> dict[str, Any]:

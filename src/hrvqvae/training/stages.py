@@ -55,7 +55,8 @@ def collect_fields(
         for name, value in options.items()
     }
     if data is not None and not isinstance(data, str | Path):
-        return fields | {"data.root": register_datasets(str(Path(run).absolute()), data, test_data)}
+        root = register_datasets(str(Path(run).absolute()), data, test_data)
+        return absolute_paths(fields) | {"data.root": root}
     if test_data is not None:
         raise InputError(
             "test_data needs a data set as data; a folder has its test images in a folder named"

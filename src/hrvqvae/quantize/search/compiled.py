@@ -75,8 +75,9 @@ def _place_of(key: Any) -> Any:
 
 @compiled(inline="always")
 def _make_scratch(tree: Any, padded_dim: int) -> Any:
-    """Return room for one padded codebook per level, with its padding."""
-    scratch = np.zeros((len(tree), tree["padded_size"].max(), padded_dim), np.float32)
+    """Return room for one padded codebook per raw level, with its padding."""
+    rows = (tree["padded_size"] * tree["is_raw"]).max()
+    scratch = np.zeros((len(tree), rows, padded_dim), np.float32)
     for level in range(len(tree)):
         scratch[level, tree[level].size :] = np.inf
     return scratch
