@@ -18,7 +18,6 @@ from hrvqvae.cli.console import (
     option,
     set_field,
 )
-from hrvqvae.config.parsing import absolute_paths
 from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.quantities import counted
 
@@ -30,6 +29,8 @@ def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
     """Return the fields that the options set, by dotted name; `stage` is the section of the
     training's fields.
     """
+    from hrvqvae.config.parsing import absolute_paths
+
     fields = dict[str, str](arguments.fields)
     field_of = {"data": "data.root", "codes": "prior.codes"}
     for name in ("max_steps", "max_minutes", "seed", "device", "init_from"):

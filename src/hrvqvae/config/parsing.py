@@ -194,7 +194,8 @@ def absolute_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     paths = dict[str, str]()
     for name in ("data.root", *_PATHS):
-        text = str(fields.get(name) or "")
+        value = fields.get(name)
+        text = str(value) if isinstance(value, str | Path) else ""
         path = _locate(text)
         is_run = (path / "config.yaml").is_file() or (path / "model.safetensors").is_file()
         is_path = is_run or path.is_file() or name not in _INITIAL
