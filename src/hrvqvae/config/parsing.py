@@ -270,7 +270,7 @@ def _resumed(
     before = flatten(stored)
     required = {name: value for name, value in must_agree.items() if name not in options}
     budget = {f"{section}.{name}" for name in BUDGET}
-    given = budget if budget & options.keys() else set()
+    replaced = budget if budget & options.keys() else set()
     for name, value in (flatten(config) | required).items():
         differs = value != before.get(name)
         if name in _PATHS:  # version 1.0.0 kept relative paths
@@ -280,7 +280,7 @@ def _resumed(
                 f"--resume continues the same run: --{name} is {before.get(name)} there, {value}"
                 " here; give the same, or train anew in another folder"
             )
-        if differs and name in required.keys() - given and value != flatten(config)[name]:
+        if differs and name in required.keys() - replaced and value != flatten(config)[name]:
             note(
                 f"the file's {name} is not used ({value}; {flatten(config)[name]} in the run): give"
                 f" it as --{name}"

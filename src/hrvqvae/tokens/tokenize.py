@@ -515,8 +515,8 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> _Existing:
     repaired = dict[str, Path]()
     for path in retries:
         repaired |= dict.fromkeys(read_keys([path]), path)
-    known = open_shards([*finished]).broken if finished else {}
-    elsewhere = {*known, *repaired}
+    unreadable = open_shards([*finished]).broken if finished else {}
+    elsewhere = {*unreadable, *repaired}
     contents = {
         path: images.content_digest(indices, elsewhere) for path, indices in finished.items()
     }
@@ -530,7 +530,7 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> _Existing:
                 f"{path} was made of other images of the same names; choose another folder, or"
                 " delete the file"
             )
-    broken = {key: error for key, error in known.items() if key not in repaired}
+    broken = {key: error for key, error in unreadable.items() if key not in repaired}
     return _Existing(len(shards.paths), shards.count, broken, repaired.keys(), shards.versions)
 
 
