@@ -455,13 +455,19 @@ class Model:
         num_levels = self.autoencoder.check_levels(params.levels)
         priors = self.load_priors(num_levels)
         networks = [prior for prior in priors.networks if prior.level.index < num_levels]
+
+        # given kept codes, classes are not as frequent as in training
+        weights: Sequence[float] = ()
+        if kept is not None and priors.classes and class_name is None:
+            with exact_float32(), torch_defaults():
+                weights = generative.weigh_classes(
+                    networks[0], priors.class_counts, kept, seed=seed
+                )
+
         for batch in tracked(slices(indices, _BATCH_SIZE), "sample", len(indices), len):
             with exact_float32(), torch_defaults(), torch.no_grad():
                 label = self.draw_labels(batch, seed, class_name, priors)
-                # given kept codes, classes are not as frequent as in training
-                if kept is not None and label is not None and class_name is None:
-                    counts = priors.class_counts
-                    weights = generative.weigh_classes(networks[0], counts, kept, seed=seed)
+                if weights:
                     label = generative.draw_labels(weights, seed, batch)
                 codes = generative.sample_codes(
                     networks,

@@ -4,6 +4,7 @@ it is.
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -69,6 +70,14 @@ def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(full_run, tm
     assert there.compress(IMAGES) == here.compress(IMAGES)
     with input_error("exists already"):
         export(full_run, out)
+
+
+def test_the_card_of_a_run_with_priors_of_its_first_levels(full_run, tmp_path):
+    shutil.rmtree(prior_folder(full_run, 2).path)
+    export(full_run, tmp_path / "out")
+    card = RunFolder(tmp_path / "out").card.read_text()
+    assert "model.sample(16, seed=0, levels=2)" in card
+    assert "drawn by default with guidance 1 and levels 1 to 2 |" in card
 
 
 def share_of_size(run, exported, file):

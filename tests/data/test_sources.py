@@ -511,14 +511,18 @@ def test_which_arrays_are_images(caplog):
     np.savez("all.npz", images_0=pixels, IMAGES_1=pixels, **masks)
     names = [open_whole(Path("all.npz"), labels=False).name(row) for row in range(0, 8, 4)]
     assert names == ["all.npz/images_0/0", "all.npz/IMAGES_1/0"]
-    told = "all.npz: left out images_mask, test_x_small; images are named `images` or `x`"
-    assert told in caplog.messages
+    told = "all.npz: left out images_mask, labels_2, test_x_small; images are named `images` or `x`"
+    assert told in caplog.text
     np.save("tile_x0_y1.npy", noise(16, 16, 3))
     np.save("tile_x1_y0.npy", noise(16, 16, 3))
     np.save("y.npy", np.arange(4)[:, None])
     np.save("y_texts.npy", np.array(["dog"], object))
     np.save("train_labels.npy", pixels)
     assert len(open_whole(Path("*.npy"), labels=False)) == 2
+    assert "y_texts.npy: left out" in caplog.text
+    np.savez("mixed.npz", x=pixels, labels=np.arange(4))
+    open_whole(Path("mixed.npz"))
+    assert "mixed.npz: left out labels;" in caplog.text
 
 
 def test_no_split_of_a_small_array_is_empty():

@@ -395,7 +395,7 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(run, beam, lmbda):
     assert samples.call_args.kwargs["lmbda"] == lmbda
 
 
-def test_what_can_not_be_measured_is_refused_before_anything_is_encoded(tmp_path):
+def test_what_can_not_be_measured_is_refused_before_anything_is_encoded(tmp_path, monkeypatch):
     write_mnist(tmp_path / "mnist", size=28)
     measured = partial(evaluate_run, "mnist", root=str(tmp_path), device="cpu")
     with patch("hrvqvae.evaluation.report.evaluate") as measure:
@@ -409,6 +409,10 @@ def test_what_can_not_be_measured_is_refused_before_anything_is_encoded(tmp_path
             measured(split="val")
         with input_error("guidance is -3"):
             measured(samples=2, guidance=-3)
+        for name in ("_takes_classifier", "has_efficientnet"):
+            monkeypatch.setattr(samples, name, lambda *_: False)
+        with input_error("hrvqvae.perceptual"):
+            measured(samples=2)
     measure.assert_not_called()
 
 
@@ -447,6 +451,8 @@ def test_any_folder_is_measured_whole_by_any_model(run, tmp_path):
         assert report["split"] == "all"
         assert report["images"] == 9
         assert report["no_priors"].endswith("0, 1, 2, 3, 4, 5, 6, 7, 8, 9; the data has no classes")
+    assert reports[1]["prior_bits_per_image"] is None
+    assert reports[1]["file_bits_per_image"] > 0  # which take no classes
     assert evaluate(f"{run} --data {tmp_path}/photos --split test")["images"] < 9
 
 

@@ -336,6 +336,10 @@ def test_labels_that_are_missing_wrong_or_named_alike(caplog):
     write_picture(Path("partly/a/0.png"), 0, (28, 28))
     write_picture(Path("partly/1.png"), 1, (28, 28))
     png = Path("partly/1.png").read_bytes()
+    for number, folder in enumerate(("train/cat", "test/dog", "unlabeled")):
+        write_picture(Path(f"stl/{folder}/{number}.png"), number, (28, 28))
+    Path("some.txt").write_text("partly/a/0.png\tcat\npartly/1.png")
+    Path("all.txt").write_text("partly/a/0.png\tcat\npartly/1.png\tdog")
 
     def write_parquet(path, labels, names=()):
         image = pa.array([{"bytes": png, "path": None}] * len(labels))
@@ -348,6 +352,8 @@ def test_labels_that_are_missing_wrong_or_named_alike(caplog):
     write_parquet("alike.parquet", [0, 1, 2, 1], ["crane", "drum", "crane"])
     for source, reason in (
         ("partly", "1 image outside of class folders"),
+        ("stl", "1 image outside of the splits"),
+        ("some.txt", "1 line without a label"),
         ("null.parquet", "1 image without a label"),
         ("numbers.parquet", "row 0 has label -1, but there are 2 class names"),
     ):
@@ -358,6 +364,10 @@ def test_labels_that_are_missing_wrong_or_named_alike(caplog):
         assert f"encoded without labels: {place}{reason}" in caplog.text
     tokenize("mnist alike.parquet alike")
     assert column(read_table("alike"), "label") == [0, 1, 2, 1]
+    caplog.clear()
+    tokenize("mnist all.txt listed")
+    assert column(read_table("listed"), "label") == ["dog", "cat"]  # in the order of the keys
+    assert "without labels" not in caplog.text
     metadata = pq.read_metadata("alike/part-000000.parquet").metadata
     assert json.loads(metadata[b"hrvqvae.classes"]) == ["crane", "drum", "crane"]
 

@@ -158,7 +158,10 @@ def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(stale, tiny, t
         assert same(case.state(), kept)
     ignored = shutil.ignore_patterns("priors", "prefixes", "tables*")
     anew = shutil.copytree(stale, tmp_path / "anew", ignore=ignored)
-    assert do("refresh run").splitlines()[-1].startswith("everything in run")
+    check_refusals("refresh run --device tpu | device is 'tpu'")
+    refreshed = do("refresh run --device cpu --data.on_error skip")
+    assert refreshed.splitlines()[-1].startswith("everything in run")
+    assert cases[0].folder.read_config().data.on_error == "skip"
     assert Run(stale).stale_artifacts() == []
     model = load(stale)
     model.compress(model.sample(1))

@@ -2,7 +2,9 @@
 a model card.
 """
 
+import dataclasses
 import json
+import math
 import re
 import shlex
 import tempfile
@@ -36,7 +38,7 @@ from hrvqvae.utils.progress import note_once
 _FENCE = "---\n"  # before and after the YAML at the top of a card
 _MORE_VARIETY = "; `--guidance 1` draws from the prior itself, with more variety"
 _UNMEASURED = "not in training; `hrvqvae evaluate` measures it"
-_SAMPLE_LINE = "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n"
+_SAMPLE_LINE = "new = {call:<38} # (16, C, Y, X), float32 in [0, 1]\n"
 _CARD = """\
 # Model card: {name}
 
@@ -236,8 +238,16 @@ def _card(
     for decoder, decoder_title in titles.items():
         if decoder in abouts:
             rows[decoder_title] = f"trained {abouts[decoder]['step']:,} steps"
+    sample_line = ""
     if priors:
-        rows["samples"] = _describe_sampling(source.read_sampling())
+        num_drawn = _count_levels(priors)
+        defaults = source.read_sampling()
+        options = "16, seed=0"
+        if defaults.levels is None and num_drawn < len(model.num_symbols):
+            defaults = dataclasses.replace(defaults, levels=num_drawn)
+            options += f", levels={num_drawn}"
+        rows["samples"] = _describe_sampling(defaults)
+        sample_line = _SAMPLE_LINE.format(call=f"model.sample({options})")
     rows["measured"] = measured
     rows["license"] = license or "not stated"
     table = "".join(f"| {label} | {value} |\n" for label, value in rows.items())
@@ -247,10 +257,19 @@ def _card(
         title=f"{SYSTEMS.get(model.system).title} of {images}",
         drawing=", with priors that draw new ones" if priors else "",
         table=table,
-        sample_line=_SAMPLE_LINE if priors else "",
+        sample_line=sample_line,
         folder=shlex.quote(name.rpartition("/")[2] if on_hub else name),
         get_line=f"$ hrvqvae hub get {name}\n" if on_hub else "",
     )
+
+
+def _count_levels(priors: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of levels, from the first on, that have a prior."""
+    ends = {about["level"]: about["level"] + about.get("levels", 1) for about in priors}
+    count = 0
+    while count in ends:
+        count = ends[count]
+    return count
 
 
 def _describe_priors(priors: Sequence[Mapping[str, Any]]) -> str:
@@ -264,14 +283,14 @@ def _describe_priors(priors: Sequence[Mapping[str, Any]]) -> str:
         title = PRIORS.get(kind).title if kind in PRIORS else kind
         titles.append(f"{title} of {level_names(levels)}")
         per_level = about.get("level_bits_per_code", [about["bits_per_code"]])
-        bits += [f"{level_bits:.3f}" for level_bits in per_level]
+        # NaN: the training was stopped before it was measured
+        bits += ["?" if math.isnan(value) else f"{value:.3f}" for value in per_level]
     return f"{'; '.join(titles)}; {', '.join(bits)} bits per code on held-out images"
 
 
 def _describe_sampling(defaults: SamplingDefaults) -> str:
     levels = "all levels" if defaults.levels is None else level_names(range(defaults.levels))
-    is_plain = (defaults.guidance, defaults.levels) == (1, None)
-    hint = "" if is_plain else _MORE_VARIETY
+    hint = "" if defaults.guidance == 1 else _MORE_VARIETY
     return f"drawn by default with guidance {format_guidance(defaults.guidance)} and {levels}{hint}"
 
 

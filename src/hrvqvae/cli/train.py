@@ -131,7 +131,12 @@ def _refresh(arguments: Arguments) -> int:
         from hrvqvae.checkpoints.run import stale_notice
         from hrvqvae.training.stages import refresh
 
-        signal = refresh(arguments.run, arguments.data and _absolute(arguments.data))
+        signal = refresh(
+            arguments.run,
+            arguments.data and _absolute(arguments.data),
+            device=arguments.device,
+            fields=dict(arguments.fields),
+        )
         if signal is not None:
             print("stopped, saved; the same command continues")
             return 128 + signal
@@ -234,12 +239,13 @@ _DATA = option(
     " the run's, else HRVQVAE_DATA, else the user's cache)",
     type=Path,
 )
+_DEVICE = option("--device NAME", "train on auto, cpu, cuda or cuda:N (default: auto)")
 _TRAINING = (
     _DATA,
     option("--max-steps N", "stop after N steps (default: the preset's)"),
     option("--max-minutes M", "stop after M minutes (default: the preset's)"),
     option("--seed S", "draw weights and the order of images from seed S (default: the preset's)"),
-    option("--device NAME", "train on auto, cpu, cuda or cuda:N (default: auto)"),
+    _DEVICE,
     option(
         "--init-from MODEL", "start from the weights of a run or model, such as cifar10", type=Path
     ),
@@ -298,6 +304,8 @@ COMMANDS = (
         _refresh,
         "run",
         "--data",
+        _DEVICE,
+        fields="--data.on_error skip",
     ),
     Command(
         "train-classifier",

@@ -55,9 +55,9 @@ def _evaluate(arguments: Arguments) -> None:
         perplexity = f"{level.perplexity:.1f}"
         rows.append((index, level.codewords, level.used, usage, perplexity, error))
     print_table(rows)
-    if evaluated.rate is None:
+    if evaluated.no_rate:
         print(f"\nno priors: {evaluated.no_rate}")
-    else:
+    if evaluated.rate is not None:
         _print_rate(evaluated.rate)
     if evaluated.samples:
         _print_samples(evaluated.samples)

@@ -264,7 +264,9 @@ def _resumed(
     Raises InputError if options change the run's result, or `must_agree` differs from it.
     """
     may_change = _READING | {f"{section}.{name}" for name in (*RESULT_FREE, *BUDGET)}
-    if section != "prior.training":  # the evaluation images decide a prior's best state
+    if section == "prior.training":  # the evaluations decide a prior's best state
+        may_change.remove(f"{section}.evaluate_every")
+    else:
         may_change.add(f"{section}.evaluation_images")
     config = override(stored, options)
     before = flatten(stored)

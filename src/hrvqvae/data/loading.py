@@ -260,9 +260,7 @@ def open_whole(path: Path, labels: bool = True) -> Source:
     """
     if path.is_dir() and (names := sorted(files.find_names(path, SUFFIXES))):
         _note_shards_beside(path)
-        # The class folders may lie in split folders.
-        top_folders = {name.split("/")[0].lower() for name in names}
-        return files.FolderSource(path, names, depth=1 if top_folders <= set(SPLIT_NAMES) else 0)
+        return files.read_whole_folder(path, names)
     if path.suffix.lower() in files.LIST_SUFFIXES and path.is_file():
         return files.read_list(path)
     source_class, shards = _list_shards(path)

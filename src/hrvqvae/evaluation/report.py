@@ -38,7 +38,12 @@ from hrvqvae.data.loading import (
 )
 from hrvqvae.data.sources import datasets, find_data_root
 from hrvqvae.distributed import working_alone
-from hrvqvae.evaluation.samples import SampleQuality, choose_set_size, measure_samples
+from hrvqvae.evaluation.samples import (
+    SampleQuality,
+    choose_set_size,
+    measure_samples,
+    require_features,
+)
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.distortion import Report, evaluate
@@ -154,7 +159,7 @@ class RunEvaluation:
 
     report: Report
     rate: Rate | None
-    no_rate: str  # why there is no rate; "" if there is one
+    no_rate: str  # why there is no rate under priors; "" if there is one
     samples: tuple[SampleQuality, ...] = ()  # one for each guidance
 
     def to_dict(self) -> dict[str, Any]:
@@ -320,6 +325,7 @@ def evaluate_run(
         raise InputError(_describe_other_classes(model.classes, images.classes))
     if samples:
         choose_set_size(samples, open_images(data, "test"), open_images(data, "train"))
+        require_features(data, images.classes)
     priors: Priors | None = None
     no_rate = "not asked for"
     if rate:
@@ -340,10 +346,15 @@ def evaluate_run(
     maps = recorder.maps(images.classes)
     autoencoder.cpu()
     measured = None
-    if priors is not None:
-        entropy_model = _load_entropy_model(model)
+    entropy_model = _load_entropy_model(model) if rate else None
+    if priors or entropy_model:
         measured = measure_rate(
-            priors, autoencoder, entropy_model, maps, data.image_size, compute.device
+            priors or Priors((), (), ()),
+            autoencoder,
+            entropy_model,
+            maps,
+            data.image_size,
+            compute.device,
         )
     quality: tuple[SampleQuality, ...] = ()
     if samples:

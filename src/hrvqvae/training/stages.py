@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hrvqvae import distributed
@@ -34,6 +35,7 @@ from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.progress import Say
 
 _DECODER_TASKS = {PROGRESSIVE: ProgressiveTask, GENERATION: GenerationTask}
+_SECTIONS = {PROGRESSIVE: "progressive", GENERATION: "generation"}  # of a configuration
 _REFRESH_MARK = ".refreshing"  # a file in a network's folder, which marks an unfinished refresh
 # fields named without their section
 _SHORT_NAMES = ("max_steps", "max_minutes", "seed", "device", "init_from")
@@ -133,8 +135,7 @@ def train_decoder(run: str | Path, kind: str, fields: Fields, *, resume: bool = 
         stored = Run(run).folder_config
         require_trainable(run)
         begun_config = folder.read_config() if resume and folder.config.is_file() else None
-        section = "progressive" if kind == PROGRESSIVE else kind  # PROGRESSIVE is "prefixes"
-        config = stage_config(section, stored, fields, begun_config)
+        config = stage_config(_SECTIONS[kind], stored, fields, begun_config)
         is_resolved = begun_config is not None or kind == PROGRESSIVE
         return config if is_resolved else resolve_generation(Run(run), config)
 
@@ -143,13 +144,27 @@ def train_decoder(run: str | Path, kind: str, fields: Fields, *, resume: bool = 
     return Trainer(task, resume=resume, callbacks=[draw_training]).train()
 
 
-def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> int | None:
+def refresh(
+    name: str,
+    root: str | None = None,
+    *,
+    device: str | None = None,
+    fields: Fields = MappingProxyType({}),
+    say: Say = progress.say,
+) -> int | None:
     """Retrain the stale networks of a run with their own configurations, and refit the entropy
     model if stale.
 
-    Returns the signal that stopped a training, or None if all is done; another call resumes. Raises
-    InputError as `Trainer.train` and `EntropyModelArtifact.fit`. `root` is the folder of the data,
-    if it has moved.
+    Args:
+        root: the folder of the data, if it has moved.
+        device: another device for the training of the networks.
+        fields: fields of reading the data, such as "data.on_error".
+
+    Returns:
+        The signal that stopped a training, or None if all is done; another call resumes.
+
+    Raises:
+        InputError: as `Trainer.train`, `stage_config` and `EntropyModelArtifact.fit`.
     """
     run = Run(name)
     stale = distributed.on_rank_zero(lambda: {artifact.path for artifact in run.stale_artifacts()})
@@ -157,7 +172,13 @@ def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> i
         mark = network.path / _REFRESH_MARK
         if not (network.path in stale or mark.is_file()):
             continue
-        config = network.config.with_root(root)
+        section = "prior" if network.levels is not None else _SECTIONS[network.kind]
+        changes = dict(fields)
+        if root is not None:
+            changes["data.root"] = root
+        if device is not None:
+            changes[f"{section}.training.device"] = device
+        config = stage_config(section, run.folder_config, changes, network.config)
         distributed.on_rank_zero(mark.touch)
         task: Task
         if network.levels is None:

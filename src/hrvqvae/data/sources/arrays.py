@@ -8,7 +8,7 @@ compressed .npz.
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -101,10 +101,13 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
     has none.
     """
     shards = []
+    files_of_labels = []
     for file in files:
         name = file.relative_to(base).as_posix()
         if file.suffix.lower() == ".npy":
-            if not _holds_labels(file):
+            if _holds_labels(file):
+                files_of_labels.append(file)
+            else:
                 shards.append(Shard(name, file))
             continue
         keys = _list_keys(file)
@@ -113,11 +116,20 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
             raise InputError(
                 f"{file} holds {', '.join(keys) or 'no array'}; name the images `images` or `x`"
             )
-        if others := [key for key in keys if key not in images and not _LABELS.search(key)]:
-            note_once(f"{file}: left out {', '.join(others)}; images are named `images` or `x`")
+        used = {*images, *_list_label_names(images)}
+        if others := [key for key in keys if key not in used and key.lower() not in used]:
+            note_once(
+                f"{file}: left out {', '.join(others)}; images are named `images` or `x`, their"
+                " labels `labels` or `y`"
+            )
         shards += [Shard(f"{name}/{key}", file, key) for key in images]
     if not shards:
         raise InputError(f"{files[0]} has a name of labels; give the file of images")
+
+    stems = _list_label_names(shard.path.stem for shard in shards)
+    for file in files_of_labels:
+        if file.stem.lower() not in stems:
+            note_once(f"{file}: left out; the labels of bars.npy are named bars-labels.npy")
     return shards
 
 
@@ -219,15 +231,27 @@ def _list_arrays_beside(place: Path) -> dict[str, Shard]:
     return {key.lower(): Shard("", place, key) for key in _list_keys(place)}
 
 
-def _read_labels(shard: Shard, count: int, arrays: Mapping[str, Shard]) -> NDArray[np.int64] | None:
-    """Return the labels of an array of `count` images, or None.
+def _list_label_names(names: Iterable[str]) -> list[str]:
+    """Return the names, in lower case, that the labels of arrays of images may have.
 
     The labels of x_train are y_train, those of train_images train_labels, and those of bars
-    bars-labels or bars_labels. `arrays` are those in the same folder or .npz, by name.
+    bars-labels or bars_labels.
     """
-    name = shard.key or shard.path.stem
-    swapped = _IMAGES.sub(lambda match: "y" if match[1].lower() == "x" else "labels", name).lower()
-    names = (swapped,) if swapped != name.lower() else (f"{swapped}-labels", f"{swapped}_labels")
+    labels = []
+    for name in names:
+        swapped = _IMAGES.sub(
+            lambda match: "y" if match[1].lower() == "x" else "labels", name
+        ).lower()
+        is_named = swapped != name.lower()
+        labels += [swapped] if is_named else [f"{swapped}-labels", f"{swapped}_labels"]
+    return labels
+
+
+def _read_labels(shard: Shard, count: int, arrays: Mapping[str, Shard]) -> NDArray[np.int64] | None:
+    """Return the labels of an array of `count` images, or None. `arrays` are those in the same
+    folder or .npz, by name.
+    """
+    names = _list_label_names([shard.key or shard.path.stem])
     labels_shard = next((arrays[name] for name in names if name in arrays), None)
     if labels_shard is None:
         return None

@@ -77,9 +77,24 @@ def normalize(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def read_whole_folder(folder: Path, names: Sequence[str]) -> FolderSource:
+    """Return the images of a folder in all splits. Labels are the folders inside the splits; if
+    there are images outside of the splits, no image has a label.
+    """
+    tops = [name.split("/")[0].lower() for name in names]
+    outside = sum(top not in SPLIT_NAMES for top in tops)
+    is_divided = TRAIN in tops and any(name in tops for name in HELD_OUT)
+    if not outside or not is_divided:
+        return FolderSource(folder, names, depth=0 if outside else 1)
+    source = FolderSource(folder, names)
+    source.labels = None
+    source.unlabelled = f"{counted(outside, 'image')} outside of the splits"
+    return source
+
+
 def read_list(path: Path) -> FolderSource:
     """Return the images of a list in UTF-8: per line a path relative to the list, then optionally a
-    tab and a label.
+    tab and a label. If some lines have no label, no image has one.
     """
     try:
         # not by `splitlines`: a name may have other separators of lines
@@ -96,9 +111,11 @@ def read_list(path: Path) -> FolderSource:
     if not names:
         raise InputError(f"{path} names no image; write a path per line")
     source = FolderSource(path.parent, names)
-    # The labels replace the names of folders. A line without a label has None, which the callers of
-    # `open_whole` accept; other functions read no lists.
-    source.labels = np.array(labels, object)
+    # the labels replace the names of folders
+    missing = labels.count(None)
+    source.labels = None if missing else np.array(labels, object)
+    is_mixed = 0 < missing < len(labels)
+    source.unlabelled = f"{counted(missing, 'line')} without a label" if is_mixed else ""
     return source
 
 
