@@ -156,9 +156,8 @@ class Model:
         # the priors in memory may end before the last of these levels
         if priors is None or priors.networks[-1].levels[-1].index + 1 < num_levels:
             priors = self._priors = self.run.load_priors(num_levels)
-            if self.device.type != "mps":  # mps has no float64, which draws the codes
-                for network in priors.networks:
-                    network.to(self.device)
+            for network in priors.networks:
+                network.to(self.device)
         return priors
 
     @property

@@ -15,6 +15,7 @@ from hrvqvae.config import level_names
 from hrvqvae.data.images import decode_image, note_conversions, read_image, to_pil, write_image
 from hrvqvae.image_files import Resumption
 from hrvqvae.model import Model
+from hrvqvae.models.base import image_size
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
@@ -73,8 +74,7 @@ def reconstruct(
         for path in paths:
             array, conversions[path] = decode_image(path, autoencoder.channels, max_pixels)
             pixels = torch.from_numpy(array)
-            size = (pixels.shape[-2], pixels.shape[-1])
-            (image,) = autoencoder.decode(encode(pixels[None]), levels, size)
+            (image,) = autoencoder.decode(encode(pixels[None]), levels, image_size(pixels))
             error = 0.0
             rounded = torch.empty_like(pixels)
             for top in range(0, pixels.shape[1], _PIXEL_ROWS):

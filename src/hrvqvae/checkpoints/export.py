@@ -25,8 +25,8 @@ from hrvqvae.checkpoints.folder import (
     is_hub_name,
     list_models,
 )
-from hrvqvae.checkpoints.run import Run, config_of, copy_state, stale_notice
-from hrvqvae.config import Config, bits_per_image, flatten, level_names, to_dict
+from hrvqvae.checkpoints.run import Run, config_of, copy_state, count_leading, stale_notice
+from hrvqvae.config import Config, Levels, bits_per_image, flatten, level_names, to_dict
 from hrvqvae.config.parsing import OWN_IMAGES, mark_own_images
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 from hrvqvae.config.schema import TRAINING_SECTIONS
@@ -240,7 +240,7 @@ def _card(
             rows[decoder_title] = f"trained {abouts[decoder]['step']:,} steps"
     sample_line = ""
     if priors:
-        num_drawn = _count_levels(priors)
+        num_drawn = count_leading(map(_levels_of, priors))
         defaults = source.read_sampling()
         options = "16, seed=0"
         if defaults.levels is None and num_drawn < len(model.num_symbols):
@@ -263,13 +263,8 @@ def _card(
     )
 
 
-def _count_levels(priors: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of levels, from the first on, that have a prior."""
-    ends = {about["level"]: about["level"] + about.get("levels", 1) for about in priors}
-    count = 0
-    while count in ends:
-        count = ends[count]
-    return count
+def _levels_of(prior: Mapping[str, Any]) -> Levels:
+    return range(prior["level"], prior["level"] + prior.get("levels", 1))
 
 
 def _describe_priors(priors: Sequence[Mapping[str, Any]]) -> str:
@@ -279,9 +274,8 @@ def _describe_priors(priors: Sequence[Mapping[str, Any]]) -> str:
     bits = list[str]()
     for about in priors:
         kind = about["config"]["prior"]["network"]["kind"]
-        levels = range(about["level"], about["level"] + about.get("levels", 1))
         title = PRIORS.get(kind).title if kind in PRIORS else kind
-        titles.append(f"{title} of {level_names(levels)}")
+        titles.append(f"{title} of {level_names(_levels_of(about))}")
         per_level = about.get("level_bits_per_code", [about["bits_per_code"]])
         # NaN: the training was stopped before it was measured
         bits += ["?" if math.isnan(value) else f"{value:.3f}" for value in per_level]
@@ -311,7 +305,7 @@ def _read_evaluation(run: RunFolder) -> str:
     return text
 
 
-def _with_front_matter(card: str, config: Config, license: str | None = None) -> bytes:
+def _with_front_matter(card: str, config: Config, license: str | None) -> bytes:
     """Return a card with YAML for the hub at its top. If the card has YAML already, only the
     license is set there.
     """

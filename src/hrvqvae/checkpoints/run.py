@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -96,6 +96,15 @@ def renewal_advice(run: str | Path) -> str:
     return (
         f"made for another state of the model; renew with: hrvqvae refresh {shlex.quote(str(run))}"
     )
+
+
+def count_leading(parts: Iterable[Levels]) -> int:
+    """Return the number of levels, from the first on, that lie in parts, given coarse first."""
+    count = 0
+    for levels in parts:
+        if levels.start == count:
+            count = levels.stop
+    return count
 
 
 class Run:
@@ -296,11 +305,9 @@ class Run:
 
     def count_prior_levels(self) -> int:
         """Return how many levels, from the first on, have a trained prior. Reads no weights."""
-        count = 0
-        for levels, prior in self.priors.items():
-            if levels.start == count and prior.file.is_file():
-                count = levels.stop
-        return count
+        return count_leading(
+            levels for levels, prior in self.priors.items() if prior.file.is_file()
+        )
 
     def missing_priors(self, num_levels: int | None = None) -> str:
         """Return the command that trains the missing priors of the first levels (default: all).

@@ -33,7 +33,7 @@ from hrvqvae.compression.levels import (
     kernel_arguments,
 )
 from hrvqvae.compression.network import EntropyNetwork
-from hrvqvae.utils.compiled import compiled, in_parts
+from hrvqvae.utils.compiled import compiled, in_parts, inlined
 
 Integers = NDArray[np.int64]
 CodeArray = NDArray[np.int32]
@@ -100,7 +100,7 @@ def _stack(networks: Sequence[EntropyNetwork]) -> _Networks:
     return _Networks(*stacks)
 
 
-@compiled(inline="always")
+@inlined
 def _compute_value(codes: CodeArray, position: int, group: Integers, symbols: Integers) -> int:
     """Return the value of a group at a position, from codes (L, P)."""
     value = 0
@@ -109,7 +109,7 @@ def _compute_value(codes: CodeArray, position: int, group: Integers, symbols: In
     return value
 
 
-@compiled(inline="always")
+@inlined
 def _count_bits(
     codes: CodeArray,
     position: int,
@@ -386,8 +386,7 @@ class Choice:
     @property
     def bits(self) -> NDArray[np.float64]:
         """Bits of the codes of each image (N,)."""
-        bits: NDArray[np.float64] = self._state[1].sum((1, 2), dtype=np.float64)
-        return bits
+        return self._state[1].sum((1, 2), dtype=np.float64)
 
     def update(
         self, positions: Integers, options: CodeArray, changes: Floats, lmbdas: Floats

@@ -49,7 +49,7 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import EntropyNetwork
 from hrvqvae.config import Grid
-from hrvqvae.models.base import Autoencoder, Encode, to_unit_images
+from hrvqvae.models.base import Autoencoder, Encode, image_size, to_unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.models.tiles import divide_grid, index_area
 from hrvqvae.quantize import Codes
@@ -192,7 +192,7 @@ class DecoderSearch:
         """Return the codes (L, B, H, W) of images or tiles on the scale [0, 1], from first codes
         (L, B, P).
         """
-        size = (targets.shape[-2], targets.shape[-1])
+        size = image_size(targets)
         latents = self.model.latents(targets)
         grid = (latents.shape[1], latents.shape[2])
         goals = latents.flatten(1, 2).clone()  # (B, P, D)
@@ -269,7 +269,7 @@ class DecoderSearch:
 
         Without the gradient, `vectors` stand in its place.
         """
-        size = (targets.shape[-2], targets.shape[-1])
+        size = image_size(targets)
         is_prefix = self.levels < self.model.prefixes[-1]
         levels = torch.tensor(self.levels, device=vectors.device) if is_prefix else None
         inputs = vectors.detach().requires_grad_(with_gradient)

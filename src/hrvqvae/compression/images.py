@@ -20,8 +20,7 @@ from torch import Tensor
 from hrvqvae.compression.decoder_search import DecoderSearch, explain_no_search
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, write
-from hrvqvae.config import Grid
-from hrvqvae.models.base import Autoencoder, Encode, to_unit_images
+from hrvqvae.models.base import Autoencoder, Encode, image_size, to_unit_images
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import exact_float32
 from hrvqvae.utils.errors import DamagedFileError, InputError
@@ -41,10 +40,6 @@ def flat_codes(codes: Codes) -> NDArray[np.int32]:
     """Return codes as files hold them: (B, codes of all levels), level after level."""
     rows = [level.cpu().numpy().reshape(len(level), -1) for level in codes]
     return np.concatenate(rows, 1).astype(np.int32)
-
-
-def _image_size(images: Tensor) -> Grid:
-    return images.shape[-2], images.shape[-1]
 
 
 @exact_float32()
@@ -74,13 +69,13 @@ def make_files(
             raise InputError(f"{name} has {image.dim()} dimensions; expected 3: (C, Y, X)")
 
     # images of one batch have one shape and type, since torch.stack converts types
-    shapes = [(*_image_size(image), image.shape[0], image.dtype) for image in images]
+    shapes = [(*image_size(image), image.shape[0], image.dtype) for image in images]
     files: dict[int, bytes] = {}
     for indices in group_by_size(shapes, _MOST_PIXELS):
         batch = torch.stack([images[index] for index in indices]).to(device)
         if max_bytes is None:
             codes = flat_codes(encode(batch))
-            contents = write(entropy_model, codes, _image_size(batch), levels)
+            contents = write(entropy_model, codes, image_size(batch), levels)
         else:
             batch_names = [names[index] for index in indices]
             contents = _fit_files(model, entropy_model, batch, levels, max_bytes, batch_names)
@@ -121,7 +116,7 @@ def _fit_files(
     best = [_BestFile(max_bytes) for _ in images]
     prefixes = [prefix for prefix in reversed(model.prefixes) if prefix <= levels]
     codes = flat_codes(model.encode(images))
-    plain_files = [write(entropy_model, codes, _image_size(images), prefix) for prefix in prefixes]
+    plain_files = [write(entropy_model, codes, image_size(images), prefix) for prefix in prefixes]
     if explain_no_search(model):
         # the most levels that fit have the least error
         for rank, files in enumerate(plain_files):
@@ -152,7 +147,7 @@ def _offer_files(
     encoder: DecoderSearch, images: Tensor, codes: Codes, best: Sequence[_BestFile]
 ) -> tuple[Floats, Floats]:
     """Offer the file of each image to its `best`, and return the bytes and squared errors (B,)."""
-    size = _image_size(images)
+    size = image_size(images)
     files = write(encoder.entropy_model, flat_codes(codes), size, encoder.levels)
     decoded = encoder.model.decode(codes, len(codes), size)
     targets = to_unit_images(images, encoder.model.channels)

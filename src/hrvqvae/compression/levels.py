@@ -28,7 +28,7 @@ from hrvqvae.compression.network import (
     EntropyNetwork,
 )
 from hrvqvae.compression.range_coder import Bytes, Integers
-from hrvqvae.utils.compiled import compiled, in_parts
+from hrvqvae.utils.compiled import compiled, in_parts, inlined
 
 CodeArray = NDArray[np.int32]
 
@@ -68,7 +68,7 @@ class Layout:
         )
 
 
-@compiled(inline="always")
+@inlined
 def fill_maps(
     codes: CodeArray,
     image: int,
@@ -110,7 +110,7 @@ def fill_maps(
                 maps[group, y + FRAME, x + FRAME] = value
 
 
-@compiled(inline="always")
+@inlined
 def append_code(
     maps: CodeArray, groups: Integers, level: int, num_symbols: int, y: int, x: int, code: int
 ) -> None:
@@ -122,7 +122,7 @@ def append_code(
             )
 
 
-@compiled(inline="always")
+@inlined
 def find_rows(
     maps: CodeArray,
     groups: Integers,
@@ -166,7 +166,7 @@ def find_rows(
     return weight_set
 
 
-@compiled(inline="always")
+@inlined
 def compute_frequencies(
     hidden: Any,
     weight_set: int,
@@ -200,7 +200,7 @@ def compute_frequencies(
     return total
 
 
-@compiled(inline="always")
+@inlined
 def compute_hidden(level: int, layout: Any, network: Any, work: Any, y: int, x: int) -> int:
     """Write the hidden units of the code at a position, before the ReLU, to `work`, and return the
     weight set.
@@ -216,7 +216,7 @@ def compute_hidden(level: int, layout: Any, network: Any, work: Any, y: int, x: 
     return weight_set
 
 
-@compiled(inline="always")
+@inlined
 def _predict(level: int, layout: Any, network: Any, work: Any, y: int, x: int) -> int:
     """Write the frequencies of the code at a position to `work`, and return their total. Without a
     network, frequencies are 1 and are not written.
@@ -227,10 +227,9 @@ def _predict(level: int, layout: Any, network: Any, work: Any, y: int, x: int) -
     if not len(features):
         return num_symbols
     weight_set = compute_hidden(level, layout, network, work, y, x)
-    total: int = compute_frequencies(
+    return compute_frequencies(
         hidden, weight_set, weights, offsets, shift, frequencies, num_symbols
     )
-    return total
 
 
 @compiled()

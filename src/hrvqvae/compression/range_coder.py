@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.utils.compiled import compiled
+from hrvqvae.utils.compiled import inlined
 
 Integers = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -31,7 +31,7 @@ _MIN_RANGE = 1 << 40  # the range stays above
 _REST_MASK = _MIN_RANGE - 1  # all bytes but the first
 
 
-@compiled(inline="always")
+@inlined
 def begin_encoding(state: Integers) -> None:
     """Reset the state to the full interval, with no byte written."""
     for index in range(len(state)):
@@ -39,7 +39,7 @@ def begin_encoding(state: Integers) -> None:
     state[RANGE] = _FULL_RANGE
 
 
-@compiled(inline="always")
+@inlined
 def _carry(state: Integers, out: Bytes, row: int) -> None:
     """If the low end has overflowed, add one to the bytes written in out[row].
 
@@ -54,14 +54,14 @@ def _carry(state: Integers, out: Bytes, row: int) -> None:
         out[row, index] += 1
 
 
-@compiled(inline="always")
+@inlined
 def _write_byte(state: Integers, out: Bytes, row: int) -> None:
     out[row, state[USED]] = state[LOW] >> _TOP_SHIFT
     state[USED] += 1
     state[LOW] = (state[LOW] & _REST_MASK) << 8
 
 
-@compiled(inline="always")
+@inlined
 def encode(state: Integers, out: Bytes, row: int, before: int, frequency: int, total: int) -> None:
     """Narrow the interval to a symbol. `before` is the sum of the frequencies of the lower
     symbols.
@@ -75,12 +75,12 @@ def encode(state: Integers, out: Bytes, row: int, before: int, frequency: int, t
         state[RANGE] <<= 8
 
 
-@compiled(inline="always")
+@inlined
 def _round_up(low: Any, step: Any) -> Any:
     return (low + step - 1) // step * step
 
 
-@compiled(inline="always")
+@inlined
 def _count_final_bytes(state: Integers) -> int:
     """Return how many bytes pin a number to the interval, whatever bytes follow."""
     end = state[LOW] + state[RANGE]
@@ -93,7 +93,7 @@ def _count_final_bytes(state: Integers) -> int:
     return count
 
 
-@compiled(inline="always")
+@inlined
 def end_encoding(state: Integers, out: Bytes, row: int) -> int:
     """Write the last bytes to a row of `out`, and return the length of the stream in bytes."""
     count = _count_final_bytes(state)
@@ -104,7 +104,7 @@ def end_encoding(state: Integers, out: Bytes, row: int) -> int:
     return int(state[USED])
 
 
-@compiled(inline="always")
+@inlined
 def _read_byte(state: Integers, content: Bytes, offset: int, stop: int) -> None:
     """Append the byte at an offset to the decoder's value; from `stop` on, bytes are 0."""
     state[VALUE] <<= 8
@@ -112,7 +112,7 @@ def _read_byte(state: Integers, content: Bytes, offset: int, stop: int) -> None:
         state[VALUE] |= np.int64(content[offset])
 
 
-@compiled(inline="always")
+@inlined
 def begin_decoding(state: Integers, content: Bytes, start: int, stop: int) -> None:
     """Reset the state to the full interval, and read the first bytes of content[start:stop]."""
     begin_encoding(state)
@@ -120,7 +120,7 @@ def begin_decoding(state: Integers, content: Bytes, start: int, stop: int) -> No
         _read_byte(state, content, offset, stop)
 
 
-@compiled(inline="always")
+@inlined
 def find_target(state: Integers, total: int) -> int:
     """Return the point of the next symbol on the scale of frequencies, from 0 to `total`; `total`
     or more in a damaged stream.
@@ -128,7 +128,7 @@ def find_target(state: Integers, total: int) -> int:
     return int(state[VALUE] // (state[RANGE] // total))
 
 
-@compiled(inline="always")
+@inlined
 def consume(
     state: Integers, content: Bytes, start: int, stop: int, before: int, frequency: int, total: int
 ) -> None:
@@ -144,7 +144,7 @@ def consume(
         state[RANGE] <<= 8
 
 
-@compiled(inline="always")
+@inlined
 def end_decoding(state: Integers) -> int:
     """Return the length in bytes of the stream, all of whose symbols are decoded."""
     return int(state[USED] + _count_final_bytes(state))

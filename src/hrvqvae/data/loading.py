@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hrvqvae.config import DataConfig
 from hrvqvae.config.entries import Dataset
 from hrvqvae.config.registry import DATASETS
-from hrvqvae.data.batches import ImageSet, chunk_samples, read_batches
+from hrvqvae.data.batches import ImageSet, evaluation_batches
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
 from hrvqvae.data.sources import (
@@ -37,7 +37,7 @@ from hrvqvae.data.sources import (
     tars,
 )
 from hrvqvae.utils.errors import InputError, require
-from hrvqvae.utils.progress import note, note_once
+from hrvqvae.utils.progress import note_once
 from hrvqvae.utils.quantities import counted
 
 _SOURCES: Mapping[str, Callable[[Sequence[Shard], bool], Source]] = {
@@ -83,18 +83,12 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
         return images
     pixels = np.empty(shape, np.uint8)
     labels = list[int]()
-    broken = list[str]()
-    workers = config.workers if len(images) > _BATCH else 0  # starting them takes longer
-    for batch in read_batches(images, chunk_samples(range(len(images)), _BATCH), workers):
+    for batch in evaluation_batches(images, batch_size=_BATCH, workers=config.workers):
         start = len(labels)
         labels += batch.labels.tolist()
-        # If all images of a batch are broken, its tensor has the shape (0,).
-        pixels[start : len(labels)] = batch.images.numpy().reshape(-1, *shape[1:])
-        broken += batch.broken
+        pixels[start : len(labels)] = batch.images.numpy()
     if not labels:
-        raise InputError(f"all images are broken ({len(images)} of {len(images)}): {broken[0]}")
-    if broken:
-        note(f"broken images skipped: {len(broken)} of {len(images)}, the first: {broken[0]}")
+        raise InputError(f"all images are broken ({len(images)} of {len(images)})")
     images.pixels = pixels[: len(labels)]
     images.labels = np.array(labels)
     return images

@@ -133,7 +133,7 @@ def shift_and_flip(images: Tensor, rng: torch.Generator) -> Tensor:
     rows = down[:, None] + torch.arange(height)
     image = torch.arange(count)[:, None, None]
     # The indices give (B, Y, X, C): a slice between index tensors comes last.
-    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +296,7 @@ def train_classifier(config: DataConfig, seed: int = 1) -> TrainedClassifier:
             loss = cross_entropy(
                 logits.float(), batch.labels, label_smoothing=recipe.label_smoothing
             )
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()

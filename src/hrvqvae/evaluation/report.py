@@ -53,6 +53,7 @@ from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, require
+from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.outputs import base_name
 from hrvqvae.utils.progress import note, tracked
 
@@ -93,7 +94,7 @@ def measure_label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -
 
 def _read_parts(maps: CodeMaps, size: int) -> Iterator[tuple[Codes, Tensor]]:
     """Yield all codes and labels in order, of at most `size` images at a time."""
-    return map(maps.read, np.split(np.arange(len(maps)), range(size, len(maps), size)))
+    return map(maps.read, slices(np.arange(len(maps)), size))
 
 
 def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:

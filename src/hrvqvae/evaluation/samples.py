@@ -29,6 +29,7 @@ from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import note_once
 
 CLASSIFIER = "classifier.safetensors"  # in a run folder, or in the folder of a comparison
@@ -280,7 +281,7 @@ def measure_samples(
             for batch in batches
         )
     else:
-        coded = map(maps.read, np.split(reference, range(_BATCH, size, _BATCH)))
+        coded = map(maps.read, slices(reference, _BATCH))
     decoded_batches = []
     label_batches = []
     for codes, batch_labels in coded:

@@ -20,6 +20,11 @@ from hrvqvae.utils.quantities import counted
 Encode = Callable[[Tensor], Codes]  # its argument: images (B, C, Y, X)
 
 
+def image_size(images: Tensor) -> Grid:
+    """Return the height and width of images (..., Y, X) in pixels."""
+    return images.shape[-2], images.shape[-1]
+
+
 @dataclass(frozen=True)
 class Reconstructed:
     """The result of a forward pass."""

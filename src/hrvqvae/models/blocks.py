@@ -31,8 +31,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features: Tensor, case: Tensor | None = None) -> Tensor:
         biased = features if case is None else features + self.case(case)[..., None, None]
-        residual: Tensor = self.pointwise(relu(self.spatial(relu(biased))))
-        return features + residual
+        return features + self.pointwise(relu(self.spatial(relu(biased))))
 
 
 class ResidualStack(nn.Sequential):
@@ -115,8 +114,7 @@ class Refiner(nn.Module):
         features = self.inward(latents)
         for block in self.blocks:
             features = block(features, case)
-        added: Tensor = self.outward(relu(features))
-        return latents + added
+        return latents + self.outward(relu(features))
 
 
 class ProgressiveDecoder(nn.Module):
@@ -128,5 +126,4 @@ class ProgressiveDecoder(nn.Module):
         self.decoder = decoder
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
-        decoded: Tensor = self.decoder(self.refiner(latents, case))
-        return decoded
+        return self.decoder(self.refiner(latents, case))

@@ -2,7 +2,6 @@
 
 import copy
 from pkgutil import resolve_name
-from typing import cast
 
 from hrvqvae.config import Config
 from hrvqvae.config.registry import SYSTEMS
@@ -18,7 +17,7 @@ def build(config: Config) -> Autoencoder:
     there is no such system.
     """
     model = resolve_name(SYSTEMS.get(config.model.system).model)
-    return cast(Autoencoder, model(config.model, config.data.channels))
+    return model(config.model, config.data.channels)
 
 
 def build_objective(config: Config) -> Objective:
@@ -26,7 +25,7 @@ def build_objective(config: Config) -> Objective:
     `Objective`.
     """
     objective = resolve_name(SYSTEMS.get(config.model.system).objective)
-    return cast(Objective, objective(config))
+    return objective(config)
 
 
 def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:

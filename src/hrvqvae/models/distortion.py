@@ -14,7 +14,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from hrvqvae import distributed
 from hrvqvae.config import Config, bits_per_image, compression_ratio, level_names
 from hrvqvae.data.batches import Batch
-from hrvqvae.models.base import Autoencoder, Encode
+from hrvqvae.models.base import Autoencoder, Encode, image_size
 from hrvqvae.quantize import functional as vq
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import psnr
@@ -89,7 +89,7 @@ def evaluate(
     has_ssim = min(config.data.image_size) >= 11  # SSIM has a window of 11x11 pixels
     for batch in batches:
         original = batch.images.to(device).float() / 255
-        size = (original.shape[-2], original.shape[-1])
+        size = image_size(original)
         codes = encode(original)
         for level, indices in enumerate(model.codeword_indices(codes)):
             counts[level] += vq.counts(indices, codewords[level]).cpu()

@@ -1,12 +1,11 @@
 """Objectives, which compute the losses of a system's networks from batches of images."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from hrvqvae.config import Config
-from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
 
 Metrics = Mapping[str, float | Tensor]
@@ -47,5 +46,5 @@ class Objective(nn.Module):
 
         It is called inside the autocast context of the run.
         """
-        result = cast(Autoencoder, model)(images)
+        result = model(images)
         return Goal({MODEL: result.losses}, {}, result.codes)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hrvqvae.config.section import Section
 from hrvqvae.models import published
@@ -58,7 +58,7 @@ class LPIPS(PerceptualDistance):
             ).net.requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        distances: Tensor = self.network(
+        distances = self.network(
             to_three_channels(images), to_three_channels(others), normalize=True
         )
         return distances.mean()
@@ -78,17 +78,8 @@ def make_fast(network: Any) -> nn.Module:
         names = [pair for pair in norm_of.items() if hasattr(block, pair[0])]
         triples += [(block, *pair) for pair in names]
     for module, conv_name, norm_name in triples:
-        conv = getattr(module, conv_name)
-        norm = getattr(module, norm_name)
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight,
-            conv.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
+        fused = fuse_conv_bn_eval(getattr(module, conv_name), getattr(module, norm_name))
+        setattr(module, conv_name, fused)
         setattr(module, norm_name, nn.Identity())
     for block in network._blocks:
         if tuple(block._depthwise_conv.stride) == (2, 2):
@@ -96,8 +87,7 @@ def make_fast(network: Any) -> nn.Module:
             block._depthwise_conv.register_forward_hook(
                 lambda _, __, output: output[:, :, ::2, ::2]
             )
-    fast: nn.Module = network.requires_grad_(False).to(memory_format=torch.channels_last)
-    return fast
+    return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def has_efficientnet() -> bool:

@@ -13,6 +13,7 @@ from hrvqvae.models.base import (
     Autoencoder,
     Reconstructed,
     crop_padding,
+    image_size,
     pad_to_grid,
     select_prefix,
     to_unit_images,
@@ -68,10 +69,10 @@ class SingleGridAutoencoder(Autoencoder):
         """Return the latents z (B, H, W, D) float32 of images (B, C, Y, X) float32 in [0, 1]."""
         rows, columns = self.config.geometry.grids(*images.shape[-2:])[0]
         stride = self.config.stride
-        features: Tensor = self.encoder(
+        features = self.encoder(
             pad_to_grid(images, self.config.padding, rows * stride, columns * stride)
         )
-        return features.permute(0, 2, 3, 1).float()
+        return features.movedim(1, -1).float()
 
     def prefix_latents(self, codes: Codes) -> Tensor:
         """Return the sum of the codewords of every prefix of the levels, (L, B, H, W, D)."""
@@ -86,7 +87,7 @@ class SingleGridAutoencoder(Autoencoder):
         `levels` tells how many levels the latents sum: all (None), or a number below L, as a tensor
         () for the whole batch or (B,) per image. Without a progressive decoder it is ignored.
         """
-        features = latents.permute(0, 3, 1, 2)
+        features = latents.movedim(-1, 1)
         if levels is None or not self._progressive:
             decoded = self.decoder(features)
         else:
@@ -119,7 +120,7 @@ class SingleGridAutoencoder(Autoencoder):
             # straight-through: the gradient reaches the latents, times the explained share
             share = compute_explained_share(latents.detach(), sums)[prefix_index][:, None, None]
             decoder_input = sums[prefix_index, image_index] + share * (latents - latents.detach())
-        output = self.pixels(decoder_input, (unit.shape[-2], unit.shape[-1]))
+        output = self.pixels(decoder_input, image_size(unit))
         errors = (output - (unit * 2 - 1)).square()
         error = errors.mean()
         if by_prefix:
@@ -162,7 +163,7 @@ class SingleGridAutoencoder(Autoencoder):
                 is_whole,
                 lambda z, _: self.decoder(z),
                 lambda z, count: progressive(z, count - 1),
-                (latents.permute(0, 3, 1, 2), levels),
+                (latents.movedim(-1, 1), levels),
             )
             # cropped here: a branch of torch.cond may not return a view
             output = crop_padding(decoded, self.config.padding, None)

@@ -94,7 +94,7 @@ def encode(
     # a traced graph can't depend on the size
     if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _MAX_UNDIVIDED:
         return encode_tile(images)
-    grids = config.geometry.grids(images.shape[-2], images.shape[-1])
+    grids = config.geometry.grids(*images.shape[-2:])
     factors = [grid[0] // grids[0][0] for grid in grids]  # codes per position, along an axis
     stride = config.stride * factors[-1]
     codes = [
@@ -123,7 +123,6 @@ def decode(
     """
     if (
         torch.compiler.is_compiling()
-        or not codes
         or codes[-1].shape[1:].numel() * config.stride**2 <= _MAX_UNDIVIDED
     ):
         return decode_tile(codes, size)

@@ -20,7 +20,6 @@ from hrvqvae.config import Config
 from hrvqvae.config.model import AdversarialConfig, VQGANConfig
 from hrvqvae.models.objective import MODEL, Goal, Metrics, Objective
 from hrvqvae.models.perceptual import PerceptualDistance, perceptual_distance
-from hrvqvae.models.single_grid import SingleGridAutoencoder
 
 DISCRIMINATOR = "discriminator"
 
@@ -73,8 +72,8 @@ class PatchDiscriminator(nn.Sequential):
             modules += [
                 nn.Conv2d(width, next_width, 4, stride=stride, padding=1, bias=False),
                 SyncedBatchNorm2d(next_width),
+                nn.LeakyReLU(0.2),
             ]
-            modules += [nn.LeakyReLU(0.2)]
             width = next_width
         modules.append(nn.Conv2d(width, 1, 4, padding=1))
         super().__init__(*modules)
@@ -100,7 +99,7 @@ def compute_adaptive_weight(
     reconstruction_norm, adversarial_norm = (
         gradient.norm() for gradient in distributed.all_reduce_mean(gradients)
     )
-    weight: Tensor = reconstruction_norm / (adversarial_norm + 1e-6)
+    weight = reconstruction_norm / (adversarial_norm + 1e-6)
     return weight.clamp(max=1e4).detach()
 
 
@@ -141,7 +140,7 @@ class AdversarialObjective(Objective):
         return {DISCRIMINATOR: self.discriminator}
 
     def forward(self, model: nn.Module, images: Tensor, step: int) -> Goal:
-        result = cast(SingleGridAutoencoder, model)(images)
+        result = model(images)
         real = images.float() / 255
         last_layer = cast(nn.ConvTranspose2d, cast(nn.Sequential, model.decoder)[-1]).weight
         losses, metrics = self.judge(result.images, real, result.losses, last_layer, step)
@@ -186,4 +185,4 @@ class AdversarialObjective(Objective):
         return {MODEL: losses, DISCRIMINATOR: {DISCRIMINATOR: hinge}}, {"adaptive_weight": weight}
 
     def _score(self, images: Tensor) -> Tensor:
-        return cast(Tensor, self.discriminator(images * 2 - 1)).float()
+        return self.discriminator(images * 2 - 1).float()

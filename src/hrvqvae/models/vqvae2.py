@@ -14,6 +14,7 @@ from hrvqvae.models.base import (
     Autoencoder,
     Reconstructed,
     crop_padding,
+    image_size,
     pad_to_grid,
     to_unit_images,
 )
@@ -72,7 +73,7 @@ class VQVAE2(Autoencoder):
         Before the next grid, the caller appends the codewords (B, H, W, D) of the current grid to
         `codewords`.
         """
-        rows, columns = self.config.geometry.grids(images.shape[-2], images.shape[-1])[-1]
+        rows, columns = self.config.geometry.grids(*images.shape[-2:])[-1]
         stride = self.config.stride
         features = [pad_to_grid(images, self.config.padding, rows * stride, columns * stride)]
         for encoder in self.encoders:
@@ -80,18 +81,16 @@ class VQVAE2(Autoencoder):
         for level, quantizer in enumerate(self.quantizers):
             inputs = features.pop()  # coarse first; the images stay in the list
             if level:
-                condition = self.conditions[level - 1](codewords[-1].permute(0, 3, 1, 2))
+                condition = self.conditions[level - 1](codewords[-1].movedim(-1, 1))
                 inputs = torch.cat([inputs, condition], dim=1)
-            yield quantizer, self.projections[level](inputs).permute(0, 2, 3, 1).float()
+            yield quantizer, self.projections[level](inputs).movedim(1, -1).float()
 
     def _decode_codewords(self, codewords: list[Tensor], size: Grid | None) -> Tensor:
         """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from the codewords of
         each grid.
         """
         pairs = zip(self.upsamplings, codewords, strict=True)
-        upsampled = [
-            upsample(grid_codewords.permute(0, 3, 1, 2)) for upsample, grid_codewords in pairs
-        ]
+        upsampled = [upsample(grid_codewords.movedim(-1, 1)) for upsample, grid_codewords in pairs]
         return crop_padding(self.decoder(torch.cat(upsampled, dim=1)), self.config.padding, size)
 
     def forward(self, images: Tensor) -> Reconstructed:
@@ -104,7 +103,7 @@ class VQVAE2(Autoencoder):
         for quantizer, latents in self._iterate_grids(unit, codewords):
             results.append(quantizer(latents))
             codewords.append(results[-1].latents)
-        output = self._decode_codewords(codewords, (unit.shape[-2], unit.shape[-1]))
+        output = self._decode_codewords(codewords, image_size(unit))
         losses = {"reconstruction": (output - (unit * 2 - 1)).square().mean()}
         for level, result in enumerate(results, start=1):
             losses |= {

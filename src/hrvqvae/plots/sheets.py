@@ -41,10 +41,9 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     pictures = [[to_pil(image) for image in row.images] for row in rows]
     largest = max(max(picture.size) for row in pictures for picture in row)
     factor = zoom or max(1, round(64 / largest))
-    columns = max(len(row) for row in pictures)
+    columns = max(map(len, pictures))
     widths = [
-        max((row[i].width for row in pictures if i < len(row)), default=0) * factor
-        for i in range(columns)
+        max(row[i].width for row in pictures if i < len(row)) * factor for i in range(columns)
     ]
     heights = [max(picture.height for picture in row) * factor for row in pictures]
 

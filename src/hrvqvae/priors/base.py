@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +110,7 @@ class LogitSteps:
         """
         expanded = [level_codes.repeat(self.num_labels, 1, 1) for level_codes in self.codes]
         all_logits = self.prior.level_logits(expanded, self.coarser, self.label)[level]
-        logits: Tensor = all_logits[:, :, *self.place].float()
+        logits = all_logits[:, :, *self.place].float()
         return logits.view(self.num_labels, -1, logits.shape[1])
 
 
@@ -271,7 +271,7 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
     network = config.prior.network
     # without variants, shifted copies have no labels either (docs/method.md)
     copies = config.prior.shifts + config.prior.variants if config.prior.variants else 0
-    prior_class = cast(type[Prior], resolve_name(PRIORS.get(network.kind).network))
+    prior_class = resolve_name(PRIORS.get(network.kind).network)
     unconditional = classes > 0 and config.prior.class_dropout > 0
     return prior_class(
         network,

@@ -83,8 +83,7 @@ class GatedResidualBlock(nn.Module):
         """
         inner = cheap_dropout(elu(self.spatial(elu(features))), self.dropout_share, self.training)
         value, gate = (self.pointwise(inner) + condition).chunk(2, dim=1)
-        gated: Tensor = value * gate.sigmoid()
-        return features + gated
+        return features + value * gate.sigmoid()
 
 
 # queries per block on a CPU: scores stay in cache, and blocks of later keys are never computed
@@ -144,7 +143,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Te
         return scaled_dot_product_attention(queries, keys, values, is_causal=causal)
     scaled = queries / math.sqrt(queries.shape[-1])
     flat = (tensor.flatten(0, 1) for tensor in (scaled, keys, values))
-    attended: Tensor = _BlockAttention.apply(*flat, causal)  # type: ignore[no-untyped-call]
+    attended = _BlockAttention.apply(*flat, causal)  # type: ignore[no-untyped-call]
     return attended.view(queries.shape)
 
 
@@ -169,9 +168,8 @@ class _PackedLinear(nn.Module):
         self.bias = layer.bias
 
     def forward(self, features: Tensor) -> Tensor:
-        linear: Any = torch.ops.mkldnn._linear_pointwise  # "none": no activation
-        result: Tensor = linear(features, self.packed, self.bias, "none", [], "")
-        return result
+        linear = torch.ops.mkldnn._linear_pointwise  # "none": no activation
+        return linear(features, self.packed, self.bias, "none", [], "")
 
 
 def pack_linear(module: nn.Module, rows: int) -> Any:
@@ -263,7 +261,7 @@ class Attention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         batch, hidden, height, width = features.shape
-        sequence = features.permute(0, 2, 3, 1).reshape(batch, height * width, hidden)
+        sequence = features.movedim(1, -1).reshape(batch, height * width, hidden)
         projected = self.inputs(self.norm(sequence))
-        output: Tensor = self.output(self_attention(projected, self.heads, causal=self.causal))
-        return features + output.view(batch, height, width, hidden).permute(0, 3, 1, 2)
+        output = self.output(self_attention(projected, self.heads, causal=self.causal))
+        return features + output.view(batch, height, width, hidden).movedim(-1, 1)

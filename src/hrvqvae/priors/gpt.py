@@ -65,10 +65,9 @@ class Head(nn.Module):
         """
         x = features + self.before(coarser_sum)
         added = self.narrow(gelu(self.widen(self.norm(x))))
-        logits: Tensor = self.output(
+        return self.output(
             self.last_norm(x + cheap_dropout(added, self.dropout_share, self.training))
         )
-        return logits
 
 
 class CodewordEmbeddings(nn.Module):
@@ -88,8 +87,7 @@ class CodewordEmbeddings(nn.Module):
         """Return the embeddings (..., E) of the codeword indices (...) of a level, counted from
         0.
         """
-        embeddings: Tensor = self.tables[level](indices % self.sizes[level])
-        return embeddings
+        return self.tables[level](indices % self.sizes[level])
 
 
 class CachedSteps(LogitSteps):
@@ -168,8 +166,7 @@ class CachedSteps(LogitSteps):
 
     def logits(self, level: int) -> Tensor:
         self._add_codes(level)
-        logits: Tensor = self.heads[level](self.features, self.sum)
-        return logits
+        return self.heads[level](self.features, self.sum)
 
 
 class GPT(Prior):
@@ -231,11 +228,10 @@ class GPT(Prior):
 
     def embed_coarser(self, coarser: Sequence[Tensor]) -> Tensor:
         maps = [
-            interpolate(self.coarser.look_up(level, indices).permute(0, 3, 1, 2), self.level.grid)
+            interpolate(self.coarser.look_up(level, indices).movedim(-1, 1), self.level.grid)
             for level, indices in enumerate(coarser)
         ]
-        features: Tensor = self.context(torch.stack(maps).sum(0))
-        return features
+        return self.context(torch.stack(maps).sum(0))
 
     def level_logits(
         self,
@@ -250,7 +246,7 @@ class GPT(Prior):
         summed = torch.stack(embedded).sum(0)
 
         # each row sees the row above, and each position the one before
-        shifted_rows = pad(summed.permute(0, 3, 1, 2), (0, 0, 1, -1))
+        shifted_rows = pad(summed.movedim(-1, 1), (0, 0, 1, -1))
         shifted = pad(summed.flatten(1, 2), (0, 0, 1, -1))
         above = self.above(shifted_rows).flatten(2).transpose(1, 2)
         features = self.left(shifted) + above + base
@@ -260,6 +256,6 @@ class GPT(Prior):
         coarser_sum = torch.zeros_like(embedded[0])
         logits = []
         for head, embeddings in zip(self.heads, embedded, strict=True):
-            logits.append(head(features, coarser_sum).permute(0, 3, 1, 2))
+            logits.append(head(features, coarser_sum).movedim(-1, 1))
             coarser_sum = coarser_sum + embeddings
         return tuple(logits)

@@ -143,9 +143,8 @@ class PixelSNAIL(Prior):
     def embed_coarser(self, coarser: Sequence[Tensor]) -> Tensor:
         summed = torch.zeros((), device=self.rows.device)
         for embedding, indices in zip(self.coarser, coarser, strict=True):
-            summed = summed + interpolate(embedding(indices).permute(0, 3, 1, 2), self.level.grid)
-        features: Tensor = self.context(summed)
-        return features
+            summed = summed + interpolate(embedding(indices).movedim(-1, 1), self.level.grid)
+        return self.context(summed)
 
     @property
     def attention_after(self) -> tuple[int, ...]:
@@ -163,7 +162,7 @@ class PixelSNAIL(Prior):
         copies: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         base = self.compute_base(coarser, label, len(codes[0]), copies)
-        features: Tensor = self.first(self.embedding(codes[0]).permute(0, 3, 1, 2)) + base
+        features = self.first(self.embedding(codes[0]).movedim(-1, 1)) + base
         after = self.attention_after
         conditions = self.conditions(base).chunk(len(self.blocks), dim=1)
         for index, (block, condition) in enumerate(

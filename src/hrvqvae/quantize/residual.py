@@ -33,7 +33,7 @@ from hrvqvae.quantize.quantized import (
     require_finite,
 )
 from hrvqvae.quantize.search import search
-from hrvqvae.utils.errors import InputError, NonFiniteError, name_arguments, require
+from hrvqvae.utils.errors import InputError, NonFiniteError, require
 
 Search = Callable[..., Tensor]
 
@@ -59,7 +59,6 @@ class ResidualQuantizer(Quantizer):
     #: searches codebooks with the configured beam
     search: Search
 
-    @name_arguments
     def __init__(self, config: QuantizerConfig, processes: GroupHandle | None = None) -> None:
         super().__init__()
         require(isinstance(config, QuantizerConfig), "config", config, "a QuantizerConfig")

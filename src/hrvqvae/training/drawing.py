@@ -8,6 +8,7 @@ import torch
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.data.images import write_image
+from hrvqvae.models.base import image_size
 from hrvqvae.plots import curves, sheets
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.trainer import Evaluation
@@ -25,7 +26,7 @@ def draw_training(run: RunFolder, records: Sequence[Record], evaluation: Evaluat
     codes = model.encode(images)
     rows = [sheets.SheetRow("original", list(images))]
     for num_levels, caption in zip(model.prefixes, report.captions(), strict=True):
-        decoded = model.decode(codes, levels=num_levels, size=(images.shape[-2], images.shape[-1]))
+        decoded = model.decode(codes, levels=num_levels, size=image_size(images))
         rows.append(sheets.SheetRow(caption, list(decoded)))
     write_image(sheets.draw(rows), run.pictures / "reconstructions.png")
     curves.plot_training(records, run.pictures / "curves.png")

@@ -15,7 +15,7 @@ from hrvqvae.checkpoints.folder import GENERATION
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.data.batches import Batch
-from hrvqvae.models.base import to_unit_images
+from hrvqvae.models.base import image_size, to_unit_images
 from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import require_several_levels
 from hrvqvae.models.distortion import Report
@@ -87,7 +87,7 @@ class GenerationTask(ProgressiveTask):
             codes = self.redraw(self.model.encode(placed)[: settings.levels])
             count = torch.tensor(settings.levels, device=images.device)
             latents = self.model.quantizer.lookup(codes)
-            decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), count)
+            decoded = self.model.pixels(latents, image_size(images), count)
             decoded = decoded.float()
             error = (decoded - (images * 2 - 1)).square().mean()
             last_layer = cast(nn.ConvTranspose2d, cast(nn.Sequential, decoder.decoder)[-1]).weight

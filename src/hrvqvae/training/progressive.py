@@ -15,7 +15,7 @@ from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.config.schema import with_batch_size
 from hrvqvae.data.batches import Batch
-from hrvqvae.models.base import Autoencoder, to_unit_images
+from hrvqvae.models.base import Autoencoder, image_size, to_unit_images
 from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build_progressive_decoder, require_several_levels
 from hrvqvae.models.distortion import Report
@@ -84,7 +84,7 @@ class ProgressiveTask(ImageTask):
         with state.compute.autocast():
             all_latents = self.model.prefix_latents(self.model.encode(placed))
             latents = all_latents[assigned, indices]
-            decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), num_levels)
+            decoded = self.model.pixels(latents, image_size(images), num_levels)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
 
         # Minimize the sum of the logarithms of the prefixes' errors.

@@ -146,7 +146,7 @@ class TrainState:
         steps, seconds = self.budget
         return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
 
-    def take_gradient(self, losses: Mapping[str, Tensor], name: str = MODEL) -> Metrics:
+    def take_gradient(self, losses: Mapping[str, Tensor], name: str) -> Metrics:
         """Compute the gradient of a network, the mean over all processes.
 
         Args:
@@ -161,7 +161,7 @@ class TrainState:
             NonFiniteError: on a CPU, if the sum or the gradient is NaN or infinite.
         """
         network = self.networks[name]
-        network.optimizer.zero_grad(set_to_none=True)
+        network.optimizer.zero_grad()
         terms = torch.stack(list(losses.values()))
         network.pass_loss(terms.sum()).backward()  # averages the gradients over all processes
         (terms,) = distributed.all_reduce_mean([terms.detach()])

@@ -131,8 +131,7 @@ class Compute:
     def place_model(self, model: M) -> M:
         """Move a model to the device, and its 4-dimensional weights to the memory format."""
         model.to(self.device)
-        moved: M = model.to(memory_format=self._format)  # type: ignore[call-overload]
-        return moved
+        return model.to(memory_format=self._format)  # type: ignore[call-overload]
 
     def place_images(self, images: Tensor) -> Tensor:
         """Return images (B, C, Y, X) on the device, in the memory format."""

@@ -72,7 +72,6 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     "Sequence[bytes]": ((bytes, bytearray), "a list of bytes"),
     "Grid": ((Integral,), "height and width"),
     "Tensor": ("is_floating_point", "a tensor"),
-    "QuantizerConfig": ("codewords", "a QuantizerConfig"),
     "SamplingParams": ("guidance", "SamplingParams"),
 }
 
