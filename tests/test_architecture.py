@@ -83,4 +83,4 @@ def test_import_is_light_and_has_no_effect(code, heavy, tmp_path):
 
 def test_the_models_in_the_package_stay_small():
     files = [path for path in (SOURCE / "weights").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 24 * 2**20
+    assert sum(path.stat().st_size for path in files) < 26_000_000
