@@ -59,7 +59,8 @@ _CHUNK = 128  # vectors that share one pass over a flat codebook
 _LARGEST_KEY = np.int64(2**63 - 1)
 # codebooks (num_books, padded_size, padded_dim) of a level in memory, or (num_books, size, dim) if
 # `is_raw` is 1; `linked` is 1, or 0 if the level has a single codebook
-_ADDRESS, _SIZE, _PADDED_SIZE, _LINKED, _IS_RAW = range(5)
+_FIELDS = ("address", "size", "padded_size", "linked", "is_raw")
+_LEVEL = np.dtype([(field, np.int64) for field in _FIELDS])
 
 
 @inlined
@@ -75,10 +76,10 @@ def _place_of(key: Any) -> Any:
 @inlined
 def _make_scratch(tree: Any, padded_dim: int) -> Any:
     """Return room for one padded codebook per raw level, with its padding."""
-    rows = (tree[:, _PADDED_SIZE] * tree[:, _IS_RAW]).max()
+    rows = (tree["padded_size"] * tree["is_raw"]).max()
     scratch = np.zeros((len(tree), rows, padded_dim), np.float32)
     for level in range(len(tree)):
-        scratch[level, tree[level, _SIZE] :] = np.inf
+        scratch[level, tree[level].size :] = np.inf
     return scratch
 
 
@@ -113,7 +114,11 @@ def _search_greedy(
                 residual[i, d] = latents[start + i, d]
         index[:] = 0
         for level in range(len(tree)):
-            address, size, padded_size, linked, is_raw = tree[level]
+            address = tree[level].address
+            size = tree[level].size
+            padded_size = tree[level].padded_size
+            linked = tree[level].linked
+            is_raw = tree[level].is_raw
             room = np.int64(scratch[level].ctypes.data)
             vector = np.int64(residual.ctypes.data)
             for i in range(count):
@@ -170,7 +175,7 @@ def _search_beam(
     index = np.zeros((num_levels + 1, beam), np.int64)
     parent = np.zeros((num_levels, beam), np.int64)
 
-    distances = np.empty(beam * tree[:, _PADDED_SIZE].max(), np.float32)
+    distances = np.empty(beam * tree["padded_size"].max(), np.float32)
     keys = np.empty(len(distances), np.int64)
     row_bytes = 4 * padded_dim
     residual_at = np.int64(residual.ctypes.data)
@@ -185,7 +190,11 @@ def _search_beam(
         for d in range(dim):
             residual[0, d] = latents[i, d]
         for level in range(num_levels):
-            address, size, padded_size, linked, is_raw = tree[level]
+            address = tree[level].address
+            size = tree[level].size
+            padded_size = tree[level].padded_size
+            linked = tree[level].linked
+            is_raw = tree[level].is_raw
             room = np.int64(scratch[level].ctypes.data)
             book_bytes = row_bytes * padded_size
             is_finest = level == num_levels - 1
@@ -324,7 +333,7 @@ def search_compiled(
         sizes = [codebook.shape[1] for codebook in codebooks[:-1]]
         beam = min(width, math.prod(sizes))
 
-        tree = np.empty((len(codebooks), 5), np.int64)
+        tree = np.empty(len(codebooks), _LEVEL)
         for level, codebook in enumerate(codebooks):
             num_books, size, dim = codebook.shape
             padded_size = size + -size % SIDE_BY_SIDE
