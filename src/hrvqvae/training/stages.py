@@ -35,7 +35,8 @@ from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.progress import Say
 
 _DECODER_TASKS = {PROGRESSIVE: ProgressiveTask, GENERATION: GenerationTask}
-_SECTIONS = {PROGRESSIVE: "progressive", GENERATION: "generation"}  # of a configuration
+# the section of the configuration of each kind of network
+_SECTIONS = {"prior": "prior", PROGRESSIVE: "progressive", GENERATION: "generation"}
 _REFRESH_MARK = ".refreshing"  # a file in a network's folder, which marks an unfinished refresh
 # fields named without their section
 _SHORT_NAMES = ("max_steps", "max_minutes", "seed", "device", "init_from")
@@ -172,7 +173,7 @@ def refresh(
         mark = network.path / _REFRESH_MARK
         if not (network.path in stale or mark.is_file()):
             continue
-        section = "prior" if network.levels is not None else _SECTIONS[network.kind]
+        section = _SECTIONS[network.kind]
         changes = dict(fields)
         if root is not None:
             changes["data.root"] = root
