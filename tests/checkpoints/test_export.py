@@ -3,6 +3,7 @@ it is.
 """
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -74,10 +75,14 @@ def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(full_run, tm
 
 def test_the_card_of_a_run_with_priors_of_its_first_levels(full_run, tmp_path):
     shutil.rmtree(prior_folder(full_run, 2).path)
+    path = prior_folder(full_run, 0).model
+    weights, about = storage.read(path)
+    storage.write(path, weights, about | {"bits_per_code": math.nan})  # stopped early
     export(full_run, tmp_path / "out")
     card = RunFolder(tmp_path / "out").card.read_text()
     assert "model.sample(16, seed=0, levels=2)" in card
     assert "drawn by default with guidance 1 and levels 1 to 2 |" in card
+    assert "; unmeasured, " in card
 
 
 def share_of_size(run, exported, file):

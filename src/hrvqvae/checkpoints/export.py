@@ -278,7 +278,7 @@ def _describe_priors(priors: Sequence[Mapping[str, Any]]) -> str:
         titles.append(f"{title} of {level_names(_levels_of(about))}")
         per_level = about.get("level_bits_per_code", [about["bits_per_code"]])
         # NaN: the training was stopped before it was measured
-        bits += ["?" if math.isnan(value) else f"{value:.3f}" for value in per_level]
+        bits += ["unmeasured" if math.isnan(value) else f"{value:.3f}" for value in per_level]
     return f"{'; '.join(titles)}; {', '.join(bits)} bits per code on held-out images"
 
 
