@@ -310,6 +310,50 @@ def test_without_a_class_the_marginal_is_learned(tiny):
     assert shares[4].tolist() == approx([0.4, 0.2, 0.4], abs=0.05)
 
 
+def test_guidance_is_distilled(tiny):
+    """At each of two positions a class is likelier than without a class; guidance adds to it."""
+    level = dataclasses.replace(_LEVEL, grid=(1, 2), classes=2, guidance=(1.0, 3.0))
+    torch.manual_seed(0)
+    prior = GPT(GPTConfig(hidden_units=16, layers=1, heads=1), level)
+    learning = "learning_rate=0.02 warmup_steps=1 schedule=constant polyak_decay=0.98 device=cpu"
+    config = override(tiny, fields("prior.training", f"{learning} precision=fp32 batch_size=512"))
+    config = config.replace(**{"prior.class_dropout": 0.3})
+    task = PriorTask("", range(1), config, (prior, config, ""))
+    state = TrainState.start(prior, task.training)
+    rng = generator(1)
+    shares = torch.tensor([[0.6, 0.3, 0.1], [0.3, 0.3, 0.4]])
+    for state.step in range(200):
+        label = torch.randint(2, (512,), generator=rng)
+        codes = torch.multinomial(shares[label], 2, replacement=True, generator=rng)
+        metrics = task.step(state, CodeBatch((codes[:, None],), (), label))
+    assert metrics["loss"] == approx(metrics["nats_per_code"] + metrics["guided_nats_per_code"])
+    learned = state.averaged.module.eval()
+    (logits,) = learned.level_logits([torch.ones(5, 1, 2).long()], [], torch.arange(5))
+    drawn = logits.softmax(1)[:, :, 0]
+    assert_close(drawn[:2, :, 1], shares, atol=0.05, rtol=0)
+    guided = shares**3 / shares.mean(0) ** 2
+    expected = torch.stack([shares, guided / guided.sum(1, keepdim=True)], -1)
+    assert_close(drawn[3:], expected, atol=0.05, rtol=0)
+
+
+def test_a_run_keeps_what_its_priors_have_learned(run, tmp_path):
+    with input_error("prior.distilled_guidance needs the label of no class"):
+        train_levels(run, 1, "distilled_guidance=3")
+    with input_error("guidance is 'much'; it must be such as 3 or 1,5"):
+        train_levels(run, 1, "class_dropout=0.3 distilled_guidance=much")
+    assert not prior_folder(run, 0).begun()
+    train_levels(run, None, "class_dropout=0.3 distilled_guidance=2,3")
+    for compact in ("", "--compact"):
+        exported = tmp_path / f"exported{compact}"
+        do(f"export {run} {exported} {compact}")
+        priors = Run(exported).load_priors().networks
+        assert [(prior.level.guidance, prior.classes.num_embeddings) for prior in priors] == [
+            ((2, 3), 21)
+        ] * 2
+        model = Model(exported)
+        assert not same(model.sample(6, guidance=[2, 3]), model.sample(6, guidance=[2, 3.01]))
+
+
 def test_guidance_needs_class_dropout(run, tmp_path):
     guided = shutil.copytree(run, tmp_path / "guided")
     train_levels(guided, changes="class_dropout=0.3")
@@ -336,9 +380,20 @@ def test_guidance_needs_class_dropout(run, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
-@parametrize("before, after, more", [("0", "0.3", False), ("0.3", "0", False), ("0", "0", True)])
+@parametrize(
+    "before, after, more",
+    [
+        ("0", "0.3", False),
+        ("0.3", "0", False),
+        ("0", "0", True),
+        ("0.3", "0.3 distilled_guidance=2", False),
+        ("0.3 distilled_guidance=2", "0.3", False),
+    ],
+)
 def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
-    """With or without "no class", or with another class; the rest of the network is kept."""
+    """With or without "no class" or a learned guidance, or with another class; the rest of the
+    network is kept.
+    """
     train_levels(run, 1, f"class_dropout={before}")
     path = prior_folder(run, 0).model
     first, about = storage.read(path)
@@ -356,7 +411,11 @@ def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
     assert_close(second, first, atol=1e-4, rtol=1e-4)
     anew = f"level 1 of {run}, classes.weight anew: other classes"
     assert any(line.endswith(anew) for line in told) == more
-    expected = rows[:10] if after == "0" else torch.cat([rows, rows.mean(0, keepdim=True)])
+    expected = rows[: {"0": 10, "0.3": 11}.get(after)]
+    if len(rows) == 10 and after == "0.3":
+        expected = torch.cat([rows, rows.mean(0, keepdim=True)])
+    if after.endswith("distilled_guidance=2"):
+        expected = torch.cat([rows, rows[:10]])
     assert class_rows.shape == expected.shape
     if not more:
         assert_close(class_rows, expected, atol=1e-4, rtol=1e-4)

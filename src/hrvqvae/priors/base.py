@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hrvqvae.config import Config, Grid, Levels, PriorNetworkConfig
+from hrvqvae.config import Config, Grid, Levels, PriorConfig, PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS
+from hrvqvae.priors.guidance import list_weights, parse_guidance
 from hrvqvae.utils.errors import InputError
 
 
@@ -36,6 +37,9 @@ class Level:
     unconditional: bool = False
     #: number of labels of augmented copies: 1 to `copies`; label 0 is for the images themselves
     copies: int = 0
+    #: the guidance that the prior has learned, one or two weights; () if none. Label `classes` + 1
+    #: + c is class c with this guidance.
+    guidance: tuple[float, ...] = ()
 
     @property
     def index(self) -> int:
@@ -44,10 +48,11 @@ class Level:
 
     @property
     def labels(self) -> int:
-        """The number of labels: one per class, and one for "no class" if the prior is also trained
-        without classes.
+        """The number of labels: one per class, one for "no class" if the prior is also trained
+        without classes, and one per class with the guidance that it has learned.
         """
-        return self.classes + self.unconditional
+        guided = self.classes if self.guidance else 0
+        return self.classes + self.unconditional + guided
 
     def check(
         self, coarser: Sequence[Tensor], label: Tensor | None, *, training: bool = False
@@ -263,9 +268,23 @@ def measure_bits(
     return [float(nats.double()) * level_codes.numel() / math.log(2) for nats, level_codes in pairs]
 
 
+def resolve_guidance(config: PriorConfig) -> tuple[float, ...]:
+    """Return the weights of the guidance that a prior learns, () if none. Raises InputError if they
+    are out of range, or the prior does not learn "no class".
+    """
+    if not config.distilled_guidance:
+        return ()
+    if not config.class_dropout:
+        raise InputError(
+            "prior.distilled_guidance needs the label of no class: add --prior.class_dropout 0.1,"
+            " or leave it out"
+        )
+    return tuple(list_weights(parse_guidance(config.distilled_guidance)))
+
+
 def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
     """Build the untrained prior of the given levels for images of the configured size, on the CPU,
-    in float32.
+    in float32. Raises InputError as `resolve_guidance`.
     """
     model = config.model
     network = config.prior.network
@@ -285,6 +304,7 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
                 classes=classes,
                 unconditional=unconditional,
                 copies=copies,
+                guidance=resolve_guidance(config.prior),
             )
             for index in levels
         ),

@@ -9,12 +9,13 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
@@ -28,7 +29,15 @@ from hrvqvae.data.copies import list_copies
 from hrvqvae.data.loading import open_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
-from hrvqvae.priors.base import Level, Prior, build_prior, compute_loss, measure_bits
+from hrvqvae.priors.base import (
+    Level,
+    Prior,
+    build_prior,
+    compute_loss,
+    measure_bits,
+    resolve_guidance,
+)
+from hrvqvae.priors.sampling import weigh_positions
 from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
@@ -118,6 +127,32 @@ def drop_classes(
     return torch.where(is_dropped, level.classes, label)
 
 
+def distil_guidance(teacher: Prior, student: Prior, batch: CodeBatch) -> Tensor:
+    """Return the cross entropy between the teacher's guided distributions and those that the
+    student learns, in nats per code, mean over the levels (Meng et al. 2023).
+    """
+    level = student.level
+    label = batch.label
+    assert label is not None
+    copies = () if batch.copies is None else (batch.copies,)
+
+    def compute_logits(prior: Prior, labels: Tensor) -> tuple[Tensor, ...]:
+        logits = prior.level_logits(batch.codes, batch.coarser, labels, *copies)
+        return tuple(level_logits.float() for level_logits in logits)
+
+    with torch.no_grad():
+        given = compute_logits(teacher, label)
+        free = compute_logits(teacher, torch.full_like(label, level.classes))
+    weights = weigh_positions(level.guidance, level.grid).float().to(label.device)
+    learned = compute_logits(student, label + level.classes + 1)
+    losses = [
+        cross_entropy(logits, torch.lerp(u, c, weights).softmax(1), reduction="sum")
+        / logits[:, 0].numel()
+        for logits, u, c in zip(learned, free, given, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
 class PriorTask(Task):
     """Train the prior of consecutive levels; save the averaged weights that need the fewest bits
     for held-out images.
@@ -155,6 +190,7 @@ class PriorTask(Task):
                 f"there is a prior of {', '.join(overlapping)}: delete"
                 f" {', '.join(overlapping.values())} to train {level_names(self.levels)}"
             )
+        resolve_guidance(self.config.prior)
         if self.training.init_from and not self.run.begun():
             self._find_initial()
 
@@ -256,10 +292,11 @@ class PriorTask(Task):
     def init_from(self, model: nn.Module) -> str:
         """Copy the weights of the prior of the same levels in the run `training.init_from`.
 
-        If the classes differ, the weights that depend on classes keep their new values. If only the
-        copied prior has a row for "no class", this row is left out. If only the new prior has such
-        a row, it is the mean of the classes. Layers, and labels of copies, that only the new
-        prior has begin without an effect on the logits.
+        If the classes differ, the weights that depend on classes keep their new values. Rows of
+        classes that only the copied prior has, for "no class" or for learned guidance, are left
+        out. If only the new prior has them, the row for "no class" is the mean of the classes, and
+        the rows for learned guidance are those of the classes. Layers, and labels of copies, that
+        only the new prior has begin without an effect on the logits.
         """
         assert isinstance(model, Prior)
         name = self.training.init_from
@@ -270,9 +307,13 @@ class PriorTask(Task):
         if self.classes != tuple(meta["classes"]):
             not_copied.append(embeddings)
         elif rows is not None:
-            # a row for "no class" that the copied prior lacks is the mean
-            rows = torch.cat([rows, rows.mean(0, keepdim=True)])
-            weights[embeddings] = rows[: model.level.labels]
+            count = len(self.classes)
+            of_classes, none, guided = rows.tensor_split([count, count + 1])
+            if not len(none):
+                none = of_classes.mean(0, keepdim=True)
+            if not len(guided):
+                guided = of_classes
+            weights[embeddings] = torch.cat([of_classes, none, guided])[: model.level.labels]
         remarks = [f"beginning with the prior of {level_names(self.levels)} of {name}"]
         remarks += model.fill_missing(weights)
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", not_copied)
@@ -305,9 +346,13 @@ class PriorTask(Task):
         copies = () if batch.copies is None else (batch.copies,)
         with state.compute.autocast():
             loss = compute_loss(model, batch.codes, batch.coarser, label, *copies)
-        metrics = state.minimize({MODEL: {"nats_per_code": loss}})
+            losses = {"nats_per_code": loss}
+            if model.level.guidance:
+                teacher = cast(Prior, state.averaged.module).eval()
+                losses["guided_nats_per_code"] = distil_guidance(teacher, model, batch)
+        metrics = state.minimize({MODEL: losses})
         state.averaged.update_parameters(model)
-        return {**metrics, "bits_per_code": metrics["loss"] / math.log(2)}
+        return {**metrics, "bits_per_code": metrics["nats_per_code"] / math.log(2)}
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
         """Measure the bits of held-out codes under the averaged prior; save it if no earlier prior
