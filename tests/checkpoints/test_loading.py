@@ -135,7 +135,8 @@ def test_priors_that_are_missing(full_run):
     ):
         lacking = f"hrvqvae train-prior {full_run}{option}"
         assert Run(full_run).missing_priors() == lacking
-        with input_error(f"{full_run} lacks priors; train them: {lacking}$"):
+        instead = "" if folder == full_run else ", or draw level 1 alone"
+        with input_error(f"{full_run} lacks priors; train them: {lacking}{instead}$"):
             Run(full_run).load_priors()
         shutil.rmtree(folder)
 

@@ -77,6 +77,8 @@ def test_files_are_read_after_resume_refresh_and_export(full_run, tmp_path):
     assert decompressed(full_run) == before
     export(full_run, exported)
     assert decompressed(exported) == before
+    folder = RunFolder(full_run).read_config().data.root
+    assert not any(folder.encode() in content for content in folder_of(exported).values())
     model = load(full_run)
     contents = [*folder_of(files).values()]
     mixed = model.decompress([contents[0], *model.compress(IMAGE), contents[1]])

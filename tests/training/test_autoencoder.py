@@ -34,7 +34,7 @@ from tests.conftest import (
 from tests.data.stored import paths_of
 from tests.kills import at_step
 from tests.trained_run import silent, tiny_systems
-from tests.training.tasks import Case
+from tests.training.tasks import Case, untrained_run
 
 FAR = 50.0
 FIRST = "quantizer.codebooks.0.codewords"
@@ -177,6 +177,26 @@ def test_broken_images_are_counted_and_do_not_shift_the_data(pictures, picture_f
     # also what was counted and averaged before the run was stopped
     last = [record for record in parts.records() if record["step"] == 40]
     assert last == [record for record in records if record["step"] == 40]
+
+
+@parametrize("name", ["progressive", "generation"])
+def test_decoders_count_broken_images_too(name, mnist_root, picture_folder, tmp_path):
+    for path in sorted(picture_folder.rglob("*.png"))[:3]:
+        path.write_bytes(b"broken")
+    data = {"dataset": "pictures", "root": str(picture_folder), "crop": "random"}
+    config = with_data(tiny_systems(mnist_root)["hrvqvae"], **data, on_error="skip")
+    case = untrained_run(name, config, tmp_path)
+    case.train(max_steps=12)
+    assert max(record.get("broken_images", 0) for record in case.records()) == 3
+
+
+def test_a_smaller_size_is_advised_where_it_can_be_chosen(pictures, tmp_path):
+    config = with_data(pictures, size=256)
+    for name in ("autoencoder", "progressive"):
+        case = untrained_run(name, config, tmp_path / name)
+        said = []
+        case.task(case.config()).open(said.append)
+        assert any("--data.size" in line for line in said) == (name == "autoencoder")
 
 
 def test_a_checkpoint_is_written_before_a_broken_image(pictures, tmp_path, monkeypatch):

@@ -149,6 +149,7 @@ def export(
             # The state of these weights is the export itself.
             elif state.weights_digest != weights_digest:
                 copy_state(state, target)
+                _remove_paths(Run(target.states / state.weights_digest))
         if source_folder.card.is_file() and not has_changed:
             try:
                 card = source_folder.card.read_text("utf-8-sig")
@@ -174,6 +175,19 @@ def without_paths(config: Config) -> Config:
     # The name of a model inside the package is no path.
     emptied = {field: "" for field in initial if values[field] not in list_models()}
     return config.replace(**{"data.root": None, "prior.codes": None, **emptied})
+
+
+def _remove_paths(state: Run) -> None:
+    """Write the networks of a copied state again, without the paths of this machine."""
+    decoder = state.decoders[PROGRESSIVE]
+    networks = [(state.path, *storage.read(state.path))]
+    if decoder.file.is_file():
+        networks.append((decoder.file, *decoder.read()))
+    for path, weights, meta in networks:
+        meta["config"] = to_dict(without_paths(config_of(meta, path)))
+        if path == decoder.file:
+            meta["autoencoder"] = storage.digest(state.path)
+        storage.write(path, weights, meta)
 
 
 def push_run(

@@ -340,7 +340,9 @@ class Run:
                 describes another network.
         """
         if command := self.missing_priors(num_levels):
-            raise InputError(f"{self} lacks priors; train them: {command}")
+            present = self.count_prior_levels()
+            instead = f", or draw {level_names(range(present))} alone" if present else ""
+            raise InputError(f"{self} lacks priors; train them: {command}{instead}")
         networks = []
         first = dict[str, Any]()  # the metadata of the first prior
         for covered, prior in self.priors.items():

@@ -368,7 +368,7 @@ def _ignore_signals(_: int) -> None:
 
 
 @contextmanager
-def explain_worker_errors() -> Iterator[None]:
+def explain_worker_errors(option: str = "--data.workers") -> Iterator[None]:
     """Raise an InputError in place of torch's RuntimeError for a worker that did not start or was
     killed.
     """
@@ -388,4 +388,4 @@ def explain_worker_errors() -> Iterator[None]:
             )
         else:
             fault = "a process that decodes images was ended, perhaps because memory ran out"
-        raise InputError(f"{fault}, or decode in this process: --data.workers 0") from error
+        raise InputError(f"{fault}, or decode in this process: {option} 0") from error

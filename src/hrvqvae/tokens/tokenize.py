@@ -251,7 +251,7 @@ class Tokenizer:
     def read(self, shards: Iterable[Sequence[int]]) -> Iterator[DecodedChunk]:
         """Yield the decoded chunks of shards, in order."""
         self._chunks[:] = [chunk for shard in shards for chunk in self._split(shard)]
-        with explain_worker_errors():
+        with explain_worker_errors("--workers"):
             yield from self._loader
 
     def write(

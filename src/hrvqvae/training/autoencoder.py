@@ -51,6 +51,7 @@ class ImageTask(Task):
         if (
             max(data.image_size) >= 256
             and self.compute.device.type == "cpu"
+            and self.parent_run is None
             and not self.run.saved()
         ):
             say(

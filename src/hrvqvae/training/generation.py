@@ -80,6 +80,7 @@ class GenerationTask(ProgressiveTask):
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         settings = self.config.generation
         decoder = cast(ProgressiveDecoder, state.model)
+        state.add_broken(batch.broken)
         self.model.use_progressive_decoder(decoder)  # an evaluation left the averaged decoder there
         placed = state.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)  # in [0, 1]; `decoded` in [-1, 1]

@@ -71,6 +71,7 @@ class ProgressiveTask(ImageTask):
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         decoder = state.model
         assert isinstance(decoder, ProgressiveDecoder)
+        state.add_broken(batch.broken)
         self.model.use_progressive_decoder(decoder)  # an evaluation left the averaged decoder there
         placed = state.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)
