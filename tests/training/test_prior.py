@@ -117,6 +117,26 @@ def test_the_best_held_out_state_is_what_is_loaded(run, monkeypatch):
     assert nats / math.log(2) == approx(best["bits_per_code"], rel=1e-5)
 
 
+def test_a_learned_guidance_is_weighed_where_a_state_is_kept(run, monkeypatch):
+    """The least sum of held-out bits and divergence is kept, not the fewest bits."""
+    compute = prior_training.compute_guidance_loss
+    bits = iter([49.0, 98.0, 147.0])
+    nats = iter([2.0, 0.1, 2.0])
+
+    def compute_or_take(teacher, student, batch):
+        if teacher is student:  # in an evaluation
+            return next(nats)
+        return compute(teacher, student, batch)
+
+    monkeypatch.setattr(prior_training, "measure_bits", lambda *_: [next(bits)])
+    monkeypatch.setattr(prior_training, "compute_guidance_loss", compute_or_take)
+    changes = "class_dropout=0.3 distilled_guidance=2 training.max_steps=6"
+    train_levels(run, 1, f"{changes} training.evaluate_every=2")
+    measured = [record["guidance_bits_per_code"] for record in evaluations(run, 0)]
+    assert np.argmin(measured) == 1
+    assert read_meta(run, 0)["step"] == 4
+
+
 def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(run, monkeypatch):
     measured = iter([math.nan, 49.0, 98.0])
     monkeypatch.setattr("hrvqvae.training.prior.measure_bits", lambda *_: [next(measured)])
@@ -326,7 +346,9 @@ def test_guidance_is_distilled(tiny):
         label = torch.randint(2, (512,), generator=rng)
         codes = torch.multinomial(shares[label], 2, replacement=True, generator=rng)
         metrics = task.step(state, CodeBatch((codes[:, None],), (), label))
-    assert metrics["loss"] == approx(metrics["nats_per_code"] + metrics["guided_nats_per_code"])
+    guidance = metrics["guidance_nats_per_code"]
+    assert metrics["loss"] == approx(metrics["nats_per_code"] + guidance)
+    assert 0 < guidance < 0.01
     learned = state.averaged.module.eval()
     (logits,) = learned.level_logits([torch.ones(5, 1, 2).long()], [], torch.arange(5))
     drawn = logits.softmax(1)[:, :, 0]
@@ -337,10 +359,11 @@ def test_guidance_is_distilled(tiny):
 
 
 def test_a_run_keeps_what_its_priors_have_learned(run, tmp_path):
-    with input_error("prior.distilled_guidance needs the label of no class"):
+    with input_error("prior.class_dropout is 0.0; it must be above 0 with distilled_guidance"):
         train_levels(run, 1, "distilled_guidance=3")
-    with input_error("guidance is 'much'; it must be such as 3 or 1,5"):
-        train_levels(run, 1, "class_dropout=0.3 distilled_guidance=much")
+    for wrong in ("much", "2000", "nan", "1,2,3"):
+        with input_error(f"prior.distilled_guidance is '{wrong}'; it must be"):
+            train_levels(run, 1, f"class_dropout=0.3 distilled_guidance={wrong}")
     assert not prior_folder(run, 0).begun()
     train_levels(run, None, "class_dropout=0.3 distilled_guidance=2,3")
     for compact in ("", "--compact"):

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hrvqvae.config import Config, Grid, Levels, PriorConfig, PriorNetworkConfig
+from hrvqvae.config import Config, Grid, Levels, PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS
-from hrvqvae.priors.guidance import list_weights, parse_guidance
 from hrvqvae.utils.errors import InputError
 
 
@@ -268,23 +267,9 @@ def measure_bits(
     return [float(nats.double()) * level_codes.numel() / math.log(2) for nats, level_codes in pairs]
 
 
-def resolve_guidance(config: PriorConfig) -> tuple[float, ...]:
-    """Return the weights of the guidance that a prior learns, () if none. Raises InputError if they
-    are out of range, or the prior does not learn "no class".
-    """
-    if not config.distilled_guidance:
-        return ()
-    if not config.class_dropout:
-        raise InputError(
-            "prior.distilled_guidance needs the label of no class: add --prior.class_dropout 0.1,"
-            " or leave it out"
-        )
-    return tuple(list_weights(parse_guidance(config.distilled_guidance)))
-
-
 def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
     """Build the untrained prior of the given levels for images of the configured size, on the CPU,
-    in float32. Raises InputError as `resolve_guidance`.
+    in float32.
     """
     model = config.model
     network = config.prior.network
@@ -304,7 +289,7 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
                 classes=classes,
                 unconditional=unconditional,
                 copies=copies,
-                guidance=resolve_guidance(config.prior),
+                guidance=config.prior.distilled_guidance,
             )
             for index in levels
         ),

@@ -31,7 +31,7 @@ class SamplingParams:
     top_p: float = 1.0
     #: w in the mixed logits u + w (c - u), from 0 to 1000, or w of the first and of the last
     #: position (`weigh_positions`); c are the logits for the class, u the logits for "no class" (1:
-    #: c alone, 0: u alone)
+    #: c alone, 0: u alone). A guidance that the prior has learned is its own logits, in one pass.
     guidance: Guidance = 1.0
     #: draw and decode only this many levels, coarse first (None: all)
     levels: int | None = None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import kl_div
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
@@ -35,7 +35,6 @@ from hrvqvae.priors.base import (
     build_prior,
     compute_loss,
     measure_bits,
-    resolve_guidance,
 )
 from hrvqvae.priors.sampling import weigh_positions
 from hrvqvae.tokens.maps import load_shard_maps
@@ -127,9 +126,9 @@ def drop_classes(
     return torch.where(is_dropped, level.classes, label)
 
 
-def distil_guidance(teacher: Prior, student: Prior, batch: CodeBatch) -> Tensor:
-    """Return the cross entropy between the teacher's guided distributions and those that the
-    student learns, in nats per code, mean over the levels (Meng et al. 2023).
+def compute_guidance_loss(teacher: Prior, student: Prior, batch: CodeBatch) -> Tensor:
+    """Return the Kullback-Leibler divergence of the guided distributions that the student learns
+    from the teacher's, in nats per code, mean over the levels (Meng et al. 2023).
     """
     level = student.level
     label = batch.label
@@ -145,11 +144,11 @@ def distil_guidance(teacher: Prior, student: Prior, batch: CodeBatch) -> Tensor:
         free = compute_logits(teacher, torch.full_like(label, level.classes))
     weights = weigh_positions(level.guidance, level.grid).float().to(label.device)
     learned = compute_logits(student, label + level.classes + 1)
-    losses = [
-        cross_entropy(logits, torch.lerp(u, c, weights).softmax(1), reduction="sum")
-        / logits[:, 0].numel()
-        for logits, u, c in zip(learned, free, given, strict=True)
-    ]
+    losses = []
+    for logits, u, c in zip(learned, free, given, strict=True):
+        target = torch.lerp(u, c, weights).log_softmax(1)
+        divergence = kl_div(logits.log_softmax(1), target, reduction="sum", log_target=True)
+        losses.append(divergence / target[:, 0].numel())
     return torch.stack(losses).mean()
 
 
@@ -190,7 +189,6 @@ class PriorTask(Task):
                 f"there is a prior of {', '.join(overlapping)}: delete"
                 f" {', '.join(overlapping.values())} to train {level_names(self.levels)}"
             )
-        resolve_guidance(self.config.prior)
         if self.training.init_from and not self.run.begun():
             self._find_initial()
 
@@ -306,7 +304,7 @@ class PriorTask(Task):
         rows = weights.get(embeddings)
         if self.classes != tuple(meta["classes"]):
             not_copied.append(embeddings)
-        elif rows is not None:
+        elif rows is not None and self.classes:
             count = len(self.classes)
             of_classes, none, guided = rows.tensor_split([count, count + 1])
             if not len(none):
@@ -349,51 +347,60 @@ class PriorTask(Task):
             losses = {"nats_per_code": loss}
             if model.level.guidance:
                 teacher = cast(Prior, state.averaged.module).eval()
-                losses["guided_nats_per_code"] = distil_guidance(teacher, model, batch)
+                losses["guidance_nats_per_code"] = compute_guidance_loss(teacher, model, batch)
         metrics = state.minimize({MODEL: losses})
         state.averaged.update_parameters(model)
         return {**metrics, "bits_per_code": metrics["nats_per_code"] / math.log(2)}
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
-        """Measure the bits of held-out codes under the averaged prior; save it if no earlier prior
-        needed fewer.
+        """Measure the bits of held-out codes under the averaged prior, and the divergence of its
+        learned guidance; save it if no earlier prior had a smaller sum.
         """
         prior = state.averaged.module.eval()
         assert isinstance(prior, Prior)
         bits = torch.zeros(len(prior.levels), dtype=torch.float64)
+        divergence = 0.0
         held_out = self.held_out[: self.training.evaluation_images]
         share = held_out[distributed.rank_slice().of(len(held_out))]  # of this process
         for indices in slices(share, self.training.batch_size):
             batch = read_codes(self.maps[:1], self.model, self.levels, indices)
             batch = batch.to(self.compute.device)
-            with self.compute.autocast():
+            with self.compute.autocast(), torch.inference_mode():
                 bits += torch.tensor(measure_bits(prior, *batch[:3]))
-        gathered = distributed.all_gather_numbers(*bits.tolist())
+                if prior.level.guidance:
+                    nats = float(compute_guidance_loss(prior, prior, batch))
+                    divergence += len(indices) * nats / math.log(2)
+        gathered = distributed.all_gather_numbers(divergence, *bits.tolist())
 
         # of each level, per image and per code
-        image_bits = [sum(column) / len(held_out) for column in zip(*gathered, strict=True)]
+        columns = zip(*gathered, strict=True)
+        divergence, *image_bits = [sum(column) / len(held_out) for column in columns]
         code_bits = [level_bits / math.prod(prior.level.grid) for level_bits in image_bits]
         bits_per_code = sum(code_bits) / len(code_bits)
-        per_level = {"level_bits_per_code": code_bits} if len(code_bits) > 1 else {}
+        summary: dict[str, Any] = {
+            "bits_per_code": bits_per_code,
+            "bits_per_image": sum(image_bits),
+        }
+        line = f"held out: {bits_per_code:.4f} bits per code, {sum(image_bits):.1f} bits per image"
+        if len(code_bits) > 1:
+            summary["level_bits_per_code"] = code_bits
+        if prior.level.guidance:
+            summary["guidance_bits_per_code"] = divergence
+            line += f", {divergence:.4f} bits per code for guidance"
 
         # the least of the earlier evaluations; an edited log may hold anything
+        cost = bits_per_code + divergence
         best = math.inf
         for record in records:
             measured = record.get("bits_per_code")
-            if record["kind"] == "evaluation" and isinstance(measured, float) and measured < best:
-                best = measured
+            if record["kind"] == "evaluation" and isinstance(measured, float):
+                best = min(best, measured + record.get("guidance_bits_per_code", 0.0))
         # saved before it is logged: a run that is killed in between evaluates this step again
-        if bits_per_code <= best and distributed.is_rank_zero():
+        if cost <= best and distributed.is_rank_zero():
             with explain_save_errors(self.run, state.step):
                 self._write(state, code_bits)
-        comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
-        total = sum(image_bits)
-        line = (
-            f"held out: {bits_per_code:.4f} bits per code, {total:.1f} bits per image"
-            f"  ({comparison})"
-        )
-        summary = {"bits_per_code": bits_per_code, "bits_per_image": total, **per_level}
-        return Evaluation(summary, line)
+        comparison = "best so far, kept" if cost <= best else f"best: {best:.4f}"
+        return Evaluation(summary, f"{line}  ({comparison})")
 
     def save(self, state: TrainState) -> None:
         """Write the averaged prior, unless `evaluate` has chosen one: so that an interrupted
