@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 from hrvqvae.utils.outputs import write_atomic
 
 _SCALE = ":scale"
@@ -84,7 +84,7 @@ def _explain_damage(path: Path) -> Iterator[None]:
         ValueError,
         RecursionError,
     ) as error:
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise DamagedFileError(f"{path} is damaged: {reason}") from error
 
 

@@ -31,7 +31,7 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config, to_dict
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, one_line
 from hrvqvae.utils.outputs import create_folder
 from hrvqvae.utils.quantities import counted
 
@@ -137,9 +137,10 @@ def _build_graph(
             module, arguments, dynamic_shapes=dynamic_shapes, strict=False
         )
     except Exception as error:  # torch raises errors of many types
-        reason = " ".join(str(error).split())[:160]
         system = metadata["config"]["model"]["system"]
-        raise InputError(f"torch.export can't trace the system {system} ({reason})") from error
+        raise InputError(
+            f"torch.export can't trace the system {system} ({one_line(error)})"
+        ) from error
     exported = torch.onnx.export(
         program,
         dynamo=True,
