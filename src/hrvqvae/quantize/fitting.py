@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.quantized import require_finite
 from hrvqvae.quantize.residual import ResidualQuantizer
@@ -97,14 +96,18 @@ def _draw_sample(
     largest_batch = 1
     for batch in batches:
         # each vector has a random key, and the largest keys are kept
+        num_vectors += len(batch)
+        largest_batch = max(largest_batch, len(batch))
         new_keys = torch.rand(len(batch), generator=rng, dtype=torch.float64)
+        if len(keys) == size:  # most batches add few vectors to a full sample
+            is_larger = new_keys > keys.min()
+            new_keys = new_keys[is_larger]
+            batch = batch.cpu()[is_larger]
         keys = torch.cat([keys, new_keys])
         sample = sample.reshape(-1, batch.shape[1])
         sample = torch.cat([sample, batch.cpu()])
         keys, kept = keys.topk(min(size, len(keys)))
         sample = sample[kept]
-        num_vectors += len(batch)
-        largest_batch = max(largest_batch, len(batch))
     return sample, num_vectors, largest_batch
 
 
@@ -124,8 +127,8 @@ def _sum_residuals(
         vectors = batch.to(counts[0].device)
         indices, _, residuals = quantizer.descend(vectors)
         for level, index in enumerate(indices):
-            chosen = vq.counts(index, levels[level].num_codewords)
-            counts[level] += chosen.view_as(counts[level])
+            ones = torch.ones_like(index, dtype=torch.float64)
+            counts[level].flatten().index_add_(0, index, ones)
             total = totals[level].flatten(0, 1)
             total.index_add_(0, index, residuals[level].double())
         advance(len(batch))

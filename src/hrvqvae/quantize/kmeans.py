@@ -52,8 +52,9 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
             to_new = to_new.clamp(min=0)
         distance = torch.minimum(distance, to_new)
 
-        # the end; if all vectors lie on seeds, the first seed fills up
-        mass = distance.double().cumsum(0)
+        # the end; if all vectors lie on seeds, the first seed fills up; on the CPU, since torch has
+        # no deterministic sum on CUDA
+        mass = distance.cpu().double().cumsum(0)
         missing = num_clusters - len(chosen)
         if missing == 0 or mass[-1] <= 0:
             fill = chosen[:1].expand(missing)
@@ -62,10 +63,9 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
         # seeds of one round do not know of each other: at most half as many as there are
         count = min(batch, len(chosen) // 2, missing)
         shares = torch.rand(max(1, count), generator=rng, dtype=torch.float64)
-        shares = shares.to(mass.device)
         drawn = torch.searchsorted(mass, shares * mass[-1])
         drawn = drawn.clamp(max=len(vectors) - 1)
-        new = torch.unique(drawn)
+        new = torch.unique(drawn).to(vectors.device)
         chosen = torch.cat([chosen, new])
 
 

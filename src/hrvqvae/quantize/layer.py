@@ -315,7 +315,8 @@ class TreeVQ(nn.Module):
 
         First, k-means fits the codebooks to `start_vectors` random vectors. Each pass over all
         vectors is then a step of Lloyd's algorithm with the layer's own search. On a CPU, equal
-        batches and seeds give equal codebooks.
+        batches and seeds give equal codebooks. Of several processes each fits its own layer: load
+        the state of one in all.
 
         Args:
             vectors: array or tensor (N, D) of a floating type, which may be memory-mapped, or a
