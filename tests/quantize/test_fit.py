@@ -354,6 +354,22 @@ def test_equal_items_get_leaves_from_one_search(monkeypatch):
     assert {call.args[2] for call in nearest.call_args_list} == {16, 64}
 
 
+def test_many_equal_items_take_the_nearest_free_leaves(monkeypatch):
+    monkeypatch.setattr(identifiers, "_MOST_EQUAL", 100)
+    tree = fitted()
+    items = torch.cat([items_of(1).repeat(300, 1), items_of(40, seed=1)])
+    order = torch.randperm(340, generator=generator())
+    unique = tree.unique_indices(items[order])
+    assert num_unique(unique) == 340
+    errors = (tree.get_output_from_indices(unique) - items[order]).square().sum(-1)
+    sizes = tree.quantizer.config.sizes
+    leaves = torch.cartesian_prod(*map(torch.arange, sizes))
+    distances = (tree.get_output_from_indices(leaves) - items[0]).square().sum(-1)
+    is_used = torch.zeros(len(leaves), dtype=torch.bool)
+    is_used[identifiers.number_of(unique, sizes)] = True
+    assert errors[order < 300].max() <= distances[~is_used].min()
+
+
 def test_identifiers_name_the_extra_that_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
     message = r"unique_indices needs scipy: pip install 'hrvqvae\[ids\]'"

@@ -3,7 +3,8 @@
 Items alone in their leaf keep it. All others are matched to free leaves among the nearest few of
 each, so that the sum of squared errors is least (scipy's minimum weight full matching). An item may
 also stay without a leaf, at the cost of its farthest candidate; it takes part in the next round,
-with four times as many candidates.
+with four times as many candidates. Of many equal items none is matched, since the time would grow
+with the square of their number: before all others they take the nearest free leaves.
 """
 
 import math
@@ -17,6 +18,7 @@ from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
 
 _CANDIDATES = 16  # leaves per item in the first round
+_MOST_EQUAL = 1_000  # equal items that are matched
 _MAX_EDGES = 2**22  # candidates of all items in a round; other items wait
 _CHUNK_VALUES = 2**24  # values of candidates' codewords in memory at once
 
@@ -56,6 +58,13 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     row[shared] = row_of_shared
 
     unplaced = shared.nonzero().flatten()
+    numbers = row_of_shared.bincount()
+    for index in (numbers > _MOST_EQUAL).nonzero().flatten().tolist():
+        equal = unplaced[row[unplaced] == index]
+        leaf = _nearest_free(quantizer, vectors[index].to(device), taken, len(equal))
+        leaves[equal] = leaf
+        taken = torch.cat([taken, leaf])
+    unplaced = unplaced[numbers[row_of_shared] <= _MOST_EQUAL]
     count = max(_CANDIDATES, quantizer.config.beam)
     count = min(count, num_leaves)
     while len(unplaced):
@@ -81,6 +90,21 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
         if not placed.all():
             count = min(count * 4, num_leaves)
     return torch.stack(torch.unravel_index(leaves, sizes), -1)
+
+
+def _nearest_free(
+    quantizer: ResidualQuantizer, vector: Tensor, taken: Tensor, count: int
+) -> Tensor:
+    """Return `count` leaves that are not taken, nearest first, of a vector (D,)."""
+    num_leaves = math.prod(quantizer.config.sizes)
+    width = count
+    while True:
+        width = min(2 * width, num_leaves)
+        candidates, costs = _nearest_leaves(quantizer, vector[None], width)
+        is_free = ~torch.isin(candidates[0], taken)
+        if is_free.sum() >= count:
+            order = costs[0, is_free].argsort(stable=True)
+            return candidates[0, is_free][order[:count]]
 
 
 def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
