@@ -232,6 +232,30 @@ def test_a_worker_that_is_ended_from_outside_is_one_line():
         raise RuntimeError("something else")
 
 
+def test_workers_end_with_the_main_process(tmp_path):
+    """Also those that wait to be read: each holds more than a pipe takes."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import os, signal, sys
+import numpy as np
+from torch.utils.data import get_worker_info
+from hrvqvae.data.batches import open_loader
+
+class Numbers:
+    def __getitem__(self, index):
+        print(os.getpid(), flush=True)
+        return np.zeros(1_000_000)
+
+loader = iter(open_loader(Numbers(), range(20), 2))
+next(loader)
+os.kill(os.getpid(), signal.SIGKILL)
+""")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # it reads until the workers have closed their output
+    ended = run_python(str(script), code=-9, env=environment, timeout=60)
+    assert len({*ended.stdout.split()}) == 2
+
+
 def test_a_script_without_a_guard_is_told_what_to_do(picture_folder):
     """Where workers are not forked, each runs the script again: the advice comes from the worker,
     and last from the script.

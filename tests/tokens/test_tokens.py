@@ -155,6 +155,12 @@ def test_random_kills(shards, digits, monkeypatch):
     assert not list(out.glob(f"{TEMPORARY}*"))
 
 
+def test_a_worker_that_is_killed_while_codes_are_made_is_one_line(digits):
+    killed = RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. ")
+    with patch.object(Tokenizer, "_encode", side_effect=killed):
+        check_refusals(f"tokenize mnist {digits} out --workers 0 | in this process: --workers 0")
+
+
 def test_workers_write_the_missing_shards(digits, shards):
     """Finished shards are not touched. A manifest without an effort is of effort 0."""
     out = shutil.copytree(shards, Path("out"))
@@ -469,6 +475,7 @@ def test_lists_and_what_training_takes(digits, shards):
     """)
     assert names_in(Path("folder")) == ["digits.npz"]
     tokenize("mnist folder folder/.out")
+    tokenize("mnist folder/*.* folder/below")
     order = [int("".join(filter(str.isdigit, key))) for key in column(arrays, "key")]
     for table in (listed, arrays.take(np.argsort(order))):
         assert list(map(str, column(table, "label"))) == labels
@@ -478,10 +485,14 @@ def test_lists_and_what_training_takes(digits, shards):
 ON_RAY = """
 import sys
 from types import SimpleNamespace as Fake
-import ray
+import os
 from hrvqvae.cli import main
 from hrvqvae.tokens import tokenize
 
+os.environ["RAY_ADDRESS"] = "head"
+main([*sys.argv[1:4], "unreached", "--engine", "ray"])
+del os.environ["RAY_ADDRESS"]
+import ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
 code = main(sys.argv[1:])
 options = {"model": "no/run", "full_size": False, "beam": None, "effort": 0}
@@ -497,7 +508,9 @@ sys.exit(code)
 def test_ray_writes_the_same_bytes(digits, shards, tmp_path):
     command = f"tokenize mnist {digits} {tmp_path}/out --shard-size 20 --engine ray".split()
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-    printed = run_python("-c", ON_RAY, *command, env=environment).stdout
+    ended = run_python("-c", ON_RAY, *command, env=environment)
+    assert "hrvqvae: Ray can't be started on head (" in ended.stderr
+    printed = ended.stdout
     assert "90 images in 5 shards" in printed
     assert "no/run: there is no such run folder" in printed  # why Ray stopped
     assert read_files("out") == read_files(shards)

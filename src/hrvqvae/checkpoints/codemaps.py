@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hrvqvae import distributed
 from hrvqvae.config import Config, to_dict
-from hrvqvae.data.batches import Batch, evaluation_batches
+from hrvqvae.data.batches import Batch, evaluation_batches, explain_worker_errors
 from hrvqvae.data.copies import Augment
 from hrvqvae.data.loading import load_images, open_images
 from hrvqvae.distributed import WHOLE, RankSlice
@@ -97,6 +97,7 @@ class CodeRecorder:
 
 
 @exact_float32()
+@explain_worker_errors()
 @torch.inference_mode()
 def extract_codes(
     model: Autoencoder,

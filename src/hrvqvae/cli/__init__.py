@@ -114,7 +114,8 @@ def _explain(error: Exception) -> str:
         return (
             "out of memory: take a smaller batch (--training.batch_size,"
             " --prior.training.batch_size of priors, --generation.training.batch_size of"
-            " train-decoder) in a new run, smaller images, or fewer workers (--data.workers)"
+            " train-decoder) in a new run, smaller images, or fewer workers (--data.workers, of"
+            " tokenize --workers)"
         )
     # of `Path.resolve`, before Python 3.13
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):

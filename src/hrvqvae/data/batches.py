@@ -13,6 +13,8 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
+import time
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -342,7 +344,7 @@ def open_loader(
         batch_size=None,
         sampler=keys,
         collate_fn=_return_unchanged,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_prepare_worker,
         num_workers=min(workers, cores),
         persistent_workers=keep_workers and workers > 0,
     )
@@ -352,8 +354,8 @@ def _return_unchanged(value: Any) -> Any:
     return value
 
 
-def _ignore_signals(_: int) -> None:
-    """Ignore SIGINT always, and the first SIGTERM and SIGHUP.
+def _prepare_worker(_: int) -> None:
+    """Ignore SIGINT always, and the first SIGTERM and SIGHUP; end with the main process.
 
     A signal that ends a training reaches all of its processes, but the main process needs the
     workers until it has saved. Each handler restores the default at its first signal, so a second
@@ -365,6 +367,15 @@ def _ignore_signals(_: int) -> None:
             signal.signal(
                 getattr(signal, name), lambda number, _: signal.signal(number, signal.SIG_DFL)
             )
+    parent = os.getppid()
+
+    # a worker that waits to be read would stay after a kill of the main process
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @contextmanager

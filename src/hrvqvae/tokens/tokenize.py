@@ -47,7 +47,13 @@ from hrvqvae.tokens.shards import (
     open_shards,
     read_keys,
 )
-from hrvqvae.utils.errors import InputError, expand_home, explain_write_errors, require
+from hrvqvae.utils.errors import (
+    InputError,
+    expand_home,
+    explain_write_errors,
+    one_line,
+    require,
+)
 from hrvqvae.utils.grouping import group_by_size, slices
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
@@ -251,8 +257,7 @@ class Tokenizer:
     def read(self, shards: Iterable[Sequence[int]]) -> Iterator[DecodedChunk]:
         """Yield the decoded chunks of shards, in order."""
         self._chunks[:] = [chunk for shard in shards for chunk in self._split(shard)]
-        with explain_worker_errors("--workers"):
-            yield from self._loader
+        yield from self._loader
 
     def write(
         self,
@@ -397,7 +402,12 @@ def tokenize(
         beam=beam,
         effort=effort,
     )
-    with explain_write_errors(out, "; run the same command again to go on"), lock_folder(out):
+    again = "; run the same command again to go on"
+    with (
+        explain_worker_errors("--workers"),  # also of a worker that is killed while codes are made
+        explain_write_errors(out, again),
+        lock_folder(out),
+    ):
         remove_temporaries(out)
         existing = Plan.read(out)
         plan = Plan(
@@ -419,7 +429,8 @@ def _is_read_by(source: str | Path, out: Path) -> bool:
     place = Path(source).resolve()
     shard = out.resolve() / f"part-000000{SUFFIX}"
     if not shard.is_relative_to(place):
-        return fnmatch(str(shard), str(place))
+        is_as_deep = "**" in place.parts or len(shard.parts) == len(place.parts)
+        return is_as_deep and fnmatch(str(shard), str(place))
     return not any(part.startswith(".") for part in shard.relative_to(place).parts)
 
 
@@ -559,7 +570,13 @@ def _write_on_ray(
     logging.getLogger("ray").setLevel(logging.ERROR)
     initialized_here = not ray.is_initialized()
     if initialized_here:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
+            cluster = os.environ.get("RAY_ADDRESS", "this machine")
+            raise InputError(
+                f"Ray can't be started on {cluster} ({one_line(error)}): correct RAY_ADDRESS"
+            ) from error
     try:
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus = int(resources.get("CPU", 0))

@@ -226,8 +226,8 @@ class PriorTask(Task):
                 self.images = open_images(self.config.data, "train")
         elif prior.flip or prior.shifts or prior.variants:
             raise InputError(
-                "prior.flip, prior.shifts and prior.variants need the run's own images: leave out"
-                " all three, or prior.codes"
+                "prior.flip, prior.shifts and prior.variants need the run's own images: give"
+                " --prior.flip false --prior.shifts 0 --prior.variants 0, or leave out prior.codes"
             )
         else:
             self.maps = [load_shard_maps(codes_folder, Path(prior.codes), self.model, config, say)]

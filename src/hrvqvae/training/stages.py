@@ -31,6 +31,7 @@ from hrvqvae.training.prior import PriorTask, resolve_priors, train_priors
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Outcome, Task, Trainer
 from hrvqvae.utils import progress
+from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.progress import Say
 
@@ -158,7 +159,7 @@ def refresh(
 
     Args:
         root: the folder of the data, if it has moved.
-        device: another device for the training of the networks.
+        device: another device for the training of the networks and for the codes.
         fields: fields of reading the data, such as "data.on_error".
 
     Returns:
@@ -193,7 +194,12 @@ def refresh(
         distributed.on_rank_zero(mark.unlink)
     if run.entropy_model.path in stale and distributed.is_rank_zero():
         with distributed.working_alone():  # the other processes are done
-            run.entropy_model.fit(root, say=say, small=run.entropy_model.is_small())
+            run.entropy_model.fit(
+                root,
+                device=resolve_device(device or "auto"),
+                say=say,
+                small=run.entropy_model.is_small(),
+            )
     return None
 
 
