@@ -399,29 +399,6 @@ def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance):
         assert same(codes[:, index], expected[:, 0])
 
 
-@parametrize("kind", ["cached", "plain"])
-@parametrize("learned, guidance", [((1.0, 3.0), [1, 3]), ((2.0,), 2.0)])
-def test_a_learned_guidance_is_a_label_of_its_own(kind, learned, guidance):
-    levels = levels_of((2, 3), (4, 3), classes=3, unconditional=True, guidance=learned)
-    prior = random_prior(SMALL, *levels)
-    assert prior.classes.weight.shape[0] == 7
-    if kind == "plain":
-        prior.steps = LogitSteps
-    drawn = torch.stack(guided_codes([prior], guidance=guidance))
-
-    # another prior has the learned rows as its classes
-    other = random_prior(SMALL, *levels_of((2, 3), (4, 3), classes=3))
-    weights = prior.state_dict()
-    other.load_state_dict(weights | {"classes.weight": weights["classes.weight"][4:]})
-    assert same(drawn, torch.stack(guided_codes([other])))
-    mixed = torch.stack(guided_codes([prior], guidance=1.5))
-    assert not same(drawn, mixed)
-    levels = levels_of((2, 3), (4, 3), classes=3, unconditional=True)
-    teacher = random_prior(SMALL, *levels)
-    teacher.load_state_dict(weights | {"classes.weight": weights["classes.weight"][:4]})
-    assert same(mixed, torch.stack(guided_codes([teacher], guidance=1.5)))
-
-
 @of_each_kind
 def test_two_threads_draw_the_same(config):
     priors = two_levels(config)

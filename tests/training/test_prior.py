@@ -117,26 +117,6 @@ def test_the_best_held_out_state_is_what_is_loaded(run, monkeypatch):
     assert nats / math.log(2) == approx(best["bits_per_code"], rel=1e-5)
 
 
-def test_a_learned_guidance_is_weighed_where_a_state_is_kept(run, monkeypatch):
-    """The least sum of held-out bits and divergence is kept, not the fewest bits."""
-    compute = prior_training.compute_guidance_loss
-    bits = iter([49.0, 98.0, 147.0])
-    nats = iter([2.0, 0.1, 2.0])
-
-    def compute_or_take(teacher, student, batch):
-        if teacher is student:  # in an evaluation
-            return next(nats)
-        return compute(teacher, student, batch)
-
-    monkeypatch.setattr(prior_training, "measure_bits", lambda *_: [next(bits)])
-    monkeypatch.setattr(prior_training, "compute_guidance_loss", compute_or_take)
-    changes = "class_dropout=0.3 distilled_guidance=2 training.max_steps=6"
-    train_levels(run, 1, f"{changes} training.evaluate_every=2")
-    measured = [record["guidance_bits_per_code"] for record in evaluations(run, 0)]
-    assert np.argmin(measured) == 1
-    assert read_meta(run, 0)["step"] == 4
-
-
 def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(run, monkeypatch):
     measured = iter([math.nan, 49.0, 98.0])
     monkeypatch.setattr("hrvqvae.training.prior.measure_bits", lambda *_: [next(measured)])
@@ -330,53 +310,6 @@ def test_without_a_class_the_marginal_is_learned(tiny):
     assert shares[4].tolist() == approx([0.4, 0.2, 0.4], abs=0.05)
 
 
-def test_guidance_is_distilled(tiny):
-    """At each of two positions a class is likelier than without a class; guidance adds to it."""
-    level = dataclasses.replace(_LEVEL, grid=(1, 2), classes=2, guidance=(1.0, 3.0))
-    torch.manual_seed(0)
-    prior = GPT(GPTConfig(hidden_units=16, layers=1, heads=1), level)
-    learning = "learning_rate=0.02 warmup_steps=1 schedule=constant polyak_decay=0.98 device=cpu"
-    config = override(tiny, fields("prior.training", f"{learning} precision=fp32 batch_size=512"))
-    config = config.replace(**{"prior.class_dropout": 0.3})
-    task = PriorTask("", range(1), config, (prior, config, ""))
-    state = TrainState.start(prior, task.training)
-    rng = generator(1)
-    shares = torch.tensor([[0.6, 0.3, 0.1], [0.3, 0.3, 0.4]])
-    for state.step in range(200):
-        label = torch.randint(2, (512,), generator=rng)
-        codes = torch.multinomial(shares[label], 2, replacement=True, generator=rng)
-        metrics = task.step(state, CodeBatch((codes[:, None],), (), label))
-    guidance = metrics["guidance_nats_per_code"]
-    assert metrics["loss"] == approx(metrics["nats_per_code"] + guidance)
-    assert 0 < guidance < 0.01
-    learned = state.averaged.module.eval()
-    (logits,) = learned.level_logits([torch.ones(5, 1, 2).long()], [], torch.arange(5))
-    drawn = logits.softmax(1)[:, :, 0]
-    assert_close(drawn[:2, :, 1], shares, atol=0.05, rtol=0)
-    guided = shares**3 / shares.mean(0) ** 2
-    expected = torch.stack([shares, guided / guided.sum(1, keepdim=True)], -1)
-    assert_close(drawn[3:], expected, atol=0.05, rtol=0)
-
-
-def test_a_run_keeps_what_its_priors_have_learned(run, tmp_path):
-    with input_error("prior.class_dropout is 0.0; it must be above 0 with distilled_guidance"):
-        train_levels(run, 1, "distilled_guidance=3")
-    for wrong in ("much", "2000", "nan", "1,2,3"):
-        with input_error(f"prior.distilled_guidance is '{wrong}'; it must be"):
-            train_levels(run, 1, f"class_dropout=0.3 distilled_guidance={wrong}")
-    assert not prior_folder(run, 0).begun()
-    train_levels(run, None, "class_dropout=0.3 distilled_guidance=2,3")
-    for compact in ("", "--compact"):
-        exported = tmp_path / f"exported{compact}"
-        do(f"export {run} {exported} {compact}")
-        priors = Run(exported).load_priors().networks
-        assert [(prior.level.guidance, prior.classes.num_embeddings) for prior in priors] == [
-            ((2, 3), 21)
-        ] * 2
-        model = Model(exported)
-        assert not same(model.sample(6, guidance=[2, 3]), model.sample(6, guidance=[2, 3.01]))
-
-
 def test_guidance_needs_class_dropout(run, tmp_path):
     guided = shutil.copytree(run, tmp_path / "guided")
     train_levels(guided, changes="class_dropout=0.3")
@@ -403,20 +336,9 @@ def test_guidance_needs_class_dropout(run, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
-@parametrize(
-    "before, after, more",
-    [
-        ("0", "0.3", False),
-        ("0.3", "0", False),
-        ("0", "0", True),
-        ("0.3", "0.3 distilled_guidance=2", False),
-        ("0.3 distilled_guidance=2", "0.3", False),
-    ],
-)
+@parametrize("before, after, more", [("0", "0.3", False), ("0.3", "0", False), ("0", "0", True)])
 def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
-    """With or without "no class" or a learned guidance, or with another class; the rest of the
-    network is kept.
-    """
+    """With or without "no class", or with another class; the rest of the network is kept."""
     train_levels(run, 1, f"class_dropout={before}")
     path = prior_folder(run, 0).model
     first, about = storage.read(path)
@@ -434,11 +356,7 @@ def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
     assert_close(second, first, atol=1e-4, rtol=1e-4)
     anew = f"level 1 of {run}, classes.weight anew: other classes"
     assert any(line.endswith(anew) for line in told) == more
-    expected = rows[: {"0": 10, "0.3": 11}.get(after)]
-    if len(rows) == 10 and after == "0.3":
-        expected = torch.cat([rows, rows.mean(0, keepdim=True)])
-    if after.endswith("distilled_guidance=2"):
-        expected = torch.cat([rows, rows[:10]])
+    expected = rows[:10] if after == "0" else torch.cat([rows, rows.mean(0, keepdim=True)])
     assert class_rows.shape == expected.shape
     if not more:
         assert_close(class_rows, expected, atol=1e-4, rtol=1e-4)

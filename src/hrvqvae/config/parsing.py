@@ -224,8 +224,7 @@ def stage_config(
         config = _resumed(stored, options, f"{section}.training", {})
     num_levels = len(run.model.num_symbols)
     for name, values in flatten(getattr(config, section)).items():
-        is_per_level = isinstance(values, tuple) and name != "distilled_guidance"
-        if is_per_level and len(values) not in (1, num_levels):
+        if isinstance(values, tuple) and len(values) not in (1, num_levels):
             raise InputError(
                 f"{section}.{name} has {len(values)} values; give one, or one for each of the"
                 f" {num_levels} levels"

@@ -206,15 +206,6 @@ class PriorConfig(Section, section="prior"):
     codes: str | None = None
     #: share of images trained without their class, for guidance (Ho and Salimans 2022)
     class_dropout: Share = 0.0
-    #: A guidance that the prior learns, such as 3, or 1,5 for the first and the last position.
-    #: Samples with this guidance then take one pass (Meng et al. 2023). Needs `class_dropout`.
-    distilled_guidance: Annotated[
-        tuple[float, ...],
-        Range(
-            lambda weights: len(weights) <= 2 and all(0 <= weight <= 1000 for weight in weights),
-            "one or two numbers from 0 to 1000, or none",
-        ),
-    ] = ()
     flip: bool = False  #: train also on the codes of mirror images
     #: train also on this many copies of each image, shifted by up to an eighth of a side
     shifts: Count = 0
@@ -222,11 +213,6 @@ class PriorConfig(Section, section="prior"):
     #: second, fourth, ... in other colours. If there are any, the prior is told which copy it sees,
     #: also of `shifts` (DistAug, Jun et al. 2020).
     variants: Count = 0
-
-    def check(self) -> None:
-        requirement = "above 0 with distilled_guidance, which needs images with classes"
-        has_both = self.class_dropout > 0 or not self.distilled_guidance
-        self.require(has_both, "class_dropout", requirement)
 
     def training_of(self, level: int) -> TrainingConfig:
         """Return the training of the prior whose coarsest level is `level`, counted from 0."""

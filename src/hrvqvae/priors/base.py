@@ -36,9 +36,6 @@ class Level:
     unconditional: bool = False
     #: number of labels of augmented copies: 1 to `copies`; label 0 is for the images themselves
     copies: int = 0
-    #: the guidance that the prior has learned, one or two weights; () if none. Label `classes` + 1
-    #: + c is class c with this guidance.
-    guidance: tuple[float, ...] = ()
 
     @property
     def index(self) -> int:
@@ -47,11 +44,10 @@ class Level:
 
     @property
     def labels(self) -> int:
-        """The number of labels: one per class, one for "no class" if the prior is also trained
-        without classes, and one per class with the guidance that it has learned.
+        """The number of labels: one per class, and one for "no class" if the prior is also trained
+        without classes.
         """
-        guided = self.classes if self.guidance else 0
-        return self.classes + self.unconditional + guided
+        return self.classes + self.unconditional
 
     def check(
         self, coarser: Sequence[Tensor], label: Tensor | None, *, training: bool = False
@@ -289,7 +285,6 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
                 classes=classes,
                 unconditional=unconditional,
                 copies=copies,
-                guidance=config.prior.distilled_guidance,
             )
             for index in levels
         ),

@@ -31,7 +31,7 @@ class SamplingParams:
     top_p: float = 1.0
     #: w in the mixed logits u + w (c - u), from 0 to 1000, or w of the first and of the last
     #: position (`weigh_positions`); c are the logits for the class, u the logits for "no class" (1:
-    #: c alone, 0: u alone). A guidance that the prior has learned is its own logits, in one pass.
+    #: c alone, 0: u alone)
     guidance: Guidance = 1.0
     #: draw and decode only this many levels, coarse first (None: all)
     levels: int | None = None
@@ -134,9 +134,8 @@ def expand_labels(
 
     The mixed logits are w c + (1 - w) u, with c for the class and u for "no class". So the network
     takes K * B inputs: the whole batch with the class labels, then the whole batch with "no class".
-    Inputs whose factor is 0 at every position are left out. A guidance that the prior has learned
-    needs one input, the label of the class with this guidance. Labels are (K * B,) int64, None if
-    the prior has no classes; factors (H, W, K) float32 of sum 1. A prior without "no class" is not
+    Inputs whose factor is 0 at every position are left out. Labels are (K * B,) int64, None if the
+    prior has no classes; factors (H, W, K) float32 of sum 1. A prior without "no class" is not
     guided (`SamplingParams.check`): w is 1.
     """
     device = None if label is None else label.device
@@ -144,8 +143,6 @@ def expand_labels(
     mixing = torch.stack([weights, 1 - weights], dim=-1).float()
     if label is None or not level.unconditional:
         return label, mixing[..., :1].to(device)
-    if list_weights(guidance) == [*level.guidance]:
-        return label + level.classes + 1, torch.ones(*level.grid, 1, device=device)
     labels = torch.stack([label, torch.full_like(label, level.classes)])
     needed = mixing.flatten(0, 1).any(0)
     return labels[needed.to(device)].flatten(), mixing[..., needed].to(device)

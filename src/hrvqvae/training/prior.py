@@ -9,13 +9,12 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
@@ -29,14 +28,7 @@ from hrvqvae.data.copies import list_copies
 from hrvqvae.data.loading import open_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
-from hrvqvae.priors.base import (
-    Level,
-    Prior,
-    build_prior,
-    compute_loss,
-    measure_bits,
-)
-from hrvqvae.priors.sampling import weigh_positions
+from hrvqvae.priors.base import Level, Prior, build_prior, compute_loss, measure_bits
 from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
@@ -124,32 +116,6 @@ def drop_classes(
     draws = make_rng("class dropout", seed, step).random((ranks.count, len(label)))
     is_dropped = torch.from_numpy(draws[ranks.rank] < share).to(label.device, non_blocking=True)
     return torch.where(is_dropped, level.classes, label)
-
-
-def compute_guidance_loss(teacher: Prior, student: Prior, batch: CodeBatch) -> Tensor:
-    """Return the Kullback-Leibler divergence of the guided distributions that the student learns
-    from the teacher's, in nats per code, mean over the levels (Meng et al. 2023).
-    """
-    level = student.level
-    label = batch.label
-    assert label is not None
-    copies = () if batch.copies is None else (batch.copies,)
-
-    def compute_logits(prior: Prior, labels: Tensor) -> tuple[Tensor, ...]:
-        logits = prior.level_logits(batch.codes, batch.coarser, labels, *copies)
-        return tuple(level_logits.float() for level_logits in logits)
-
-    with torch.no_grad():
-        given = compute_logits(teacher, label)
-        free = compute_logits(teacher, torch.full_like(label, level.classes))
-    weights = weigh_positions(level.guidance, level.grid).float().to(label.device)
-    learned = compute_logits(student, label + level.classes + 1)
-    losses = []
-    for logits, u, c in zip(learned, free, given, strict=True):
-        target = torch.lerp(u, c, weights).log_softmax(1)
-        divergence = kl_div(logits.log_softmax(1), target, reduction="sum", log_target=True)
-        losses.append(divergence / target[:, 0].numel())
-    return torch.stack(losses).mean()
 
 
 class PriorTask(Task):
@@ -290,11 +256,10 @@ class PriorTask(Task):
     def init_from(self, model: nn.Module) -> str:
         """Copy the weights of the prior of the same levels in the run `training.init_from`.
 
-        If the classes differ, the weights that depend on classes keep their new values. Rows of
-        classes that only the copied prior has, for "no class" or for learned guidance, are left
-        out. If only the new prior has them, the row for "no class" is the mean of the classes, and
-        the rows for learned guidance are those of the classes. Layers, and labels of copies, that
-        only the new prior has begin without an effect on the logits.
+        If the classes differ, the weights that depend on classes keep their new values. If only the
+        copied prior has a row for "no class", this row is left out. If only the new prior has such
+        a row, it is the mean of the classes. Layers, and labels of copies, that only the new
+        prior has begin without an effect on the logits.
         """
         assert isinstance(model, Prior)
         name = self.training.init_from
@@ -305,13 +270,9 @@ class PriorTask(Task):
         if self.classes != tuple(meta["classes"]):
             not_copied.append(embeddings)
         elif rows is not None and self.classes:
-            count = len(self.classes)
-            of_classes, none, guided = rows.tensor_split([count, count + 1])
-            if not len(none):
-                none = of_classes.mean(0, keepdim=True)
-            if not len(guided):
-                guided = of_classes
-            weights[embeddings] = torch.cat([of_classes, none, guided])[: model.level.labels]
+            # a row for "no class" that the copied prior lacks is the mean
+            rows = torch.cat([rows, rows.mean(0, keepdim=True)])
+            weights[embeddings] = rows[: model.level.labels]
         remarks = [f"beginning with the prior of {level_names(self.levels)} of {name}"]
         remarks += model.fill_missing(weights)
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", not_copied)
@@ -344,63 +305,50 @@ class PriorTask(Task):
         copies = () if batch.copies is None else (batch.copies,)
         with state.compute.autocast():
             loss = compute_loss(model, batch.codes, batch.coarser, label, *copies)
-            losses = {"nats_per_code": loss}
-            if model.level.guidance:
-                teacher = cast(Prior, state.averaged.module).eval()
-                losses["guidance_nats_per_code"] = compute_guidance_loss(teacher, model, batch)
-        metrics = state.minimize({MODEL: losses})
+        metrics = state.minimize({MODEL: {"nats_per_code": loss}})
         state.averaged.update_parameters(model)
-        return {**metrics, "bits_per_code": metrics["nats_per_code"] / math.log(2)}
+        return {**metrics, "bits_per_code": metrics["loss"] / math.log(2)}
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
-        """Measure the bits of held-out codes under the averaged prior, and the divergence of its
-        learned guidance; save it if no earlier prior had a smaller sum.
+        """Measure the bits of held-out codes under the averaged prior; save it if no earlier prior
+        needed fewer.
         """
         prior = state.averaged.module.eval()
         assert isinstance(prior, Prior)
         bits = torch.zeros(len(prior.levels), dtype=torch.float64)
-        divergence = 0.0
         held_out = self.held_out[: self.training.evaluation_images]
         share = held_out[distributed.rank_slice().of(len(held_out))]  # of this process
         for indices in slices(share, self.training.batch_size):
             batch = read_codes(self.maps[:1], self.model, self.levels, indices)
             batch = batch.to(self.compute.device)
-            with self.compute.autocast(), torch.inference_mode():
+            with self.compute.autocast():
                 bits += torch.tensor(measure_bits(prior, *batch[:3]))
-                if prior.level.guidance:
-                    nats = float(compute_guidance_loss(prior, prior, batch))
-                    divergence += len(indices) * nats / math.log(2)
-        gathered = distributed.all_gather_numbers(divergence, *bits.tolist())
+        gathered = distributed.all_gather_numbers(*bits.tolist())
 
         # of each level, per image and per code
-        columns = zip(*gathered, strict=True)
-        divergence, *image_bits = [sum(column) / len(held_out) for column in columns]
+        image_bits = [sum(column) / len(held_out) for column in zip(*gathered, strict=True)]
         code_bits = [level_bits / math.prod(prior.level.grid) for level_bits in image_bits]
         bits_per_code = sum(code_bits) / len(code_bits)
-        summary: dict[str, Any] = {
-            "bits_per_code": bits_per_code,
-            "bits_per_image": sum(image_bits),
-        }
-        line = f"held out: {bits_per_code:.4f} bits per code, {sum(image_bits):.1f} bits per image"
-        if len(code_bits) > 1:
-            summary["level_bits_per_code"] = code_bits
-        if prior.level.guidance:
-            summary["guidance_bits_per_code"] = divergence
-            line += f", {divergence:.4f} bits per code for guidance"
+        per_level = {"level_bits_per_code": code_bits} if len(code_bits) > 1 else {}
 
         # the least of the earlier evaluations; an edited log may hold anything
-        cost = bits_per_code + divergence
         best = math.inf
         for record in records:
             measured = record.get("bits_per_code")
-            if record["kind"] == "evaluation" and isinstance(measured, float):
-                best = min(best, measured + record.get("guidance_bits_per_code", 0.0))
+            if record["kind"] == "evaluation" and isinstance(measured, float) and measured < best:
+                best = measured
         # saved before it is logged: a run that is killed in between evaluates this step again
-        if cost <= best and distributed.is_rank_zero():
+        if bits_per_code <= best and distributed.is_rank_zero():
             with explain_save_errors(self.run, state.step):
                 self._write(state, code_bits)
-        comparison = "best so far, kept" if cost <= best else f"best: {best:.4f}"
-        return Evaluation(summary, f"{line}  ({comparison})")
+        comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
+        total = sum(image_bits)
+        line = (
+            f"held out: {bits_per_code:.4f} bits per code, {total:.1f} bits per image"
+            f"  ({comparison})"
+        )
+        summary = {"bits_per_code": bits_per_code, "bits_per_image": total, **per_level}
+        return Evaluation(summary, line)
 
     def save(self, state: TrainState) -> None:
         """Write the averaged prior, unless `evaluate` has chosen one: so that an interrupted
