@@ -236,9 +236,8 @@ def test_workers_end_with_the_main_process(tmp_path):
     """Also those that wait to be read: each holds more than a pipe takes."""
     script = tmp_path / "script.py"
     script.write_text("""
-import os, signal, sys
+import os, signal
 import numpy as np
-from torch.utils.data import get_worker_info
 from hrvqvae.data.batches import open_loader
 
 class Numbers:

@@ -102,7 +102,7 @@ def _draw_sample(
         if len(keys) == size:  # most batches add few vectors to a full sample
             is_larger = new_keys > keys.min()
             new_keys = new_keys[is_larger]
-            batch = batch.cpu()[is_larger]
+            batch = batch[is_larger.to(batch.device)]
         keys = torch.cat([keys, new_keys])
         sample = sample.reshape(-1, batch.shape[1])
         sample = torch.cat([sample, batch.cpu()])
