@@ -20,7 +20,6 @@ from hrvqvae.compression.images import decode_images
 from hrvqvae.config import to_dict
 from hrvqvae.data import images as image_formats
 from hrvqvae.data.images import (
-    BrokenImageError,
     OpenImage,
     decode_image,
     note_conversions,
@@ -85,7 +84,7 @@ def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
             source = open_whole(path, labels=False)
         else:
             source = FolderSource(path.parent, [path.name])
-        if is_list and not Path(source.where(0)).is_file():
+        if is_list and not any(Path(source.where(row)).is_file() for row in range(len(source))):
             raise InputError(
                 f"{path} is read as a list of images, and {source.where(0)} in it is no file"
             )
@@ -115,8 +114,8 @@ def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
 def _read_batches(
     model: Model, images: Sequence[_NamedImage], outcome: CompressionOutcome, skip: bool
 ) -> Iterator[list[tuple[_NamedImage, Tensor]]]:
-    """Yield batches of images within both limits. With `skip`, broken images are left out with a
-    notice.
+    """Yield batches of images within both limits. With `skip`, images that can't be read are left
+    out with a notice.
     """
     channels = model.autoencoder.channels
     max_pixels = model.config.data.max_pixels
@@ -125,7 +124,7 @@ def _read_batches(
         for image in images:
             try:
                 pixels, lost = decode_image(image.open, channels, max_pixels, name=image.where)
-            except BrokenImageError as error:
+            except InputError as error:  # broken, or there is no such file
                 if not skip:
                     advice = "leave such images out with --on-error skip"
                     raise InputError(f"{error}; {advice}") from error
@@ -216,10 +215,11 @@ def _open_output(
         )
     outputs = Outputs(out, [hrv.SUFFIX, zips.SUFFIX], force=may_replace, inputs=paths)
     targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
+    files = {name: target.relative_to(out).as_posix() for name, target in targets.items()}
+    known = resumption.stored.get("files", files)
     if resumption.goes_on:
         # files of images that came since are those of other calls
-        known = resumption.stored.get("names", targets)
-        for name in targets.keys() - {*known}:
+        for name in files.keys() - known.keys():
             check_output(targets[name])
 
     def write_file(name: str, content: bytes) -> None:
@@ -230,10 +230,14 @@ def _open_output(
         return
     fingerprints = [image.fingerprint() for image in images]
     encoded = {*resumption.stored.get("fingerprints", ())}
-    changed = {index for index, mark in enumerate(fingerprints) if mark not in encoded}
-    files = [targets[image.name] for image in images]
-    details = {"names": list(targets), "fingerprints": fingerprints}
-    with resumption.fill(files, changed, force=force, **details) as (missing, start):
+    changed = {
+        index
+        for index, (image, mark) in enumerate(zip(images, fingerprints, strict=True))
+        if mark not in encoded or files[image.name] != known.get(image.name)
+    }
+    details = {"files": files, "fingerprints": fingerprints}
+    in_order = [targets[image.name] for image in images]
+    with resumption.fill(in_order, changed, force=force, **details) as (missing, start):
 
         def write_next(name: str, content: bytes) -> None:
             start()
@@ -365,7 +369,8 @@ def _read_files(paths: Iterable[tuple[Path, str]]) -> Iterator[_CodeFile]:
                 yield _CodeFile(str(path), name, path.read_bytes())
                 continue
             for entry, content in zips.read_zip(path):
-                yield _CodeFile(f"{path}: {entry}", entry.removesuffix(hrv.SUFFIX), content or b"")
+                stem = entry[: -len(hrv.SUFFIX)] if zips.holds_codes(entry) else entry
+                yield _CodeFile(f"{path}: {entry}", stem, content or b"")
         except InputError as error:  # a zip that can't be read, or an archive of version 1.0.0
             yield _CodeFile(str(path), name, b"", str(error))
         except PermissionError as error:

@@ -21,7 +21,7 @@ import hrvqvae
 from hrvqvae import image_files, pictures
 from hrvqvae.cli import main
 from hrvqvae.compression import hrv
-from hrvqvae.compression.zips import read_zip
+from hrvqvae.compression.zips import create_zip, read_zip
 from hrvqvae.data.images import read_image
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors.generative import Sampled
@@ -149,6 +149,28 @@ def test_a_zip_is_a_folder_of_files(run, images):
     assert same(pixels(Path("back/2.png")), as_bytes(expected))
     do(f"compress {run} {images}/0.png -o x.zip --force")
     assert [name for name, _ in read_zip(Path("x.zip"))] == ["0.hrv"]
+    (content,) = dict(read_zip(Path("x.zip"))).values()
+    with create_zip(Path("upper.zip")) as write:
+        write("A.HRV", content)
+    do(f"decompress upper.zip -o upper --model {run}")
+    assert [*folder_of(Path("upper"))] == ["A.png"]
+
+
+def test_a_file_keeps_its_image_when_names_become_others(run, monkeypatch):
+    """Two names that are one on some systems, of which the first is deleted between two calls."""
+    write_picture(Path("in/a:b.png"), 0, (12, 12), "L")
+    write_picture(Path("in/a_b.png"), 1, (12, 12), "L")
+    write_picture(Path("in/b.png"), 2, (12, 12), "L")
+    Path("in/c.png").write_bytes(b"none")
+    monkeypatch.setattr(image_files, "_BATCH_IMAGES", 1)
+    command = f"compress {run} in -o out"
+    ended(2, command)
+    assert {*folder_of(Path("out"))} == {".unfinished", "a_b-2.hrv", "a_b.hrv"}
+    Path("in/a:b.png").unlink()
+    Path("in/c.png").unlink()
+    do(command)
+    do(f"compress {run} in/a_b.png -o alone.hrv")
+    assert Path("out/a_b.hrv").read_bytes() == Path("alone.hrv").read_bytes()
 
 
 def test_names_keep_their_endings_where_they_must(run):
@@ -327,6 +349,12 @@ def test_broken_images_can_be_left_out(run, monkeypatch):
     command = f"compress {run} in/2.png -o z.zip --on-error skip"
     assert "no image could be read" in ended(2, command)
     assert not Path("z.zip").exists()
+
+    # images that are gone
+    Path("list.txt").write_text("in/no.png\nin/0.png\nin/gone.png\n")
+    printed = ended(0, f"compress {run} list.txt -o listed --on-error skip")
+    assert "in/no.png: there is no such image; left out" in printed
+    assert [*folder_of(Path("listed"))] == ["in/0.hrv"]
 
 
 def test_any_name_of_a_file_can_be_zipped_and_read_again(run, images):

@@ -100,6 +100,9 @@ def test_a_system_that_needs_all_levels_says_so(mnist_root):
     cut = read(entropy_model, [content[:-1]])
     with damage_error("file 1 has 1 whole level, but this model decodes 2 or more: level 2"):
         decode_images(model, cut, CPU)
+    first = read(entropy_model, [content[: sum(cut[0].lengths)]])
+    with damage_error("decodes 2 or more: it ends too early"):
+        decode_images(model, first, CPU)
     assert make(max_bytes=len(content)) == [content]
     with input_error("takes at least"):
         make(max_bytes=len(content) - 1)

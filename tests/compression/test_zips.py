@@ -69,6 +69,25 @@ def test_zips_of_other_tools_are_read(tmp_path):
     assert dict(read_zip(tmp_path / "x.zip")) == {"folder/a.hrv": bytes(1000) + FILES["a.hrv"]}
 
 
+def test_names_of_other_tools_are_read_with_and_without_the_directory(tmp_path):
+    """Info-ZIP writes UTF-8 without the flag that says so; older tools write code page 437."""
+    path = tmp_path / "x.zip"
+    names = {"東京.hrv": "utf-8", "Grüße.hrv": "cp437"}
+    encoded = {name: name.encode(encoding) for name, encoding in names.items()}
+    # Python sets no flag for ASCII names; these are as long
+    ascii_names = {name: f"{len(raw) * 'x'}.hrv"[-len(raw) :] for name, raw in encoded.items()}
+    with zipfile.ZipFile(path, "w") as opened:
+        for name, ascii_name in ascii_names.items():
+            opened.writestr(ascii_name, name)
+    content = path.read_bytes()
+    for name, ascii_name in ascii_names.items():
+        content = content.replace(ascii_name.encode(), encoded[name])
+    expected = {name: name.encode() for name in names}
+    assert read(path, content) == expected
+    cut = read(path, content[: content.index(b"PK\1\2")])
+    assert {name: cut[name] for name in names} == expected
+
+
 def test_entries_whose_sizes_follow_them_are_read(tmp_path):
     """As in a zip that was written to a pipe, a file without seek."""
     parts = []

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
-from hrvqvae.priors.base import build_prior, compute_loss, measure_bits
+from hrvqvae.priors.base import build_prior, compute_nats, measure_bits
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from tests.conftest import approx, input_error, parametrize, same
 from tests.priors.networks import SMALL, change_code, levels_of, random_codes, random_prior
@@ -92,7 +92,10 @@ def test_bits_are_of_each_level():
     ]
     bits = measure_bits(prior, codes, [], None)
     assert bits == approx([value / math.log(2) for value in nats], rel=1e-5)
-    assert float(compute_loss(prior, codes, [], None)) == approx(sum(nats) / 48, rel=1e-5)
+    per_image = compute_nats(prior, codes, [], None)
+    assert [float(values.sum()) for values in per_image] == approx(nats, rel=1e-5)
+    alone = compute_nats(prior, [level[:1] for level in codes], [], None)
+    assert_close(torch.cat(alone), torch.stack(per_image)[:, 0])
 
 
 def test_a_network_covers_the_levels_that_are_linked():

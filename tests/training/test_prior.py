@@ -20,7 +20,7 @@ from hrvqvae.config.parsing import override
 from hrvqvae.distributed import RankSlice
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.model import Model, load
-from hrvqvae.priors.base import Level, compute_loss
+from hrvqvae.priors.base import Level, compute_nats
 from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.priors.gpt import GPT
 from hrvqvae.priors.sampling import SamplingParams
@@ -29,6 +29,7 @@ from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import (
     CodeBatch,
     PriorTask,
+    draw_other_classes,
     drop_classes,
     read_codes,
     resolve_priors,
@@ -113,7 +114,7 @@ def test_the_best_held_out_state_is_what_is_loaded(run, monkeypatch):
     batch = read_codes([maps], model, range(1, 2), held_out)
     prior = Run(run).load_priors().networks[1]
     with torch.inference_mode():
-        nats = float(compute_loss(prior, batch.codes, batch.coarser, batch.label))
+        nats = float(torch.cat(compute_nats(prior, *batch[:3])).mean()) / 49
     assert nats / math.log(2) == approx(best["bits_per_code"], rel=1e-5)
 
 
@@ -287,6 +288,8 @@ def test_images_without_classes_are_no_ground_for_class_dropout(run, monkeypatch
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
     with input_error("prior.class_dropout is 0.3; it must be 0"):
         train_levels(run, 1, "class_dropout=0.3")
+    with input_error("prior.class_weight is 2; it must be 0"):
+        train_levels(run, 1, "class_weight=2")
 
 
 def test_without_a_class_the_marginal_is_learned(tiny):
@@ -308,6 +311,34 @@ def test_without_a_class_the_marginal_is_learned(tiny):
     shares = logits.softmax(1)[:, :, 0, 0]
     assert (shares[range(4), (0, 1, 0, 2)] > 0.95).all()
     assert shares[4].tolist() == approx([0.4, 0.2, 0.4], abs=0.05)
+
+
+def test_a_class_is_weighed_against_another(tiny):
+    torch.manual_seed(0)
+    prior = GPT(GPTConfig(hidden_units=8, layers=1, heads=1), _LEVEL)
+    fast = fields("prior.training", "precision=fp32 device=cpu warmup_steps=1 learning_rate=0.02")
+    config = override(tiny, fast).replace(**{"prior.class_weight": 3.0, "prior.class_dropout": 0.4})
+    task = PriorTask("", range(1), config, (prior, config, ""))
+    state = TrainState.start(prior, task.training)
+    rng = generator(1)
+    label = torch.randint(4, (256,), generator=rng)
+    codes = torch.randint(3, (256, 1, 1), generator=rng)
+    dropped = drop_classes(label, _LEVEL, 0.4, task.training.seed, 0)
+    others = draw_other_classes(label, 4, task.training.seed, 0)
+    assert (others != label).all()
+    assert len({*zip(label.tolist(), others.tolist(), strict=True)}) == 12
+
+    # by hand
+    (logits,) = prior.level_logits([torch.zeros(5, 1, 1).long()], [], torch.arange(5))
+    logs = logits.detach().log_softmax(1)[:, :, 0, 0].double()
+    code = codes.flatten()
+    right = logs[label, code].exp()
+    share = right / (right + logs[others, code].exp())
+    expected = -(share.log() * (dropped == label)).mean() * 3
+    metrics = task.step(state, CodeBatch((codes,), (), label))
+    assert metrics["class"] == approx(float(expected), rel=1e-4)
+    assert metrics["nats_per_code"] == approx(-float(logs[dropped, code].mean()), rel=1e-4)
+    assert metrics["loss"] == approx(metrics["class"] + metrics["nats_per_code"])
 
 
 def test_guidance_needs_class_dropout(run, tmp_path):

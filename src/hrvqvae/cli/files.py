@@ -103,8 +103,11 @@ def _inspect_file(arguments: Arguments) -> int:
     missing = len(model.entropy_model.symbols) - len(codes.codes)
     state = f"whole; {counted(missing, 'level')} not written to the file" if missing else "whole"
     print(f"\n{codes.fault or state}")
-    # `prefixes[0]` is the least number of levels that the model decodes.
-    if arguments.out is not None and len(codes.codes) >= model.autoencoder.prefixes[0]:
+    if arguments.out is not None:
+        least = model.autoencoder.prefixes[0]  # levels that the model decodes
+        if len(codes.codes) < least:
+            print(f"no picture: the model decodes {least} levels or more")
+            return 2
         draw_levels(model, codes, arguments.out)
         print(f"picture of the levels: {arguments.out}")
     return 2 if codes.fault else 0

@@ -210,7 +210,7 @@ def decode_images(
         if num_whole < model.prefixes[0]:
             raise DamagedFileError(
                 f"{name} has {counted(num_whole, 'whole level')}, but this model decodes"
-                f" {model.prefixes[0]} or more: {file.fault}"
+                f" {model.prefixes[0]} or more: {file.fault or 'it ends too early'}"
             )
         most = min(max_levels, num_whole)
         shapes.append((*file.size, max(prefix for prefix in model.prefixes if prefix <= most)))

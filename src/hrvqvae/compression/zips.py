@@ -33,6 +33,7 @@ _END_SIGNATURES = (b"PK\5\6", b"PK\6\6")  # of its end record, the second for la
 _ENTRY_BYTES = 46  # of an entry in the directory, before name, extra field and comment
 _ENTRY_LENGTHS = struct.Struct("<HHH")  # of these three
 _SIGNATURES = re.compile(_HEADER_SIGNATURE + b"|" + _DIRECTORY_SIGNATURE)
+_IS_UTF_8 = 1 << 11  # of an entry's flags: of its name
 _PERMISSIONS = 0o644 << 16
 _DIRECTORY = "the directory at its end"  # in the place of a name, for messages
 
@@ -90,12 +91,14 @@ def read_zip(path: Path) -> Iterator[tuple[str, bytes | None]]:
         offsets = sorted({entry.header_offset for entry in entries})
         rooms = {begin: end - begin for begin, end in pairwise([*offsets, path.stat().st_size])}
         for entry in entries:
+            encoding = "utf-8" if entry.flag_bits & _IS_UTF_8 else "cp437"
+            name = _decode_name(entry.filename.encode(encoding))
             content = _read_entry(opened, entry, rooms.pop(entry.header_offset, 0))
             if content is None:
-                suspects.append(entry.filename)
-            elif _holds_codes(entry.filename):
-                names.add(entry.filename)
-                yield entry.filename, content
+                suspects.append(name)
+            elif holds_codes(name):
+                names.add(name)
+                yield name, content
 
         # entries that the directory does not name, or does not name right
         if suspects or not is_directory_whole:
@@ -114,6 +117,14 @@ def read_zip(path: Path) -> Iterator[tuple[str, bytes | None]]:
         yield _DIRECTORY, None
 
 
+def _decode_name(name: bytes) -> str:
+    """Decode a name as UTF-8, or else as code page 437. Few tools tell which of them they write."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("cp437")
+
+
 def _count_entries(directory: bytes) -> int:
     """Return the number of entries of a directory, or 0 if they do not end at its end record."""
     count = at = 0
@@ -123,7 +134,8 @@ def _count_entries(directory: bytes) -> int:
     return count if directory.startswith(_END_SIGNATURES, at) else 0
 
 
-def _holds_codes(name: str) -> bool:
+def holds_codes(name: str) -> bool:
+    """Return whether an entry of this name is a file of codes."""
     # "._x.hrv" in a zip of macOS holds attributes of x.hrv
     return name.lower().endswith(hrv.SUFFIX) and not name.rpartition("/")[2].startswith("._")
 
@@ -134,19 +146,19 @@ def _read_entry(opened: ZipFile, entry: ZipInfo, room: int) -> bytes | None:
     `room` is the number of bytes up to the next entry.
     """
     most = _MOST_BYTES + _MOST_BYTES_PER_BYTE * entry.compress_size
-    if _holds_codes(entry.filename):
+    if holds_codes(entry.filename):
         known = entry.compress_type in (ZIP_STORED, ZIP_DEFLATED)
         if not known or entry.compress_size > room or entry.file_size > most:
             return None
     try:
         with opened.open(entry) as stream:  # compares the name with that in the entry's header
-            if not _holds_codes(entry.filename):
+            if not holds_codes(entry.filename):
                 return b""  # so its name is not a damaged name of a file of codes
             # no more than the limit is unpacked; the byte more checks the CRC-32 at the end
             content = stream.read(entry.file_size + 1)
             return content or None  # no file of codes is empty
     except (NotImplementedError, RuntimeError):  # packed in a way that Python lacks, or encrypted
-        return None if _holds_codes(entry.filename) else b""
+        return None if holds_codes(entry.filename) else b""
     except Exception:  # as for `ZipFile`
         return None
 
@@ -166,8 +178,8 @@ def _find_entries(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
             )
             name_begin = begin + _HEADER.size
             name_end = name_begin + name_length
-            name = content[name_begin:name_end].decode(errors="replace")
-            if signature != _HEADER_SIGNATURE or not _holds_codes(name):
+            name = _decode_name(content[name_begin:name_end])
+            if signature != _HEADER_SIGNATURE or not holds_codes(name):
                 continue
             first = name_end + extra_length
             stored = content[first : min(first + size, end)]

@@ -206,6 +206,9 @@ class PriorConfig(Section, section="prior"):
     codes: str | None = None
     #: share of images trained without their class, for guidance (Ho and Salimans 2022)
     class_dropout: Share = 0.0
+    #: weight of a loss by which the codes of an image are likelier for its class than for another
+    #: class at random; doubles the time of a step
+    class_weight: Weight = 0.0
     flip: bool = False  #: train also on the codes of mirror images
     #: train also on this many copies of each image, shifted by up to an eighth of a side
     shifts: Count = 0

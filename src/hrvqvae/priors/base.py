@@ -238,20 +238,15 @@ class Priors:
 
 
 def compute_nats(prior: Prior, codes: Sequence[Tensor], *conditions: Any) -> list[Tensor]:
-    """Return the mean negative log-likelihood per code of each level of a prior, in nats.
+    """Return the negative log-likelihood (B,) of each image's codes of each level, in nats.
 
     `conditions` are the further arguments of `Prior.level_logits`.
     """
     level_logits = prior.level_logits(codes, *conditions)
     return [
-        cross_entropy(logits.float(), level_codes)
+        cross_entropy(logits.float(), level_codes, reduction="none").sum((1, 2))
         for logits, level_codes in zip(level_logits, codes, strict=True)
     ]
-
-
-def compute_loss(prior: Prior, codes: Sequence[Tensor], *conditions: Any) -> Tensor:
-    """Return the mean of `compute_nats` over the levels."""
-    return torch.stack(compute_nats(prior, codes, *conditions)).mean()
 
 
 @torch.inference_mode()
@@ -259,8 +254,8 @@ def measure_bits(
     prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
 ) -> list[float]:
     """Return the total bits of a batch's codes under a prior, for each level of the prior."""
-    pairs = zip(compute_nats(prior, codes, coarser, label), codes, strict=True)
-    return [float(nats.double()) * level_codes.numel() / math.log(2) for nats, level_codes in pairs]
+    all_nats = compute_nats(prior, codes, coarser, label)
+    return [float(nats.double().sum()) / math.log(2) for nats in all_nats]
 
 
 def build_prior(config: Config, levels: Levels, classes: int) -> Prior:

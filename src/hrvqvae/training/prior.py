@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
@@ -28,7 +29,7 @@ from hrvqvae.data.copies import list_copies
 from hrvqvae.data.loading import open_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
-from hrvqvae.priors.base import Level, Prior, build_prior, compute_loss, measure_bits
+from hrvqvae.priors.base import Level, Prior, build_prior, compute_nats, measure_bits
 from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
@@ -118,6 +119,14 @@ def drop_classes(
     return torch.where(is_dropped, level.classes, label)
 
 
+def draw_other_classes(label: Tensor, classes: int, seed: int, step: int) -> Tensor:
+    """Return another class at random for each label (B,), as `drop_classes` draws."""
+    ranks = distributed.rank_slice()
+    draws = make_rng("other classes", seed, step).integers(1, classes, (ranks.count, len(label)))
+    offsets = torch.from_numpy(draws[ranks.rank]).to(label.device, non_blocking=True)
+    return (label + offsets) % classes
+
+
 class PriorTask(Task):
     """Train the prior of consecutive levels; save the averaged weights that need the fewest bits
     for held-out images.
@@ -203,6 +212,11 @@ class PriorTask(Task):
             raise InputError(
                 f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without"
                 " classes"
+            )
+        if prior.class_weight and len(self.classes) < 2:
+            raise InputError(
+                f"prior.class_weight is {prior.class_weight:g}; it must be 0 for images of fewer"
+                " than two classes"
             )
         split = split_held_out(len(self.labels), prior.held_out, self.training.seed)
         self.recorded_split = distributed.on_rank_zero(self._read_split)
@@ -303,11 +317,27 @@ class PriorTask(Task):
         share = self.config.prior.class_dropout
         label = drop_classes(batch.label, model.level, share, self.training.seed, state.step)
         copies = () if batch.copies is None else (batch.copies,)
+        num_codes = len(batch.codes) * math.prod(model.level.grid)  # of an image
+        weight = self.config.prior.class_weight
+
+        def compute_image_nats(labels: Tensor | None) -> Tensor:
+            nats = compute_nats(model, batch.codes, batch.coarser, labels, *copies)
+            return torch.stack(nats).sum(0)
+
         with state.compute.autocast():
-            loss = compute_loss(model, batch.codes, batch.coarser, label, *copies)
-        metrics = state.minimize({MODEL: {"nats_per_code": loss}})
+            nats = compute_image_nats(label)
+            losses = {"nats_per_code": nats.mean() / num_codes}
+            if weight:
+                assert batch.label is not None
+                others = draw_other_classes(
+                    batch.label, model.level.classes, self.training.seed, state.step
+                )
+                # -log p(class | codes), where p knows of these two classes alone
+                surprise = softplus(nats - compute_image_nats(others)) * (label == batch.label)
+                losses["class"] = weight * surprise.mean() / num_codes
+        metrics = state.minimize({MODEL: losses})
         state.averaged.update_parameters(model)
-        return {**metrics, "bits_per_code": metrics["loss"] / math.log(2)}
+        return {**metrics, "bits_per_code": metrics["nats_per_code"] / math.log(2)}
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
         """Measure the bits of held-out codes under the averaged prior; save it if no earlier prior
