@@ -108,6 +108,16 @@ def test_a_path_may_begin_with_the_home_folder(model, tmp_path, monkeypatch):
     assert choose_run_folder("./my/run.yaml", None).path == Path("runs/my-run.yaml")
 
 
+def test_a_model_stays_in_its_folder(model, tmp_path, monkeypatch):
+    """If the working directory changes."""
+    model.save_pretrained(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    loaded = hrvqvae.load("run")
+    monkeypatch.chdir(tmp_path / "run")
+    loaded.save_pretrained("copy")
+    assert (tmp_path / "run/copy/model.safetensors").is_file()
+
+
 def test_what_it_says(model):
     assert repr(model) == "Model('mnist': hrvqvae, codes of 4 x 4 x 4, images of 28x28, 1 channel)"
     assert model.to("cpu") is model
@@ -147,6 +157,10 @@ REFUSED = {
         root="."
     ),
     "evaluate has no option run": lambda model, _: model.evaluate(run="mnist"),
+    "seed is -1; it must be at least 0": lambda model, _: model.complete(
+        torch.zeros(1, 28, 28), keep="left", seed=-1
+    ),
+    "seed is 'a'": lambda model, _: model.draw(1, seed="a"),
     "there are 2 images": lambda model, _: model.complete(torch.zeros(2, 1, 28, 28)),
     "correct the name, or leave out resume=True": lambda _, folder: hrvqvae.train(
         "hrvqvae/mnist", out=folder / "none", resume=True

@@ -128,7 +128,7 @@ class Model:
         weights.
         """
         weights = self.autoencoder.state_dict()
-        export(self.run.name, expand_home(folder), license=license, weights=weights)
+        export(self.run.place, expand_home(folder), license=license, weights=weights)
 
     def push_to_hub(self, name: str, *, license: str | None = None, **options: Any) -> str:
         """Upload the folder of `save_pretrained` to the hub as user/name; return its address, or
@@ -142,7 +142,7 @@ class Model:
                 f" {', '.join(_PUSH_OPTIONS)}"
             )
         weights = self.autoencoder.state_dict()
-        return push_run(self.run.name, name, license=license, weights=weights, **options)
+        return push_run(self.run.place, name, license=license, weights=weights, **options)
 
     @property
     def priors(self) -> Priors:
@@ -450,6 +450,8 @@ class Model:
         `kept` codes are not drawn. `params` say how codes are drawn (default: as in sampling.json).
         """
         require(min(indices, default=0) >= 0, "indices", indices, "at least 0")
+        check_kinds({"seed": "int"}, {"seed": seed})
+        require(seed >= 0, "seed", seed, "at least 0")
         params = params or SamplingParams(**self.run.sampling_options())
         num_levels = self.autoencoder.check_levels(params.levels)
         priors = self.load_priors(num_levels)
@@ -485,8 +487,6 @@ class Model:
         self, indices: Sequence[int], seed: int, class_name: str | int | None, priors: Priors
     ) -> Tensor | None:
         """Return the class (B,) of each sample; None if the priors have no classes."""
-        if seed < 0:
-            raise InputError(f"seed is {seed}; it must be at least 0")
         if class_name is not None:
             return torch.full((len(indices),), priors.class_index(class_name))
         if not priors.classes:
@@ -577,7 +577,8 @@ class Model:
 
         Args:
             data: As for `train`. A data set without splits is measured whole.
-            options: As for `evaluation.report.evaluate_run`, such as split, limit or lmbda.
+            options: As for `evaluation.report.evaluate_run`, such as split, limit or lmbda, and
+                fields of reading, such as data.workers.
 
         Raises:
             InputError: As `evaluate_run`, or there is no such option.
@@ -586,17 +587,18 @@ class Model:
 
         # by name: evaluation/ imports this module
         evaluate_run = name_arguments(resolve_name("hrvqvae.evaluation.report:evaluate_run"))
-        names = inspect.signature(evaluate_run).parameters.keys() - {"run", "root"}
+        names = inspect.signature(evaluate_run).parameters.keys() - {"run", "root", "fields"}
+        read_options = {name: options.pop(name) for name in [*options] if "." in name}
         if unknown := options.keys() - names:
             known = ", ".join(sorted(names))
             raise InputError(f"evaluate has no option {min(unknown)}; it has data, {known}")
 
         # Data sets are registered by the name of their run. "the data set" is no run, so it does
         # not replace the data that this run was trained on.
-        fields = stages.collect_fields("training", {}, "the data set", data)
-        root = fields.get("data.root")
+        fields = stages.collect_fields("training", read_options, "the data set", data)
+        root = fields.pop("data.root", None)
         options = {"device": str(self.device), "beam": self.beam, **options}
-        return evaluate_run(self.run.name, root=root, **options)
+        return evaluate_run(self.run.place, root=root, fields=fields, **options)
 
     @name_arguments
     @torch_defaults()
@@ -616,7 +618,7 @@ class Model:
         from hrvqvae.distributed.launch import process_group
         from hrvqvae.training import stages
 
-        run = self.run.name
+        run = self.run.place
         fields = stages.collect_fields("prior.training", options, run, data)
         with process_group():
             outcomes = stages.train_missing_priors(run, fields, level=level, resume=resume)

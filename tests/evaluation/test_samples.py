@@ -307,15 +307,18 @@ def striped(count, seed):
 
 def test_the_entropy_model_is_measured_as_files_are_written():
     bare = EntropyModel("drawn", "0" * 32, Geometry(2, 0, (1, 1)), (4, 4))
-    test = striped(40, 1)
     entropy_model = fit(bare, striped(400, 0).levels, 0.02, lambda _: None)
-    bits = measure_file_bits(entropy_model, test, (16, 16))
-    flat = np.concatenate([level.reshape(40, -1) for level in test.levels], 1).astype(np.int32)
-    layout = entropy_model.layout((16, 16))
-    files = hrv._encode_files(entropy_model, flat, (16, 16), layout, 2)
-    lengths = [image.lengths[1:] for image in hrv.read(entropy_model, files)]
-    assert bits == tuple(8 * np.mean(np.array(lengths) - 1, 0))
-    assert bits[0] < 0.5 * 128 < bits[1]  # what repeats takes fewer bits than what is drawn
+    rng = np.random.default_rng(2)
+    drawn = CodeMaps((*rng.integers(0, 4, (2, 40, 8, 8)),), np.zeros(40, np.int64), ())
+    for test, by_tables in ((striped(40, 1), True), (drawn, False)):
+        bits = measure_file_bits(entropy_model, test, (16, 16))
+        flat = np.concatenate([level.reshape(40, -1) for level in test.levels], 1).astype(np.int32)
+        files = hrv.write(entropy_model, flat, (16, 16))
+        assert hrv.read_header(files[0]).by_tables == by_tables
+        lengths = [image.lengths[1:] for image in hrv.read(entropy_model, files)]
+        assert bits == tuple(8 * np.mean(np.array(lengths) - 1, 0))
+        assert (bits[0] < 0.5 * 128) == by_tables  # what repeats takes fewer bits
+        assert bits[1] >= 128
 
 
 def test_a_label_takes_the_bits_of_its_frequency():

@@ -232,6 +232,8 @@ def test_labels_come_as_often_as_in_training():
     priors = Priors((), ("cat", "dog"), (1, 1))
     for name in ("dog", "1", 1):
         assert priors.class_index(name) == 1
+    numbered = Priors((), ("1", "2", "3"), (1, 1, 1))
+    assert [numbered.class_index(name) for name in (0, 1, 2, "1", "2", "0")] == [0, 1, 2, 0, 1, 0]
     labels = draw_labels([10, 0, 30], seed=0, indices=range(4000))
     counts = torch.bincount(labels, minlength=3).tolist()
     assert counts[1] == 0

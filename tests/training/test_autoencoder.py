@@ -1,6 +1,7 @@
 """Training an autoencoder: loss and files, restarted codewords, images."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.loading import load_images
+from hrvqvae.model import load
 from hrvqvae.models.build import build
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.drawing import draw_training
@@ -188,6 +190,24 @@ def test_decoders_count_broken_images_too(name, mnist_root, picture_folder, tmp_
     case = untrained_run(name, config, tmp_path)
     case.train(max_steps=12)
     assert max(record.get("broken_images", 0) for record in case.records()) == 3
+
+
+def test_an_evaluation_and_an_entropy_model_can_leave_out_broken_images(pictures, tmp_path, caplog):
+    untrained_run("autoencoder", pictures, tmp_path)
+    run = str(tmp_path / "run")
+    paths = paths_of(load_images(pictures.data, "train"))
+    paths[0].write_bytes(b"broken")
+    skip = {"data.on_error": "skip", "data.workers": 0}
+    with input_error("leave it out with data.on_error skip"):
+        load(run).evaluate(split="train")
+    assert "without labels" not in caplog.text
+    assert load(run).evaluate(split="train", **skip).report.images == len(paths) - 1
+    fit = partial(Run(run).entropy_model.fit, effort=0.01, say=silent)
+    with input_error("--data.on_error skip"):
+        fit()
+    with input_error("--data.size does not say how data is read"):
+        fit(fields={"data.size": "8"})
+    assert fit(fields=skip).is_file()
 
 
 def test_a_smaller_size_is_advised_where_it_can_be_chosen(pictures, tmp_path):

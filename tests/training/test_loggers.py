@@ -9,7 +9,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hrvqvae.config.entries import Logger
 from hrvqvae.config.registry import LOGGERS
-from hrvqvae.training.loggers import MetricsLog, find_loggers, flatten_record, read_records
+from hrvqvae.training.loggers import (
+    MetricsLog,
+    WandbSink,
+    find_loggers,
+    flatten_record,
+    read_records,
+)
 from tests.conftest import approx, check_refusals, input_error, with_training, write_file
 from tests.trained_run import train_autoencoder
 
@@ -71,6 +77,8 @@ def test_weights_and_biases_has_one_run(short, tmp_path, monkeypatch):
     assert init.return_value.finish.call_count == 2
     first, second = (call.kwargs for call in init.call_args_list)
     assert first["id"] == second["id"]  # both are parts of one run
+    WandbSink(run, 0)
+    assert init.call_args.kwargs["id"] != first["id"]
     assert first.items() >= {"project": "hrvqvae", "name": "run", "resume": "allow"}.items()
     assert first["config"]["training"]["max_steps"] == 6
     assert first["config"]["data"]["root"] is None  # paths stay here

@@ -145,7 +145,9 @@ def stale(run, tiny, monkeypatch):
     return Path("run")
 
 
-def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(stale, tiny, tmp_path):
+def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(
+    stale, tiny, tmp_path, monkeypatch
+):
     cases = [Case(name, stale, tiny) for name in ("prior", "progressive")]
     told = "another state of the model; renew with: hrvqvae refresh run"
     for case in cases:
@@ -159,7 +161,16 @@ def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(stale, tiny, t
     ignored = shutil.ignore_patterns("priors", "prefixes", "tables*")
     anew = shutil.copytree(stale, tmp_path / "anew", ignore=ignored)
     check_refusals("refresh run --device tpu | device is 'tpu'")
+    fit = EntropyModelArtifact.fit
+    passed = []
+
+    def watched_fit(artifact, *arguments, **options):
+        passed.append(options["fields"])
+        return fit(artifact, *arguments, **options)
+
+    monkeypatch.setattr(EntropyModelArtifact, "fit", watched_fit)
     refreshed = do("refresh run --device cpu --data.on_error skip")
+    assert passed == [{"data.on_error": "skip"}]
     assert refreshed.splitlines()[-1].startswith("everything in run")
     assert cases[0].folder.read_config().data.on_error == "skip"
     assert Run(stale).stale_artifacts() == []

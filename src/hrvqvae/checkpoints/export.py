@@ -253,8 +253,7 @@ def _card(
         if decoder in abouts:
             rows[decoder_title] = f"trained {abouts[decoder]['step']:,} steps"
     sample_line = ""
-    if priors:
-        num_drawn = count_leading(map(_levels_of, priors))
+    if num_drawn := count_leading(map(_levels_of, priors)):
         defaults = source.read_sampling()
         options = "16, seed=0"
         if defaults.levels is None and num_drawn < len(model.num_symbols):

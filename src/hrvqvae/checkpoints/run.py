@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,7 +42,7 @@ from hrvqvae.checkpoints.folder import (
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.learning import SMALL_HIDDEN, fit
 from hrvqvae.config import Config, Levels, QuantizerConfig, level_names, to_dict
-from hrvqvae.config.parsing import from_dict, from_file
+from hrvqvae.config.parsing import from_dict, from_file, override_reading
 from hrvqvae.data.copies import list_copies
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder
@@ -116,6 +117,9 @@ class Run:
         # `path`: the weights file of the autoencoder
         self.name = expand_home(name)
         self.path = locate(self.name).absolute()
+        # the name that stays right if the working directory changes
+        absolute = self.name.absolute()
+        self.place = absolute if self.path.is_relative_to(absolute) else self.name
         self.folder = RunFolder(self.path.parent)
 
     def __str__(self) -> str:
@@ -537,6 +541,7 @@ class EntropyModelArtifact(Artifact):
         device: torch.device | None = None,
         say: Say = print,
         small: bool = False,
+        fields: Mapping[str, Any] = MappingProxyType({}),
     ) -> Path:
         """Fit the entropy model to the codes of the training split, write it beside the weights,
         and return its file.
@@ -550,15 +555,16 @@ class EntropyModelArtifact(Artifact):
             effort: Duration of the fit, in multiples of the usual duration.
             shifts: Number of further copies of the images to fit, each shifted by some pixels.
             small: Limit the file to a few kilobytes per level, for a web page.
+            fields: Fields of reading the data, such as "data.on_error".
 
-        Raises InputError if data is missing, another process fits the model, or the weights were
-        replaced meanwhile.
+        Raises InputError as `override_reading`, or if data is missing, another process fits the
+        model, or the weights were replaced meanwhile.
         """
         with lock_file(self.path):
             if self._restore_fitted(say):
                 return self.path
             model, config = self.run.load(decoder=None)
-            config = config.with_root(root)
+            config = override_reading(config.with_root(root), fields)
 
             # The codes of each copy of the images; a run folder keeps them.
             maps = []

@@ -23,6 +23,7 @@ _MESSAGES = {
     "^argument ([^:]+): ignored explicit argument (.*)$": r"\1 takes no value; \2 is given",
 }
 _OPTION = re.compile(r"-[^\d.]")  # not a negative number
+READING_FIELDS = "--data.on_error skip"  # an example for commands that take no other fields
 _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets)"
 
 

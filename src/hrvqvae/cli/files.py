@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hrvqvae.cli.console import (
+    READING_FIELDS,
     Arguments,
     Command,
     flag,
@@ -151,7 +152,9 @@ def _fit_entropy_model(arguments: Arguments) -> None:
     artifact = Run(arguments.model).entropy_model
     device = resolve_device(arguments.device)
     path = artifact.fit(
-        arguments.data, arguments.effort, arguments.shifts, device, small=arguments.small
+        arguments.data,
+        device=device,
+        **pick(arguments, "effort shifts small fields"),
     )
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
@@ -246,6 +249,7 @@ COMMANDS = (
             "limit the entropy model to a few kilobytes per level, for a web page (docs/web.md)",
         ),
         "--device",
+        fields=READING_FIELDS,
     ),
     Command(
         "tokenize",

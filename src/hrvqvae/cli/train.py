@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hrvqvae.cli.console import (
+    READING_FIELDS,
     Arguments,
     Command,
     flag,
@@ -305,7 +306,7 @@ COMMANDS = (
         "run",
         "--data",
         _DEVICE,
-        fields="--data.on_error skip",
+        fields=READING_FIELDS,
     ),
     Command(
         "train-classifier",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrvqvae.cli.console import (
+    READING_FIELDS,
     Arguments,
     Command,
     integer,
@@ -33,7 +34,7 @@ def _evaluate(arguments: Arguments) -> None:
         root=arguments.data,
         guidance=arguments.guidance or (1.0,),
         limit=arguments.images,
-        **pick(arguments, "run split device samples beam lmbda effort sample_levels"),
+        **pick(arguments, "run split device samples beam lmbda effort sample_levels fields"),
     )
     report = evaluated.report
     if arguments.json:
@@ -237,6 +238,7 @@ COMMANDS = (
             "draw levels 1 to K only (default: all; as in sampling.json if a level has no prior)",
             type=int,
         ),
+        fields=READING_FIELDS,
     ),
     Command(
         "reconstruct",

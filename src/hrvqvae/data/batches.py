@@ -285,8 +285,8 @@ def read_batches(
                 raise batch.fatal
             if batch.broken and images.config.on_error == "stop":
                 raise BrokenImageError(
-                    f"{batch.broken[0]}; leave it out with --data.on_error skip in trainings, or"
-                    " delete it; a training goes on with --resume"
+                    f"{batch.broken[0]}; leave it out with --data.on_error skip, or delete it; a"
+                    " training goes on with --resume"
                 )
             if batch.lost:
                 note_once(f"images are converted ({batch.lost[0]}); this is told once")

@@ -7,11 +7,12 @@ coded by the entropy model, without classes, and are measured without headers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.levels import encode_level
 from hrvqvae.config import DataConfig, Grid, TrainingConfig, level_names
-from hrvqvae.config.parsing import OWN_IMAGES
+from hrvqvae.config.parsing import OWN_IMAGES, override_reading
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, evaluation_batches
+from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import (
     find_images,
     find_published,
@@ -99,15 +101,29 @@ def _read_parts(maps: CodeMaps, size: int) -> Iterator[tuple[Codes, Tensor]]:
 
 def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
     """Return the bits per image of each level in files, where a level takes whole bytes; images
-    have `size` pixels.
+    have `size` pixels. As in `hrv.write`, the networks are left out where they help nothing.
     """
     layout = entropy_model.layout(size)
-    level_bytes = np.zeros(len(maps.levels))
+    num_levels = len(maps.levels)
+    level_bytes = np.zeros(num_levels)
     for codes, _ in _read_parts(maps, _FILES):
         flat = flat_codes(codes)
-        for level in range(len(level_bytes)):
-            encoded = encode_level(flat, layout, level, entropy_model.network(level))
-            level_bytes[level] += sum(map(len, encoded))
+
+        # (levels, images), with networks and without
+        sizes = [
+            np.array(
+                [
+                    [
+                        len(stream)
+                        for stream in encode_level(flat, layout, level, model.network(level))
+                    ]
+                    for level in range(num_levels)
+                ]
+            )
+            for model in (entropy_model, entropy_model.bare)
+        ]
+        is_smaller = sizes[1].sum(0) < sizes[0].sum(0)
+        level_bytes += np.where(is_smaller, sizes[1], sizes[0]).sum(1)
     return tuple((8 * level_bytes / len(maps)).tolist())
 
 
@@ -228,7 +244,7 @@ def load_with_labels(data: DataConfig, split: str) -> ImageSet:
     try:
         return load_images(data, split)
     except InputError as error:
-        if not data.labels:
+        if not data.labels or isinstance(error, BrokenImageError):
             raise
         images = load_images(replace(data, labels=False), split)
         note(f"measured without labels: {error}")
@@ -276,6 +292,7 @@ def evaluate_run(
     effort: int | None = None,
     sample_levels: int | None = None,
     rate: bool = True,
+    fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunEvaluation:
     """Measure a run's autoencoder on images, and its priors if they fit the images, in float32.
 
@@ -293,11 +310,12 @@ def evaluate_run(
         sample_levels: levels to draw (default: all, or those of sampling.json if a level has no
             prior).
         rate: measure the rate; if False, samples are not measured either.
+        fields: fields of reading the data, such as "data.on_error".
 
     Raises:
-        InputError: The run or the data is missing, the run does not support the lambda, a value is
-            out of range, or samples are asked for and the run lacks a prior, classes or guidance,
-            or there are too few samples or images to compare.
+        InputError: As `override_reading`, or the run or the data is missing, the run does not
+            support the lambda, a value is out of range, or samples are asked for and the run lacks
+            a prior, classes or guidance, or there are too few samples or images to compare.
     """
     # Check what is asked for, before anything is computed.
     require(limit is None or limit >= 1, "limit", limit, "at least 1")
@@ -320,7 +338,8 @@ def evaluate_run(
     encode = model.encoder(lmbda, effort=effort)
 
     # Find the images, and the priors that fit them.
-    data, split = choose_data(model.config.data, root, split)
+    data = override_reading(model.config, fields).data
+    data, split = choose_data(data, root, split)
     images = load_with_labels(data, split)
     if samples and images.classes != model.classes:
         raise InputError(_describe_other_classes(model.classes, images.classes))

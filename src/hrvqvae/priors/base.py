@@ -221,16 +221,16 @@ class Priors:
     class_counts: tuple[int, ...]  #: number of training images of each class
 
     def class_index(self, name: str | int) -> int:
-        """Return the index of a class from its name or index. Raises InputError if there is no such
-        class.
+        """Return the index of a class from its name or index. A text of digits is an index if no
+        class has this name. Raises InputError if there is no such class.
         """
         if not self.classes:
             raise InputError("the priors know no classes; leave the class out")
-        name = str(name)
         if name in self.classes:
-            return self.classes.index(name)
-        if name.isdecimal() and int(name) < len(self.classes):
-            return int(name)
+            return self.classes.index(str(name))
+        digits = str(name)
+        if digits.isdecimal() and int(digits) < len(self.classes):
+            return int(digits)
         raise InputError(
             f"class {name!r} is not one of {', '.join(self.classes)} (or"
             f" 0..{len(self.classes) - 1})"

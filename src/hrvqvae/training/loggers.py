@@ -187,7 +187,8 @@ class TensorBoardSink:
 class WandbSink:
     """Log to a run of Weights & Biases, with the configuration.
 
-    The folder `wandb` of the run keeps the id, so that a resumed training goes on in the same run.
+    The folder `wandb` of the run keeps the id, so that a resumed training goes on in the same run;
+    a training from step 0 begins another.
     Steps between the last checkpoint and a kill are trained and logged again; Weights & Biases
     keeps the first values of a step.
     Environment variables of the library set entity, mode and project (default: "hrvqvae").
@@ -197,7 +198,7 @@ class WandbSink:
         import wandb
 
         id_file = run / "wandb" / "id"
-        if not id_file.is_file():
+        if first_step == 0 or not id_file.is_file():
             id_file.parent.mkdir(exist_ok=True)
             write_atomic(id_file, secrets.token_hex(8).encode())
         config = to_dict(without_paths(RunFolder(run).read_config()))

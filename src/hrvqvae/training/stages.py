@@ -199,6 +199,7 @@ def refresh(
                 device=resolve_device(device or "auto"),
                 say=say,
                 small=run.entropy_model.is_small(),
+                fields=fields,
             )
     return None
 
