@@ -24,7 +24,7 @@ from hrvqvae.checkpoints.codemaps import CodeMaps, CodeRecorder
 from hrvqvae.checkpoints.run import renewal_advice
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
-from hrvqvae.compression.levels import encode_level
+from hrvqvae.compression.levels import CodeArray, encode_level
 from hrvqvae.config import DataConfig, Grid, TrainingConfig, level_names
 from hrvqvae.config.parsing import OWN_IMAGES, override_reading
 from hrvqvae.config.registry import DATASETS
@@ -104,26 +104,19 @@ def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -
     have `size` pixels. As in `hrv.write`, the networks are left out where they help nothing.
     """
     layout = entropy_model.layout(size)
-    num_levels = len(maps.levels)
-    level_bytes = np.zeros(num_levels)
+    levels = range(len(maps.levels))
+    level_bytes = np.zeros(len(levels))
+
+    def count_bytes(model: EntropyModel, codes: CodeArray) -> NDArray[np.int64]:  # (levels, B)
+        streams = [encode_level(codes, layout, level, model.network(level)) for level in levels]
+        return np.array([[*map(len, of_images)] for of_images in streams])
+
     for codes, _ in _read_parts(maps, _FILES):
         flat = flat_codes(codes)
-
-        # (levels, images), with networks and without
-        sizes = [
-            np.array(
-                [
-                    [
-                        len(stream)
-                        for stream in encode_level(flat, layout, level, model.network(level))
-                    ]
-                    for level in range(num_levels)
-                ]
-            )
-            for model in (entropy_model, entropy_model.bare)
-        ]
-        is_smaller = sizes[1].sum(0) < sizes[0].sum(0)
-        level_bytes += np.where(is_smaller, sizes[1], sizes[0]).sum(1)
+        sizes = count_bytes(entropy_model, flat)
+        bare_sizes = count_bytes(entropy_model.bare, flat)
+        is_smaller = bare_sizes.sum(0) < sizes.sum(0)
+        level_bytes += np.where(is_smaller, bare_sizes, sizes).sum(1)
     return tuple((8 * level_bytes / len(maps)).tolist())
 
 
