@@ -97,7 +97,8 @@ def test_replaced_images(tiny, picture_folder, tmp_path, caplog):
     assert "are used without their images" in caplog.text
 
 
-def test_the_best_held_out_state_is_what_is_loaded(run, monkeypatch):
+@parametrize("weight, objective", [(0, "bits_per_code"), (400, "objective")])
+def test_the_best_held_out_state_is_what_is_loaded(weight, objective, run, monkeypatch):
     train_levels(run, 1)
     model, config = Run(run).load()
     maps = codemaps.extract_codes(model, config, "train")
@@ -106,16 +107,27 @@ def test_the_best_held_out_state_is_what_is_loaded(run, monkeypatch):
     maps = dataclasses.replace(maps, levels=(maps.levels[0], noise))
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
     longer = fields("prior.training", "max_steps=90 evaluate_every=10 learning_rate=0.02")
-    train_levels(run, 2, "network.dropout=0.0", of=GIVEN | longer)
-    best = min(evaluations(run, 1), key=lambda record: record["bits_per_code"])
+    train_levels(run, 2, f"network.dropout=0.0 class_weight={weight}", of=GIVEN | longer)
+    best = min(evaluations(run, 1), key=lambda record: record[objective])
     assert best["step"] < 90  # or there is nothing to keep
     assert read_meta(run, 1).items() >= {name: best[name] for name in KEPT}.items()
     held_out = prior_training.split_held_out(len(maps), 0.05, 0)[1]
     batch = read_codes([maps], model, range(1, 2), held_out)
     prior = Run(run).load_priors().networks[1]
+    labels = (batch.label, (batch.label + 1 + torch.from_numpy(held_out) % 9) % 10)
     with torch.inference_mode():
-        nats = float(torch.cat(compute_nats(prior, *batch[:3])).mean()) / 49
-    assert nats / math.log(2) == approx(best["bits_per_code"], rel=1e-5)
+        nats, other_nats = (
+            torch.cat(compute_nats(prior, batch.codes, batch.coarser, label)).double()
+            for label in labels
+        )
+    assert float(nats.mean()) / 49 / math.log(2) == approx(best["bits_per_code"], rel=1e-5)
+    if weight:
+        class_nats = torch.logaddexp(-nats, -other_nats) + nats
+        assert best["class_bits"] == approx(float(class_nats.mean()) / math.log(2), rel=1e-4)
+        total = best["bits_per_code"] + weight * best["class_bits"] / 49
+        assert best["objective"] == approx(total)
+        fewest = min(evaluations(run, 1), key=lambda record: record["bits_per_code"])
+        assert fewest["step"] != best["step"]
 
 
 def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(run, monkeypatch):

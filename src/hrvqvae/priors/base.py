@@ -126,6 +126,7 @@ class Prior(nn.Module, ABC):
         self.config = config
         self.levels = levels
         self.level = levels[0]  # the coarsest; all have the same grid and classes
+        self.num_codes = len(levels) * math.prod(self.level.grid)  # of an image
         self.classes: nn.Embedding | None = None
         self.copies: nn.Embedding | None = None
 

@@ -127,6 +127,12 @@ def draw_other_classes(label: Tensor, classes: int, seed: int, step: int) -> Ten
     return (label + offsets) % classes
 
 
+def compute_image_nats(prior: Prior, batch: CodeBatch, label: Tensor | None) -> Tensor:
+    """Return the negative log-likelihood (B,) of all codes of each image, in nats."""
+    copies = () if batch.copies is None else (batch.copies,)
+    return torch.stack(compute_nats(prior, batch.codes, batch.coarser, label, *copies)).sum(0)
+
+
 class PriorTask(Task):
     """Train the prior of consecutive levels; save the averaged weights that need the fewest bits
     for held-out images.
@@ -316,36 +322,32 @@ class PriorTask(Task):
         assert isinstance(model, Prior)
         share = self.config.prior.class_dropout
         label = drop_classes(batch.label, model.level, share, self.training.seed, state.step)
-        copies = () if batch.copies is None else (batch.copies,)
-        num_codes = len(batch.codes) * math.prod(model.level.grid)  # of an image
         weight = self.config.prior.class_weight
-
-        def compute_image_nats(labels: Tensor | None) -> Tensor:
-            nats = compute_nats(model, batch.codes, batch.coarser, labels, *copies)
-            return torch.stack(nats).sum(0)
-
         with state.compute.autocast():
-            nats = compute_image_nats(label)
-            losses = {"nats_per_code": nats.mean() / num_codes}
+            nats = compute_image_nats(model, batch, label)
+            losses = {"nats_per_code": nats.mean() / model.num_codes}
             if weight:
                 assert batch.label is not None
                 others = draw_other_classes(
                     batch.label, model.level.classes, self.training.seed, state.step
                 )
                 # -log p(class | codes), where p knows of these two classes alone
-                surprise = softplus(nats - compute_image_nats(others)) * (label == batch.label)
-                losses["class"] = weight * surprise.mean() / num_codes
+                other_nats = compute_image_nats(model, batch, others)
+                surprise = softplus(nats - other_nats) * (label == batch.label)
+                losses["class"] = weight * surprise.mean() / model.num_codes
         metrics = state.minimize({MODEL: losses})
         state.averaged.update_parameters(model)
         return {**metrics, "bits_per_code": metrics["nats_per_code"] / math.log(2)}
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
         """Measure the bits of held-out codes under the averaged prior; save it if no earlier prior
-        needed fewer.
+        needed fewer. With a class weight, the weighted bits of the classes count too.
         """
         prior = state.averaged.module.eval()
         assert isinstance(prior, Prior)
+        weight = self.config.prior.class_weight
         bits = torch.zeros(len(prior.levels), dtype=torch.float64)
+        class_bits = 0.0
         held_out = self.held_out[: self.training.evaluation_images]
         share = held_out[distributed.rank_slice().of(len(held_out))]  # of this process
         for indices in slices(share, self.training.batch_size):
@@ -353,32 +355,52 @@ class PriorTask(Task):
             batch = batch.to(self.compute.device)
             with self.compute.autocast():
                 bits += torch.tensor(measure_bits(prior, *batch[:3]))
-        gathered = distributed.all_gather_numbers(*bits.tolist())
+                if weight:
+                    class_bits += self._measure_class_bits(prior, batch, indices)
+        gathered = distributed.all_gather_numbers(class_bits, *bits.tolist())
 
-        # of each level, per image and per code
-        image_bits = [sum(column) / len(held_out) for column in zip(*gathered, strict=True)]
+        # of the class and of each level, per image and per code
+        class_bits, *image_bits = (
+            sum(column) / len(held_out) for column in zip(*gathered, strict=True)
+        )
         code_bits = [level_bits / math.prod(prior.level.grid) for level_bits in image_bits]
         bits_per_code = sum(code_bits) / len(code_bits)
         per_level = {"level_bits_per_code": code_bits} if len(code_bits) > 1 else {}
+        objective = bits_per_code + weight * class_bits / prior.num_codes
 
         # the least of the earlier evaluations; an edited log may hold anything
         best = math.inf
         for record in records:
-            measured = record.get("bits_per_code")
+            measured = record.get("objective", record.get("bits_per_code"))
             if record["kind"] == "evaluation" and isinstance(measured, float) and measured < best:
                 best = measured
         # saved before it is logged: a run that is killed in between evaluates this step again
-        if bits_per_code <= best and distributed.is_rank_zero():
+        if objective <= best and distributed.is_rank_zero():
             with explain_save_errors(self.run, state.step):
                 self._write(state, code_bits)
-        comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
         total = sum(image_bits)
-        line = (
-            f"held out: {bits_per_code:.4f} bits per code, {total:.1f} bits per image"
-            f"  ({comparison})"
-        )
+        line = f"held out: {bits_per_code:.4f} bits per code, {total:.1f} bits per image"
         summary = {"bits_per_code": bits_per_code, "bits_per_image": total, **per_level}
-        return Evaluation(summary, line)
+        if weight:
+            line += f", {class_bits:.3f} bits of the class: objective {objective:.4f}"
+            summary |= {"class_bits": class_bits, "objective": objective}
+        comparison = "best so far, kept" if objective <= best else f"best: {best:.4f}"
+        return Evaluation(summary, f"{line}  ({comparison})")
+
+    def _measure_class_bits(
+        self, prior: Prior, batch: CodeBatch, indices: NDArray[np.int64]
+    ) -> float:
+        """Return the bits that tell the class of each image from another class, from its codes: the
+        sum over a batch.
+        """
+        assert batch.label is not None
+        classes = prior.level.classes
+        offsets = torch.from_numpy(1 + indices % (classes - 1)).to(batch.label.device)
+        others = (batch.label + offsets) % classes
+        with torch.inference_mode():
+            nats = compute_image_nats(prior, batch, batch.label)
+            other_nats = compute_image_nats(prior, batch, others)
+            return float(softplus(nats - other_nats).double().sum()) / math.log(2)
 
     def save(self, state: TrainState) -> None:
         """Write the averaged prior, unless `evaluate` has chosen one: so that an interrupted
