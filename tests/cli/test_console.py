@@ -61,7 +61,8 @@ def test_wrong_commands():
     check_refusals(r"""
         train hrvqvae/mnst | unknown preset 'hrvqvae/mnst': did you mean hrvqvae/mnist
         train hrvqvae/mnist --data /nowhere | get it with: hrvqvae data get mnist
-        evaluate nowhere --data.size 12 | '--data.size' of hrvqvae evaluate: did you mean --data
+        train-classifier cifar10 --out x --data.size 12 | '--data.size' of hrvqvae train-classifier: did
+        evaluate mnist --data.size 12 | --data.size does not say how data is read; what does is
         evaluate mnist --limit 9 | did you mean --images?
         compres mnist | unknown command 'compres': did you mean compress
         data gte | unknown action 'gte': did you mean get? (see hrvqvae data --help)
