@@ -133,6 +133,14 @@ def compute_image_nats(prior: Prior, batch: CodeBatch, label: Tensor | None) -> 
     return torch.stack(compute_nats(prior, batch.codes, batch.coarser, label, *copies)).sum(0)
 
 
+def compute_class_nats(prior: Prior, batch: CodeBatch, nats: Tensor, others: Tensor) -> Tensor:
+    """Return -log p(class | codes) (B,), where p knows of the class and of one other class alone.
+
+    `nats` are `compute_image_nats` for the classes; `others` (B,) are the other classes.
+    """
+    return softplus(nats - compute_image_nats(prior, batch, others))
+
+
 class PriorTask(Task):
     """Train the prior of consecutive levels; save the averaged weights that need the fewest bits
     for held-out images.
@@ -331,10 +339,9 @@ class PriorTask(Task):
                 others = draw_other_classes(
                     batch.label, model.level.classes, self.training.seed, state.step
                 )
-                # -log p(class | codes), where p knows of these two classes alone
-                other_nats = compute_image_nats(model, batch, others)
-                surprise = softplus(nats - other_nats) * (label == batch.label)
-                losses["class"] = weight * surprise.mean() / model.num_codes
+                class_nats = compute_class_nats(model, batch, nats, others)
+                has_class = label == batch.label
+                losses["class"] = weight * (class_nats * has_class).mean() / model.num_codes
         metrics = state.minimize({MODEL: losses})
         state.averaged.update_parameters(model)
         return {**metrics, "bits_per_code": metrics["nats_per_code"] / math.log(2)}
@@ -399,8 +406,8 @@ class PriorTask(Task):
         others = (batch.label + offsets) % classes
         with torch.inference_mode():
             nats = compute_image_nats(prior, batch, batch.label)
-            other_nats = compute_image_nats(prior, batch, others)
-            return float(softplus(nats - other_nats).double().sum()) / math.log(2)
+            class_nats = compute_class_nats(prior, batch, nats, others)
+            return float(class_nats.double().sum()) / math.log(2)
 
     def save(self, state: TrainState) -> None:
         """Write the averaged prior, unless `evaluate` has chosen one: so that an interrupted
