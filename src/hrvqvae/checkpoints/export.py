@@ -253,10 +253,12 @@ def _card(
         if decoder in abouts:
             rows[decoder_title] = f"trained {abouts[decoder]['step']:,} steps"
     sample_line = ""
-    if num_drawn := count_leading(map(_levels_of, priors)):
+    num_drawn = count_leading(map(_levels_of, priors))
+    draws_all = num_drawn == len(model.num_symbols)
+    if draws_all or (num_drawn and model.decodes_prefixes):
         defaults = source.read_sampling()
         options = "16, seed=0"
-        if defaults.levels is None and num_drawn < len(model.num_symbols):
+        if defaults.levels is None and not draws_all:
             defaults = dataclasses.replace(defaults, levels=num_drawn)
             options += f", levels={num_drawn}"
         rows["samples"] = _describe_sampling(defaults)
@@ -268,7 +270,7 @@ def _card(
     return _CARD.format(
         name=name,
         title=f"{SYSTEMS.get(model.system).title} of {images}",
-        drawing=", with priors that draw new ones" if priors else "",
+        drawing=", with priors that draw new ones" if sample_line else "",
         table=table,
         sample_line=sample_line,
         folder=shlex.quote(name.rpartition("/")[2] if on_hub else name),

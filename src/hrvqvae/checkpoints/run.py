@@ -345,7 +345,8 @@ class Run:
         """
         if command := self.missing_priors(num_levels):
             present = self.count_prior_levels()
-            instead = f", or draw {level_names(range(present))} alone" if present else ""
+            can_draw = present and self.config.model.decodes_prefixes
+            instead = f", or draw {level_names(range(present))} alone" if can_draw else ""
             raise InputError(f"{self} lacks priors; train them: {command}{instead}")
         networks = []
         first = dict[str, Any]()  # the metadata of the first prior
