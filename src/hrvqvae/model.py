@@ -34,6 +34,7 @@ from hrvqvae.compression.images import decode_images, make_files
 from hrvqvae.config import Grid
 from hrvqvae.data.images import as_images, list_images
 from hrvqvae.models.base import Autoencoder, pad_to_grid, to_unit_images
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors import generative
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import KeptCodes, Sampled
@@ -479,7 +480,7 @@ class Model:
                     params=params,
                     kept=kept,
                 )[:num_levels]  # the last prior may cover more levels than wanted
-                images = self._decode_samples(codes, num_levels, params, kept)
+                images = self._decode_samples(codes, label, params, kept)
             classes = [""] * len(images) if label is None else [priors.classes[i] for i in label]
             yield Sampled(images, tuple(classes), codes)
 
@@ -494,16 +495,21 @@ class Model:
         return generative.draw_labels(priors.class_counts, seed, indices)
 
     def _decode_samples(
-        self, codes: Codes, num_levels: int, params: SamplingParams, kept: KeptCodes | None
+        self, codes: Codes, label: Tensor | None, params: SamplingParams, kept: KeptCodes | None
     ) -> Tensor:
-        """Return the images of samples. A kept part is decoded with all levels and pasted in."""
+        """Return the images of samples with classes (B,). A kept part is decoded with all levels
+        and pasted in.
+        """
 
         def decode(decoder: Autoencoder, codes: Codes) -> Tensor:
             on_device = tuple(level.to(self.device) for level in codes)
             return decoder.decode(on_device, None, self.config.data.image_size).cpu()
 
-        images = decode(self.load_generator(num_levels, params.decoder), codes)
-        if kept is not None and num_levels < len(kept.codes):
+        generator = self.load_generator(len(codes), params.decoder)
+        if isinstance(generator, SingleGridAutoencoder):
+            generator = generator.of_classes(label)
+        images = decode(generator, codes)
+        if kept is not None and len(codes) < len(kept.codes):
             reconstructions = decode(self.autoencoder, kept.codes)
             geometry = self.config.model.geometry
             images = generative.paste_kept_part(images, reconstructions, kept, geometry)

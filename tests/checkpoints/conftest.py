@@ -7,10 +7,14 @@ import shutil
 import pytest
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder
+from hrvqvae.checkpoints.folder import GENERATION, PROGRESSIVE, RunFolder, decoder_folder
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.compression.entropy_model import EntropyModel
-from hrvqvae.models.build import build_progressive_decoder, require_several_levels
+from hrvqvae.models.build import (
+    build_progressive_decoder,
+    build_sample_decoder,
+    require_several_levels,
+)
 from tests.trained_run import silent, tiny_run_with_priors
 
 
@@ -25,7 +29,8 @@ def write_decoder(run, name, shift):
     """Write a decoder of prefixes: the autoencoder's decoder with `shift` added to its weights."""
     trained = Run(run)
     model, config = trained.load(decoder=None)
-    weights = build_progressive_decoder(require_several_levels(model, config), config).state_dict()
+    build_decoder = build_sample_decoder if name == GENERATION else build_progressive_decoder
+    weights = build_decoder(require_several_levels(model, config), config).state_dict()
     shifted = {key: tensor + shift for key, tensor in weights.items()}
     file = decoder_folder(run, name).model
     file.parent.mkdir()

@@ -15,11 +15,14 @@ from hrvqvae.checkpoints.folder import (
     decoder_folder,
     prior_folder,
 )
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.run import Run, config_of
 from hrvqvae.config.parsing import override
 from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.training.generation import GenerationTask
 from tests.checkpoints.conftest import change, write_decoder
 from tests.conftest import cells_of, damage_error, do, input_error, parametrize, same
+from tests.trained_run import silent
 
 BY_GENERATION = '{"levels": 2, "decoder": "generation"}'
 
@@ -154,3 +157,30 @@ def test_the_decoder_of_samples_is_an_option(generative, tmp_path):
     assert sheets[0].read_bytes() != sheets[1].read_bytes()
     with input_error("must be generation or progressive"):
         load(generative).sample(1, decoder="best")
+
+
+def test_samples_of_the_priors_are_drawn_and_looked_at(full_run):
+    """Half of them with the guidance of sampling.json; the decoder is told their classes."""
+    shutil.rmtree(full_run / PROGRESSIVE)
+    line = f"train-decoder {full_run} --max-steps 4 --device cpu --generation.levels 2"
+    small = "--generation.samples 6 --generation.sample_batch 4 --generation.training.batch_size 4"
+    do(f"{line} {small} --generation.adversarial_start 1 --generation.redraw 0")
+    meta = Run(full_run).decoders[GENERATION].read()[1]
+    task = GenerationTask(full_run, config_of(meta, full_run))
+    task.open(silent)
+    codes, classes = task.samples
+    assert [len(level) for level in codes] == [6, 6]
+    assert classes.min() >= 0
+    model = load(full_run)
+    drawn = model.draw(3, seed=0, params=SamplingParams(levels=2))
+    assert same(tuple(level[:3] for level in codes), drawn.codes)
+
+    # images of one code differ by their class
+    generator = model.load_generator(2)
+    same_codes = tuple(level[:1].expand(2, -1, -1) for level in codes)
+    images = generator.of_classes(torch.tensor([3, 3])).decode(same_codes)
+    others = generator.of_classes(torch.tensor([3, 4])).decode(same_codes)
+    unknown = generator.of_classes(torch.tensor([-1, 99])).decode(same_codes)
+    assert same(images[0], others[0])
+    assert not same(images[1], others[1])
+    assert same(unknown, generator.decode(same_codes))

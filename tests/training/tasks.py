@@ -27,9 +27,10 @@ AUTOENCODER = fields("training", "max_steps=12 evaluate_every=4")
 PROGRESSIVE = fields("progressive.training", SHORT) | fields(
     "progressive.network", "hidden_units=8 residual_blocks=2"
 )
-GENERATION = fields("generation.training", SHORT + "batch_size=16 adam_beta1=0.5") | fields(
-    "generation", "levels=2 perceptual=none adversarial_start=2 discriminator_units=4"
+GENERATION = fields("generation.training", SHORT + "batch_size=8 adam_beta1=0.5") | fields(
+    "generation", "levels=2 samples=0 adversarial_start=2"
 )
+GENERATION |= fields("generation.network", "hidden_units=8 residual_blocks=2")
 TASKS = {
     "autoencoder": AutoencoderTask,
     "prior": PriorTask,

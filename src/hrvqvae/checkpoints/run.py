@@ -46,7 +46,12 @@ from hrvqvae.config.parsing import from_dict, from_file, override_reading
 from hrvqvae.data.copies import list_copies
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder
-from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
+from hrvqvae.models.build import (
+    build,
+    build_progressive_decoder,
+    build_sample_decoder,
+    require_several_levels,
+)
 from hrvqvae.priors.base import Priors, build_prior
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.utils.device import resolve_device
@@ -230,9 +235,10 @@ class Run:
         generator = copy.copy(autoencoder)
         used = self._use_decoder(generator, config, GENERATION)
         trained = used.generation.levels
-        # `config` comes back unchanged if the decoder of samples is missing or stale; a decoder
-        # whose configuration says 0 levels decodes any number
-        if used is config or levels is None or trained in (0, levels):
+        if used is config:  # the decoder of samples is missing or stale
+            return autoencoder
+        # a decoder whose configuration says 0 levels decodes any number
+        if levels is None or trained in (0, levels):
             return generator
         if decoder is None:
             return autoencoder
@@ -259,7 +265,11 @@ class Run:
 
         # not from `model`, since `_build_with_weights` first builds on the meta device
         def make() -> ProgressiveDecoder:
-            return build_progressive_decoder(require_several_levels(build(config), config), config)
+            autoencoder = require_several_levels(build(config), config)
+            build_decoder = (
+                build_sample_decoder if name == GENERATION else build_progressive_decoder
+            )
+            return build_decoder(autoencoder, config)
 
         network = _build_with_weights(make, weights, decoder.file)
         device = next(model.parameters()).device

@@ -14,7 +14,7 @@ from itertools import chain
 from pkgutil import resolve_name
 from typing import Annotated, ClassVar, Literal, TypeVar
 
-from hrvqvae.config.model import AdversarialConfig, Grid, Levels, ModelConfig, PriorNetworkConfig
+from hrvqvae.config.model import Grid, Levels, ModelConfig, PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS, SYSTEMS
 from hrvqvae.config.section import (
     AUTO,
@@ -172,9 +172,9 @@ class ProgressiveTrainingConfig(StageConfig, section="progressive.training"):
 class GenerationTrainingConfig(TrainingConfig, section="generation.training"):
     """Training of the decoder of samples."""
 
-    batch_size: Positive = 64
+    batch_size: Positive = 24
     max_steps: Count = 4_000
-    learning_rate: Rate = 8e-4
+    learning_rate: Rate = 1e-3
     adam_beta1: Share = 0.5
     adam_beta2: Share = 0.99
     warmup_steps: Count = 50
@@ -243,17 +243,34 @@ class ProgressiveConfig(Section, section="progressive"):
     training: ProgressiveTrainingConfig = ProgressiveTrainingConfig()
 
 
-class GenerationConfig(AdversarialConfig, section="generation"):
-    """The decoder of samples and of completed images, and its training on a frozen autoencoder
-    (`train-decoder`). Its refiner is that of `progressive.network`.
+class SampleRefinerConfig(RefinerConfig, section="generation.network"):
+    """The refiner of the decoder of samples, before a progressive decoder (docs/method.md)."""
+
+    hidden_units: Positive = 128
+    residual_blocks: Count = 6
+
+
+class GenerationConfig(Section, section="generation"):
+    """The decoder of samples and of completed images, and its training on a frozen autoencoder and
+    on samples of the priors (`train-decoder`).
     """
 
     levels: Count = 0  #: decode samples of this many levels (0: the levels of the first prior)
+    classes: Count = 0  #: number of classes that the decoder is told; set when a training begins
+    network: SampleRefinerConfig = SampleRefinerConfig()
+    #: Codes of this many samples are drawn from the priors before the training, half of them with
+    #: the guidance of sampling.json (0: train on the codes of images alone).
+    samples: Count = 20_000
+    sample_batch: Count = 40  #: samples in a batch, beside the images
     #: in training, this share of the codes of the last of these levels is replaced at random, to
     #: imitate the errors of a prior
-    redraw: Share = 0.03
-    adversarial_start: Count = 100
-    discriminator_layers: Positive = 2
+    redraw: Share = 0.1
+    class_dropout: Share = 0.1  #: share of images whose class the decoder is not told
+    perceptual_weight: Weight = 0.3  #: of the perceptual distance; the squared error has weight 1
+    #: factor of the adaptive weight (Esser et al. 2021, equation 7), for images
+    adversarial_weight: Weight = 2.0
+    sample_weight: Weight = 2.0  #: the adversarial loss of samples, relative to that of images
+    adversarial_start: Count = 100  #: training steps before the discriminator begins
     #: the discriminator's learning rate divided by that of the decoder
     discriminator_rate: Rate = 0.5
     training: GenerationTrainingConfig = GenerationTrainingConfig()

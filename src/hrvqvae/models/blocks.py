@@ -2,11 +2,15 @@
 appendix).
 
 Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride. A progressive decoder of L
-levels has L cases: in case l - 1 it decodes the first l levels.
+levels has L cases: in case l - 1 it decodes the first l levels. A decoder of samples of n classes
+has n + 1 cases: 0 without a class, and 1 + k for class k.
 """
 
+import copy
 from itertools import pairwise
+from typing import Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -127,3 +131,30 @@ class ProgressiveDecoder(nn.Module):
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
         return self.decoder(self.refiner(latents, case))
+
+
+class SampleDecoder(ProgressiveDecoder):
+    """Latents (B, D, H, W) of samples to images (B, C, Y, X): a refiner, then a progressive
+    decoder. The cases of both are the classes of the images.
+    """
+
+    classes: Tensor | None = None  #: (B,) int64 of the images to decode, -1 without a class
+
+    def __init__(self, refiner: Refiner, decoder: ProgressiveDecoder, num_classes: int) -> None:
+        super().__init__(refiner, decoder)
+        self.num_classes = num_classes
+
+    def of_classes(self, classes: Tensor | None) -> Self:
+        """Return this decoder for images of these classes; both share their weights."""
+        decoder = copy.copy(self)
+        decoder.classes = classes
+        return decoder
+
+    def forward(self, latents: Tensor, case: Tensor) -> Tensor:
+        """Decode latents. The given case, for a number of levels, is not used."""
+        case = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+        if self.classes is not None:
+            classes = self.classes.to(latents.device)
+            # a prior of other data may have more classes
+            case = torch.where(classes < self.num_classes, classes + 1, 0)
+        return self.decoder(self.refiner(latents, case), case)

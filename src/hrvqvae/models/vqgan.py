@@ -103,14 +103,14 @@ def compute_adaptive_weight(
     return weight.clamp(max=1e4).detach()
 
 
-def fix_gradient(loss: Tensor, at: Tensor) -> Tensor:
+def fix_gradient(loss: Tensor, at: Tensor, *, retain_graph: bool = False) -> Tensor:
     """Compute the gradient of a scalar loss with respect to `at`, and return the loss with this
     fixed gradient, and with no other: none of the parameters of the loss's network.
 
     The adaptive weight and the update both differentiate the loss. With the fixed gradient, the
-    loss's network runs backward only once.
+    loss's network runs backward only once. Its graph is freed unless it is retained.
     """
-    (gradient,) = torch.autograd.grad(loss, at)
+    (gradient,) = torch.autograd.grad(loss, at, retain_graph=retain_graph)
     # at - at.detach() is zero, and has the gradient one
     return loss.detach() + (gradient * (at - at.detach())).sum()
 

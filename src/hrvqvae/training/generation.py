@@ -1,39 +1,51 @@
 """Train a decoder of samples: it decodes the first K levels of a trained and frozen autoencoder.
 
-It is trained as a VQGAN's decoder is, so that its images are sharp where the codes leave details
-open. It begins as a copy of the progressive decoder or, without one, of the autoencoder's decoder.
+It learns to decode the codes of images, and to make images that look real from the codes of samples
+of the priors. It is told the classes of both. It begins as a copy of the progressive decoder or,
+without one, of the autoencoder's decoder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import GENERATION
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.data.batches import Batch
+from hrvqvae.data.loading import load_images
 from hrvqvae.models.base import image_size, to_unit_images
-from hrvqvae.models.blocks import ProgressiveDecoder
-from hrvqvae.models.build import require_several_levels
+from hrvqvae.models.blocks import SampleDecoder
+from hrvqvae.models.build import build_sample_decoder, require_several_levels
 from hrvqvae.models.distortion import Report
 from hrvqvae.models.objective import Metrics
-from hrvqvae.models.vqgan import DISCRIMINATOR, AdversarialObjective
+from hrvqvae.models.perceptual import require_efficientnet
+from hrvqvae.models.samples import SampleObjective
+from hrvqvae.models.vqgan import DISCRIMINATOR
+from hrvqvae.priors.generative import draw_labels, sample_codes
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.grouping import slices
+from hrvqvae.utils.progress import Say, tracked
+
+_DRAWN_AT_ONCE = 250
 
 
 def resolve_generation(run: Run, config: Config) -> Config:
-    """Return a configuration with the number of levels, and with the section `progressive` of the
-    run's progressive decoder.
+    """Return a configuration with the number of levels and of classes, and with the section
+    `progressive` of the run's progressive decoder.
 
-    Raises InputError if the decoder can't decode so many levels, or the images are too small for
-    the discriminator.
+    Raises InputError if efficientnet-lite0 is not installed, the decoder can't decode so many
+    levels, a prior of these levels is missing, or the priors have other classes than the images.
     """
+    require_efficientnet()
     model, stored = run.load()
     require_several_levels(model, stored)
     first_prior = next(iter(run.priors), config.prior_levels[0])
@@ -44,16 +56,29 @@ def resolve_generation(run: Run, config: Config) -> Config:
             f"a decoder of samples of {levels} levels is the model's own, since the model has no"
             f" more: give --generation.levels 1 to {most}, and draw so many by --levels"
         )
-    config.generation.check_images(min(config.data.image_size))
-    return config.replace(**{"generation.levels": levels, "progressive": stored.progressive})
+    classes = tuple(load_images(config.data, "train").classes)
+    if config.generation.samples:
+        command = run.missing_priors(levels)
+        if command:
+            raise InputError(
+                f"a decoder of samples learns from samples, and {run} lacks priors; train them:"
+                f" {command}; or give --generation.samples 0"
+            )
+        if run.load_priors(levels).classes != classes:
+            raise InputError(
+                f"the priors of {run} have other classes than its images: give"
+                " --generation.samples 0"
+            )
+    changes = {"generation.levels": levels, "generation.classes": len(classes)}
+    return config.replace(**changes, progressive=stored.progressive)
 
 
 class GenerationTask(ProgressiveTask):
-    """Train a decoder of samples with the objective of a VQGAN.
+    """Train a decoder of samples with a `SampleObjective`.
 
-    The codes are those of the images, but some codes of the last of these levels are replaced at
-    random, to imitate the errors of a prior. The configuration is that of `resolve_generation`.
-    Raises InputError as `ProgressiveTask`.
+    The codes are those of images and of samples, but some codes of the last of these levels are
+    replaced at random, to imitate the errors of a prior. The configuration is that of
+    `resolve_generation`. Raises InputError as `ProgressiveTask`.
     """
 
     name_suffix = ", samples"
@@ -63,37 +88,85 @@ class GenerationTask(ProgressiveTask):
     def training_of(self, config: Config) -> TrainingConfig:
         return config.generation.training
 
-    def build(self) -> ProgressiveDecoder:
-        decoder = super().build()
+    def open(self, say: Say) -> None:
+        super().open(say)
+        self.samples = self.draw_samples()
+
+    @torch.inference_mode()
+    def draw_samples(self) -> tuple[Codes, Tensor]:
+        """Draw the codes (N, H, W) of samples, and their classes (N,): the first half without
+        guidance, the others as sampling.json says.
+        """
+        settings = self.config.generation
+        run = Run(cast(Path, self.parent_run))
+        if not settings.samples:
+            empty = torch.empty(0, dtype=torch.int64)
+            shape = (0, *self.model.config.geometry.grids(*self.config.data.image_size)[0])
+            return (empty.view(shape),) * settings.levels, empty
+        priors = run.load_priors(settings.levels)
+        for network in priors.networks:
+            self.compute.place_model(network)
+        guidances = (1.0, run.sampling_options()["guidance"])
+        drawn = []
+        parts = slices(range(settings.samples), _DRAWN_AT_ONCE)
+        for indices in tracked(parts, "sample", settings.samples, len):
+            label = None
+            if priors.classes:
+                label = draw_labels(priors.class_counts, settings.training.seed, indices)
+            guidance = guidances[indices[0] * 2 >= settings.samples]
+            codes = sample_codes(
+                priors.networks,
+                self.model.codeword_indices,
+                indices,
+                seed=settings.training.seed,
+                label=label,
+                params=SamplingParams(guidance=guidance, levels=settings.levels),
+            )
+            classes = torch.full((len(indices),), -1) if label is None else label
+            drawn.append((*codes[: settings.levels], classes))
+        columns = [torch.cat(column) for column in zip(*drawn, strict=True)]
+        return tuple(columns[:-1]), columns[-1]
+
+    def build(self) -> SampleDecoder:
+        decoder = build_sample_decoder(self.model, self.config)
+
         # begin with the run's progressive decoder, unless its network is another
         model, stored = Run(cast(Path, self.parent_run)).load()
         trained = getattr(model, "progressive_decoder", None)
         if trained is not None and stored.progressive.network == self.config.progressive.network:
-            copy_weights(decoder, trained.state_dict(), "the progressive decoder")
+            weights = trained.state_dict()
+            cases = self.config.generation.classes + 1
+            for name in weights:
+                if name.endswith(".case.weight"):  # every class begins as the number of levels
+                    case = self.config.generation.levels - 1
+                    weights[name] = weights[name][case].expand(cases, -1)
+            copy_weights(decoder.decoder, weights, "the progressive decoder")
         return decoder
 
     def build_objective(self) -> Mapping[str, nn.Module]:
-        objective = AdversarialObjective(self.config, self.config.generation)
-        self.objective = self.compute.place_model(objective)
+        self.objective = self.compute.place_model(SampleObjective(self.config))
         return self.objective.auxiliary
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         settings = self.config.generation
-        decoder = cast(ProgressiveDecoder, state.model)
+        decoder = cast(SampleDecoder, state.model)
         state.add_broken(batch.broken)
-        self.model.use_progressive_decoder(decoder)  # an evaluation left the averaged decoder there
         placed = state.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)  # in [0, 1]; `decoded` in [-1, 1]
+        levels = torch.tensor(settings.levels, device=images.device)
         with state.compute.autocast():
-            codes = self.redraw(self.model.encode(placed)[: settings.levels])
-            count = torch.tensor(settings.levels, device=images.device)
+            drawn, drawn_classes = self.choose_samples()
+            own = self.model.encode(placed)[: settings.levels]
+            codes = self.redraw(
+                [torch.cat(pair).to(images.device) for pair in zip(own, drawn, strict=True)]
+            )
+            classes = torch.cat([self.drop_classes(batch.labels), drawn_classes])
+            self.model.use_progressive_decoder(decoder.of_classes(classes))
             latents = self.model.quantizer.lookup(codes)
-            decoded = self.model.pixels(latents, image_size(images), count)
-            decoded = decoded.float()
-            error = (decoded - (images * 2 - 1)).square().mean()
-            last_layer = cast(nn.ConvTranspose2d, cast(nn.Sequential, decoder.decoder)[-1]).weight
+            decoded = (self.model.pixels(latents, image_size(images), levels).float() + 1) / 2
+            last_layer = cast(Any, decoder.decoder).decoder[-1].weight
             losses, metrics = self.objective.judge(
-                (decoded + 1) / 2, images, {"reconstruction": error}, last_layer, state.step
+                images, decoded, classes.to(images.device), last_layer, state.step
             )
         # the trainer sets the same rate for all networks before each step
         for group in state.networks[DISCRIMINATOR].optimizer.param_groups:
@@ -102,7 +175,22 @@ class GenerationTask(ProgressiveTask):
         state.averaged.update_parameters(decoder)
         return metrics
 
-    def redraw(self, codes: Codes) -> Codes:
+    def choose_samples(self) -> tuple[Codes, Tensor]:
+        """Choose samples at random, as many as a batch of this process has; return their codes and
+        classes.
+        """
+        codes, classes = self.samples
+        count = self.config.generation.sample_batch // distributed.world_size()
+        chosen = torch.randint(max(1, len(classes)), (count if len(classes) else 0,))
+        return tuple(level[chosen] for level in codes), classes[chosen]
+
+    def drop_classes(self, labels: Tensor) -> Tensor:
+        """Return labels (B,) of which a share is replaced by -1, all if there are no classes."""
+        settings = self.config.generation
+        share = settings.class_dropout if settings.classes else 1
+        return torch.where(torch.rand(labels.shape) < share, -1, labels)
+
+    def redraw(self, codes: Sequence[Tensor]) -> Codes:
         """Return codes of which a share of the last level is drawn anew, all symbols alike."""
         *coarse, last = codes
         symbols = self.config.model.num_symbols[len(coarse)]

@@ -1,0 +1,121 @@
+"""The objective of a decoder of samples: squared error and perceptual distance of reconstructions,
+and a discriminator of reconstructions and samples.
+
+The discriminator sees features of efficientnet-lite0 (Sauer et al. 2021), and the classes of the
+images (Miyato and Koyama 2018).
+
+Shapes: images (B, C, Y, X) in [0, 1]; features (B, C_r, Y_r, X_r) of each resolution r; classes
+    (B,) int64, -1 without a class.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hrvqvae.config import Config
+from hrvqvae.models.objective import MODEL, Metrics
+from hrvqvae.models.perceptual import EfficientNetDistance, compare_features
+from hrvqvae.models.vqgan import (
+    DISCRIMINATOR,
+    compute_adaptive_weight,
+    fix_gradient,
+    hinge_loss,
+)
+
+_WIDTH = 128
+_RESOLUTIONS = 3  # the coarsest
+
+
+class FeatureHead(nn.Module):
+    """Scores (B,) of features (B, C, Y, X) of images and of their classes; a positive score means
+    "real".
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, _WIDTH, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1),
+            nn.LeakyReLU(0.2),
+        )
+        self.score = nn.Linear(_WIDTH, 1)
+        self.class_direction = nn.Embedding(classes + 1, _WIDTH)
+        nn.init.zeros_(self.class_direction.weight)
+
+    def forward(self, features: Tensor, classes: Tensor) -> Tensor:
+        hidden = self.body(features).mean((2, 3))
+        by_class = (hidden * self.class_direction(classes + 1)).sum(1) / math.sqrt(_WIDTH)
+        return self.score(hidden)[:, 0] + by_class
+
+
+class FeatureDiscriminator(nn.ModuleList):
+    """A `FeatureHead` for each of the coarsest resolutions."""
+
+    def forward(self, features: Sequence[Tensor], classes: Tensor) -> Tensor:
+        """Return the scores (R, B) of R resolutions."""
+        coarse = features[-len(self) :]
+        scores = [head(part, classes) for head, part in zip(self, coarse, strict=True)]
+        return torch.stack(scores).float()
+
+
+class SampleObjective(nn.Module):
+    """See the module. Raises InputError if efficientnet-lite0 is not on this machine."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.settings = config.generation
+        self.distance = EfficientNetDistance()
+        sizes = [part.shape[1] for part in self.distance.features(torch.zeros(1, 3, 64, 64))]
+        self.discriminator = FeatureDiscriminator(
+            FeatureHead(channels, self.settings.classes) for channels in sizes[-_RESOLUTIONS:]
+        )
+
+    @property
+    def auxiliary(self) -> dict[str, nn.Module]:
+        return {DISCRIMINATOR: self.discriminator}
+
+    def judge(
+        self, images: Tensor, decoded: Tensor, classes: Tensor, last_layer: Tensor, step: int
+    ) -> tuple[dict[str, dict[str, Tensor]], Metrics]:
+        """Return the losses of the decoder and of the discriminator, by the network's name, and
+        further values to log.
+
+        Args:
+            images: B images.
+            decoded: The reconstructions of the images, then samples.
+            classes: Of the decoded images.
+            last_layer: The last weights of the decoder.
+            step: Number of earlier steps; the discriminator joins at `adversarial_start`.
+        """
+        count = len(images)
+        with torch.no_grad():
+            features = self.distance.features(images)
+        decoded_features = self.distance.features(decoded)
+
+        # the reconstructions are like the images
+        error = 4 * (decoded[:count] - images).square().mean()  # of pixels in [-1, 1]
+        distance = compare_features(features, [part[:count] for part in decoded_features])
+        perceptual = fix_gradient(
+            self.settings.perceptual_weight * distance.float(), decoded, retain_graph=True
+        )
+        losses = {"reconstruction": error, f"perceptual ({self.distance.name})": perceptual}
+        if step < self.settings.adversarial_start:
+            return {MODEL: losses}, {}
+
+        # the discriminator takes reconstructions and samples for real
+        scores = self.discriminator(decoded_features, classes)
+        score = scores[:, :count].mean()
+        if len(decoded) > count:
+            score = score + self.settings.sample_weight * scores[:, count:].mean()
+        adversarial = fix_gradient(-score, decoded)
+        weight = compute_adaptive_weight(error + perceptual, adversarial, last_layer)
+        losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
+
+        # the discriminator tells them from the images
+        real = self.discriminator(features, classes[:count])
+        fake = self.discriminator([part.detach() for part in decoded_features], classes)
+        hinge = hinge_loss(real, fake)
+        return {MODEL: losses, DISCRIMINATOR: {DISCRIMINATOR: hinge}}, {"adaptive_weight": weight}
