@@ -80,7 +80,8 @@ def train_all(folder, systems):
             train_priors(path, configs, say=silent)
         for name in ("progressive", "generation"):
             case = Case(name, run.path, with_training(run.read_config(), batch_size=12))
-            changes = {"generation.redraw": "0", "generation.training.batch_size": "12"}
+            changes = {"generation.redraw": "0", "generation.class_dropout": "0"}
+            changes["generation.training.batch_size"] = "12"
             case.train(config=override(case.config(max_steps=5, log_every=1), changes))
     return results
 

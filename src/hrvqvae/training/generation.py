@@ -155,19 +155,17 @@ class GenerationTask(ProgressiveTask):
         images = to_unit_images(placed, self.model.channels)  # in [0, 1]; `decoded` in [-1, 1]
         levels = torch.tensor(settings.levels, device=images.device)
         with state.compute.autocast():
-            drawn, drawn_classes = self.choose_samples()
             own = self.model.encode(placed)[: settings.levels]
-            codes = self.redraw(
-                [torch.cat(pair).to(images.device) for pair in zip(own, drawn, strict=True)]
-            )
+            drawn, drawn_classes = self.choose_samples()
+            on_device = [level.to(images.device, non_blocking=True) for level in drawn]
+            codes = self.redraw([torch.cat(pair) for pair in zip(own, on_device, strict=True)])
             classes = torch.cat([self.drop_classes(batch.labels), drawn_classes])
+            classes = classes.to(images.device, non_blocking=True)
             self.model.use_progressive_decoder(decoder.of_classes(classes))
             latents = self.model.quantizer.lookup(codes)
             decoded = (self.model.pixels(latents, image_size(images), levels).float() + 1) / 2
             last_layer = cast(Any, decoder.decoder).decoder[-1].weight
-            losses, metrics = self.objective.judge(
-                images, decoded, classes.to(images.device), last_layer, state.step
-            )
+            losses, metrics = self.objective.judge(images, decoded, classes, last_layer, state.step)
         # the trainer sets the same rate for all networks before each step
         for group in state.networks[DISCRIMINATOR].optimizer.param_groups:
             group["lr"] *= settings.discriminator_rate
