@@ -36,6 +36,7 @@ from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import Say, tracked
 
 _DRAWN_AT_ONCE = 250
+_FIRST_SEED = 1 << 31  # of the drawn samples, so that they are others than those of users
 
 
 def resolve_generation(run: Run, config: Config) -> Config:
@@ -98,6 +99,7 @@ class GenerationTask(ProgressiveTask):
         guidance, the others as sampling.json says.
         """
         settings = self.config.generation
+        seed = _FIRST_SEED + settings.training.seed
         run = Run(cast(Path, self.parent_run))
         if not settings.samples:
             empty = torch.empty(0, dtype=torch.int64)
@@ -112,13 +114,13 @@ class GenerationTask(ProgressiveTask):
         for indices in tracked(parts, "sample", settings.samples, len):
             label = None
             if priors.classes:
-                label = draw_labels(priors.class_counts, settings.training.seed, indices)
+                label = draw_labels(priors.class_counts, seed, indices)
             guidance = guidances[indices[0] * 2 >= settings.samples]
             codes = sample_codes(
                 priors.networks,
                 self.model.codeword_indices,
                 indices,
-                seed=settings.training.seed,
+                seed=seed,
                 label=label,
                 params=SamplingParams(guidance=guidance, levels=settings.levels),
             )
