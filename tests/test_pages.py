@@ -204,7 +204,8 @@ def test_commands_for_several_processes():
         assert options.training_script == "hrvqvae"
         arguments = options.training_script_args
         if arguments[0] == "train":
-            batch = int(re.findall(r"batch_size: (\d+)", do(*arguments, "--print-config"))[-1])
+            config = yaml.safe_load(do(*arguments, "--print-config"))
+            batch = config["training"]["batch_size"]
             nodes = options.nnodes.split(":")
             for machines in range(int(nodes[0]), int(nodes[-1]) + 1):
                 assert batch % (machines * int(options.nproc_per_node)) == 0

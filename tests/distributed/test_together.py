@@ -122,7 +122,16 @@ def test_priors_and_the_extraction_of_codes_are_shared_out(folder, size):
 def test_a_decoder_of_prefixes_or_samples_is_trained_as_by_one_process(folder, name, size):
     alone, shared = (logged(folder / f"priors-{count}" / name, "loss") for count in (1, size))
     assert len(alone) == 5
-    np.testing.assert_allclose(shared, alone, rtol=1e-5)
+    # the third step of a decoder of samples is the first against the discriminator, whose small
+    # gradients amplify rounding errors from then on
+    tight = 3 if name == "generation" else 5
+    np.testing.assert_allclose(shared[:tight], alone[:tight], rtol=1e-5)
+    np.testing.assert_allclose(shared, alone, rtol=2e-3)
+    if name == "generation":
+        norms = "discriminator_gradient_norm"
+        alone, shared = (logged(folder / f"priors-{count}" / name, norms) for count in (1, size))
+        assert alone[2] > 0
+        np.testing.assert_allclose(shared[2], alone[2], rtol=1e-5)
 
 
 def test_one_process_works_alone_while_the_other_waits(folder):

@@ -41,7 +41,8 @@ class FeatureHead(nn.Module):
             nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1),
             nn.LeakyReLU(0.2),
         )
-        self.score = nn.Linear(_WIDTH, 1)
+        # no bias: its gradient is 0 while all scores are within the margins of the hinge loss
+        self.score = nn.Linear(_WIDTH, 1, bias=False)
         self.class_direction = nn.Embedding(classes + 1, _WIDTH)
         nn.init.zeros_(self.class_direction.weight)
 
