@@ -18,6 +18,7 @@ from hrvqvae.checkpoints.folder import (
 from hrvqvae.checkpoints.run import Run, config_of
 from hrvqvae.config.parsing import override
 from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.priors.generative import sample_codes
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.training.generation import GenerationTask
 from tests.checkpoints.conftest import change, write_decoder
@@ -160,7 +161,7 @@ def test_the_decoder_of_samples_is_an_option(generative, tmp_path):
 
 
 def test_samples_of_the_priors_are_drawn_and_looked_at(full_run):
-    """Half of them with the guidance of sampling.json; the decoder is told their classes."""
+    """The decoder is told their classes."""
     shutil.rmtree(full_run / PROGRESSIVE)
     line = f"train-decoder {full_run} --max-steps 4 --device cpu --generation.levels 2"
     small = "--generation.samples 6 --generation.sample_batch 4 --generation.training.batch_size 4"
@@ -184,3 +185,20 @@ def test_samples_of_the_priors_are_drawn_and_looked_at(full_run):
     assert same(images[0], others[0])
     assert not same(images[1], others[1])
     assert same(unknown, generator.decode(same_codes))
+
+
+def test_half_of_the_samples_have_the_guidance_of_sampling_json(full_run, monkeypatch):
+    RunFolder(full_run).sampling.write_text('{"guidance": [1, 4], "levels": 2}')
+    guidances = []
+
+    def record(*arguments, params, **options):
+        guidances.append(params.guidance)
+        return sample_codes(*arguments, params=SamplingParams(levels=2), **options)
+
+    monkeypatch.setattr("hrvqvae.training.generation.sample_codes", record)
+    monkeypatch.setattr("hrvqvae.training.generation._DRAWN_AT_ONCE", 2)
+    changes = {"generation.levels": 2, "generation.samples": 8}
+    task = GenerationTask(full_run, Run(full_run).config.replace(**changes))
+    codes, classes = task.draw_samples()
+    assert guidances == [1, 1, [1, 4], [1, 4]]
+    assert len(codes[0]) == len(classes) == 8

@@ -63,7 +63,10 @@ class FeatureDiscriminator(nn.ModuleList):
 
 
 class SampleObjective(nn.Module):
-    """See the module. Raises InputError if efficientnet-lite0 is not on this machine."""
+    """The losses of a decoder of samples and of its discriminator.
+
+    Raises InputError if efficientnet-lite0 is not on this machine.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()

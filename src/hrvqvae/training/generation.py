@@ -108,14 +108,15 @@ class GenerationTask(ProgressiveTask):
         priors = run.load_priors(settings.levels)
         for network in priors.networks:
             self.compute.place_model(network)
-        guidances = (1.0, run.sampling_options()["guidance"])
+        default_guidance = run.sampling_options()["guidance"]
         drawn = []
         parts = slices(range(settings.samples), _DRAWN_AT_ONCE)
         for indices in tracked(parts, "sample", settings.samples, len):
             label = None
             if priors.classes:
                 label = draw_labels(priors.class_counts, seed, indices)
-            guidance = guidances[indices[0] * 2 >= settings.samples]
+            is_first_half = indices[0] < settings.samples / 2
+            guidance = 1.0 if is_first_half else default_guidance
             codes = sample_codes(
                 priors.networks,
                 self.model.codeword_indices,
@@ -157,12 +158,16 @@ class GenerationTask(ProgressiveTask):
         images = to_unit_images(placed, self.model.channels)  # in [0, 1]; `decoded` in [-1, 1]
         levels = torch.tensor(settings.levels, device=images.device)
         with state.compute.autocast():
-            own = self.model.encode(placed)[: settings.levels]
+            # codes and classes of the images, then of samples
+            image_codes = self.model.encode(placed)[: settings.levels]
             drawn, drawn_classes = self.choose_samples()
-            on_device = [level.to(images.device, non_blocking=True) for level in drawn]
-            codes = self.redraw([torch.cat(pair) for pair in zip(own, on_device, strict=True)])
+            drawn = tuple(level.to(images.device, non_blocking=True) for level in drawn)
+            pairs = zip(image_codes, drawn, strict=True)
+            codes = self.redraw([torch.cat(pair) for pair in pairs])
             classes = torch.cat([self.drop_classes(batch.labels), drawn_classes])
             classes = classes.to(images.device, non_blocking=True)
+
+            # decode them, and judge the images
             self.model.use_progressive_decoder(decoder.of_classes(classes))
             latents = self.model.quantizer.lookup(codes)
             decoded = (self.model.pixels(latents, image_size(images), levels).float() + 1) / 2
