@@ -7,7 +7,7 @@ in test_loop. A sampler draws on the CPU by design: of a GPU it asks `level_logi
 """
 
 import dataclasses
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,12 +18,19 @@ from torch import Tensor, nn
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config, DataConfig, TrainingConfig
 from hrvqvae.data.batches import Batch
-from hrvqvae.models.build import build, build_objective, build_progressive_decoder
+from hrvqvae.models.build import (
+    build,
+    build_objective,
+    build_progressive_decoder,
+    build_sample_decoder,
+)
+from hrvqvae.models.samples import SampleObjective
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors.base import build_prior
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from hrvqvae.quantize.layer import TreeVQ
 from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.generation import GenerationTask
 from hrvqvae.training.prior import CodeBatch, PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.state import TrainState
@@ -121,6 +128,33 @@ def test_a_training_step_of_a_progressive_decoder():
         task.model = model
         state = TrainState.start(decoder, config.training)
         check_step(waits, task, state, Batch(images_on("cpu"), labels()))
+
+
+def test_a_training_step_of_a_decoder_of_samples():
+    with fake_gpu(value=0) as waits:
+        changes = {
+            "generation.levels": 2,
+            "generation.classes": 10,
+            "generation.adversarial_start": 0,
+        }
+        config = config_for("hrvqvae").replace(**changes)
+        task = GenerationTask.__new__(GenerationTask)
+        task.config = config
+        with ExitStack() as stack:
+            stack.enter_context(torch.device("cuda"))
+            for owner, name in ((nn.Module, "to"), (nn.Module, "load_state_dict")):
+                stack.enter_context(patch.object(owner, name, lambda module, *_, **__: module))
+            stack.enter_context(patch("torch.load"))
+            task.model = build(config).eval()
+            decoder = build_sample_decoder(task.model, config).train()
+            task.objective = SampleObjective(config)
+        grid = config.model.geometry.grids(14, 14)[0]
+        drawn = (torch.zeros(6, *grid, dtype=torch.long, device="cpu"),) * 2
+        task.samples = drawn, torch.zeros(6, dtype=torch.long, device="cpu")
+        state = TrainState.start(decoder, config.training, task.objective.auxiliary)
+        metrics = check_step(waits, task, state, Batch(images_on("cpu"), labels()))
+        assert all(metric.is_cuda for metric in metrics.values() if isinstance(metric, Tensor))
+        assert "adaptive_weight" in metrics
 
 
 NETWORKS = {

@@ -156,7 +156,7 @@ class GenerationTask(ProgressiveTask):
         state.add_broken(batch.broken)
         placed = state.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)  # in [0, 1]; `decoded` in [-1, 1]
-        levels = torch.tensor(settings.levels, device=images.device)
+        levels = torch.full((), settings.levels, device=images.device)
         with state.compute.autocast():
             # codes and classes of the images, then of samples
             image_codes = self.model.encode(placed)[: settings.levels]
@@ -169,7 +169,7 @@ class GenerationTask(ProgressiveTask):
 
             # decode them, and judge the images
             self.model.use_progressive_decoder(decoder.of_classes(classes))
-            latents = self.model.quantizer.lookup(codes)
+            latents = self.model.quantizer.lookup(codes, check=False)
             decoded = (self.model.pixels(latents, image_size(images), levels).float() + 1) / 2
             last_layer = cast(Any, decoder.decoder).decoder[-1].weight
             losses, metrics = self.objective.judge(images, decoded, classes, last_layer, state.step)
