@@ -48,8 +48,13 @@ def test_the_gradient_is_that_of_the_losses_as_written(objective, images, decode
     distance = network(images, decoded[:2])
     error = ((2 * decoded[:2] - 1) - (2 * images - 1)).square().mean()
     heads = zip(objective.discriminator, network.features(decoded)[-3:], strict=True)
-    scores = torch.stack([head(features, CLASSES) for head, features in heads])
+    outputs = [head(features, CLASSES) for head, features in heads]
+    scores = torch.stack([scores for scores, _ in outputs])
     adversarial = -scores[:, :2].mean() - settings.sample_weight * scores[:, 2:].mean()
+    labelled = [0, 2, 3]
+    for _, logits in outputs:
+        shares = logits.softmax(1)[labelled, CLASSES[labelled]]
+        adversarial = adversarial - settings.class_weight * shares.log().sum() / (3 * 4)
     image_loss = error + settings.perceptual_weight * distance
     norms = [gradient_of({"": loss}, decoder.weight).norm() for loss in (image_loss, adversarial)]
     assert_close(metrics["adaptive_weight"], norms[0] / (norms[1] + 1e-6))
@@ -72,7 +77,7 @@ def test_each_network_follows_its_own_losses(objective, images, decoder):
     decoder.zero_grad(set_to_none=True)
     sum(losses["discriminator"].values()).backward()
     assert decoder.weight.grad is None
-    assert all(parameter.grad is not None for parameter in parameters)
+    assert all(parameter.grad.any() for parameter in parameters)
     assert not any(parameter.requires_grad for parameter in objective.distance.parameters())
 
 
@@ -83,15 +88,41 @@ def test_the_discriminator_joins_later(objective, images, decoder, step, names):
     assert ("discriminator" in losses) == (step == 100)
 
 
+def test_classes_are_learned_from_images_alone_and_by_those_that_have_one(objective, images):
+    """The heads' classifiers get no gradient from samples, nor from images without a class."""
+    classifier = objective.discriminator[0].classify.weight
+
+    def gradient(classes, decoded):
+        losses, _ = objective.judge(images, decoded, classes, last.weight, 100)
+        return gradient_of(losses["discriminator"], classifier)
+
+    last = nn.Conv2d(3, 3, 1)
+    decoded = last(INPUTS)
+    first = gradient(CLASSES, decoded)
+    assert first.any()
+    assert same(gradient(torch.tensor([0, -1, 0, -1]), last(INPUTS.flip(2))), first)
+    assert not gradient(torch.tensor([-1, -1, 1, 1]), decoded).any()
+
+
+def test_images_without_classes(images):
+    torch.manual_seed(0)
+    objective = SampleObjective(presets.get("treevq-deep/cifar10").config)  # 0 classes
+    last = nn.Conv2d(3, 3, 1)
+    losses, _ = objective.judge(images, last(INPUTS), torch.full((4,), -1), last.weight, 100)
+    assert losses["discriminator"]["classes"] == 0
+    sum(losses["model"].values()).backward()
+    assert last.weight.grad.isfinite().all()
+
+
 def test_a_score_is_a_mean_over_positions_and_a_projection_on_the_class():
     torch.manual_seed(0)
     head = FeatureHead(5, classes=2)
     features = torch.rand(3, 5, 4, 4)
     classes = torch.tensor([-1, 0, 1])
     plain = head.score(head.body(features).mean((2, 3)))[:, 0]
-    assert same(head(features, classes), plain)
+    assert same(head(features, classes)[0], plain)
     nn.init.normal_(head.class_direction.weight)
     directions = head.class_direction.weight
     hidden = head.body(features).mean((2, 3))
     projected = torch.stack([hidden[index] @ directions[index] for index in range(3)])
-    assert_close(head(features, classes), plain + projected / 128**0.5)
+    assert_close(head(features, classes)[0], plain + projected / 128**0.5)

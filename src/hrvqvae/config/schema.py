@@ -269,7 +269,9 @@ class GenerationConfig(Section, section="generation"):
     perceptual_weight: Weight = 0.3  #: of the perceptual distance; the squared error has weight 1
     #: factor of the adaptive weight (Esser et al. 2021, equation 7), for images
     adversarial_weight: Weight = 2.0
-    sample_weight: Weight = 2.0  #: the adversarial loss of samples, relative to that of images
+    sample_weight: Weight = 3.0  #: the adversarial loss of samples, relative to that of images
+    #: the cross-entropy of the classes of decoded images, relative to their adversarial loss
+    class_weight: Weight = 2.0
     adversarial_start: Count = 100  #: training steps before the discriminator begins
     #: the discriminator's learning rate divided by that of the decoder
     discriminator_rate: Rate = 0.5

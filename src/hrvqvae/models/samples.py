@@ -2,7 +2,8 @@
 and a discriminator of reconstructions and samples.
 
 The discriminator sees features of efficientnet-lite0 (Sauer et al. 2021), and the classes of the
-images (Miyato and Koyama 2018).
+images (Miyato and Koyama 2018). It also learns to recognize the classes of images, and the decoder
+makes images that it recognizes (Odena et al. 2017).
 
 Shapes: images (B, C, Y, X) in [0, 1]; features (B, C_r, Y_r, X_r) of each resolution r; classes
     (B,) int64, -1 without a class.
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from hrvqvae.config import Config
 from hrvqvae.models.objective import MODEL, Metrics
@@ -29,8 +31,8 @@ _RESOLUTIONS = 3  # the coarsest
 
 
 class FeatureHead(nn.Module):
-    """Scores (B,) of features (B, C, Y, X) of images and of their classes; a positive score means
-    "real".
+    """Features (B, C, Y, X) of images, and their classes, to scores (B,), positive for "real", and
+    to logits (B, number of classes) of the classes, from the features alone.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -45,21 +47,27 @@ class FeatureHead(nn.Module):
         self.score = nn.Linear(_WIDTH, 1, bias=False)
         self.class_direction = nn.Embedding(classes + 1, _WIDTH)
         nn.init.zeros_(self.class_direction.weight)
+        self.classify = nn.Linear(_WIDTH, max(1, classes))
 
-    def forward(self, features: Tensor, classes: Tensor) -> Tensor:
+    def forward(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.body(features).mean((2, 3))
         by_class = (hidden * self.class_direction(classes + 1)).sum(1) / math.sqrt(_WIDTH)
-        return self.score(hidden)[:, 0] + by_class
+        return self.score(hidden)[:, 0] + by_class, self.classify(hidden)
 
 
 class FeatureDiscriminator(nn.ModuleList):
     """A `FeatureHead` for each of the coarsest resolutions."""
 
-    def forward(self, features: Sequence[Tensor], classes: Tensor) -> Tensor:
-        """Return the scores (R, B) of R resolutions."""
+    def forward(self, features: Sequence[Tensor], classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores (R, B) of R resolutions, and the mean cross-entropy of the classes, a
+        scalar. That of an image without a class is 0.
+        """
         coarse = features[-len(self) :]
-        scores = [head(part, classes) for head, part in zip(self, coarse, strict=True)]
-        return torch.stack(scores).float()
+        outputs = [head(part, classes) for head, part in zip(self, coarse, strict=True)]
+        scores, logits = (torch.cat(parts).float() for parts in zip(*outputs, strict=True))
+        targets = classes.repeat(len(self))
+        entropy = cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+        return scores.view(len(self), -1), entropy / len(targets)
 
 
 class SampleObjective(nn.Module):
@@ -109,17 +117,18 @@ class SampleObjective(nn.Module):
         if step < self.settings.adversarial_start:
             return {MODEL: losses}, {}
 
-        # the discriminator takes reconstructions and samples for real
-        scores = self.discriminator(decoded_features, classes)
+        # the discriminator takes reconstructions and samples for real, and recognizes them
+        scores, entropy = self.discriminator(decoded_features, classes)
         score = scores[:, :count].mean()
         if len(decoded) > count:
             score = score + self.settings.sample_weight * scores[:, count:].mean()
+        score = score - self.settings.class_weight * entropy
         adversarial = fix_gradient(-score, decoded)
         weight = compute_adaptive_weight(error + perceptual, adversarial, last_layer)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
 
-        # the discriminator tells them from the images
-        real = self.discriminator(features, classes[:count])
-        fake = self.discriminator([part.detach() for part in decoded_features], classes)
-        hinge = hinge_loss(real, fake)
-        return {MODEL: losses, DISCRIMINATOR: {DISCRIMINATOR: hinge}}, {"adaptive_weight": weight}
+        # the discriminator tells them from the images, and recognizes the images
+        real, real_entropy = self.discriminator(features, classes[:count])
+        fake, _ = self.discriminator([part.detach() for part in decoded_features], classes)
+        own_losses = {DISCRIMINATOR: hinge_loss(real, fake), "classes": real_entropy}
+        return {MODEL: losses, DISCRIMINATOR: own_losses}, {"adaptive_weight": weight}
