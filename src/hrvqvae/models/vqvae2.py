@@ -1,5 +1,7 @@
 """VQVAE-2, for any number of grids (docs/method.md; Tables 4 and 7; Razavi et al. 2019)."""
 
+from __future__ import annotations  # torch.compile can't evaluate those of inner functions
+
 from collections.abc import Iterator
 from typing import Any
 
