@@ -88,30 +88,28 @@ def test_the_discriminator_joins_later(objective, images, decoder, step, names):
     assert ("discriminator" in losses) == (step == 100)
 
 
-def test_classes_are_learned_from_images_alone_and_by_those_that_have_one(objective, images):
-    """The heads' classifiers get no gradient from samples, nor from images without a class."""
+def test_the_discriminator_learns_classes_from_images_that_have_one(objective, images, decoder):
+    """It learns none from samples."""
     classifier = objective.discriminator[0].classify.weight
 
-    def gradient(classes, decoded):
-        losses, _ = objective.judge(images, decoded, classes, last.weight, 100)
+    def gradient(classes, inputs):
+        losses, _ = objective.judge(images, decoder(inputs), classes, decoder.weight, 100)
         return gradient_of(losses["discriminator"], classifier)
 
-    last = nn.Conv2d(3, 3, 1)
-    decoded = last(INPUTS)
-    first = gradient(CLASSES, decoded)
+    first = gradient(CLASSES, INPUTS)
     assert first.any()
-    assert same(gradient(torch.tensor([0, -1, 0, -1]), last(INPUTS.flip(2))), first)
-    assert not gradient(torch.tensor([-1, -1, 1, 1]), decoded).any()
+    assert same(gradient(torch.tensor([0, -1, 0, -1]), INPUTS.flip(2)), first)
+    assert not gradient(torch.tensor([-1, -1, 1, 1]), INPUTS).any()
 
 
-def test_images_without_classes(images):
+def test_images_without_classes(images, decoder):
     torch.manual_seed(0)
     objective = SampleObjective(presets.get("treevq-deep/cifar10").config)  # 0 classes
-    last = nn.Conv2d(3, 3, 1)
-    losses, _ = objective.judge(images, last(INPUTS), torch.full((4,), -1), last.weight, 100)
+    classes = torch.full((4,), -1)
+    losses, _ = objective.judge(images, decoder(INPUTS), classes, decoder.weight, 100)
     assert losses["discriminator"]["classes"] == 0
     sum(losses["model"].values()).backward()
-    assert last.weight.grad.isfinite().all()
+    assert decoder.weight.grad.isfinite().all()
 
 
 def test_a_score_is_a_mean_over_positions_and_a_projection_on_the_class():

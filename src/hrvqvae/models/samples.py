@@ -47,6 +47,7 @@ class FeatureHead(nn.Module):
         self.score = nn.Linear(_WIDTH, 1, bias=False)
         self.class_direction = nn.Embedding(classes + 1, _WIDTH)
         nn.init.zeros_(self.class_direction.weight)
+        # if there are no classes, a logit that nothing uses
         self.classify = nn.Linear(_WIDTH, max(1, classes))
 
     def forward(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,11 +120,10 @@ class SampleObjective(nn.Module):
 
         # the discriminator takes reconstructions and samples for real, and recognizes them
         scores, entropy = self.discriminator(decoded_features, classes)
-        score = scores[:, :count].mean()
+        loss = self.settings.class_weight * entropy - scores[:, :count].mean()
         if len(decoded) > count:
-            score = score + self.settings.sample_weight * scores[:, count:].mean()
-        score = score - self.settings.class_weight * entropy
-        adversarial = fix_gradient(-score, decoded)
+            loss = loss - self.settings.sample_weight * scores[:, count:].mean()
+        adversarial = fix_gradient(loss, decoded)
         weight = compute_adaptive_weight(error + perceptual, adversarial, last_layer)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
 
