@@ -2,7 +2,7 @@
 # make test-browser   the page of `hrvqvae play` in Chromium, which it installs (Debian)
 # make test   set up, then format check, lint, types and tests
 # make test-newest   all tests under Python 3.13 and the newest torch, and every training step on fake GPU tensors
-# make torture   damaged files for every reader; kills and full disks for every command that writes (MINUTES=10, SEED=0); odd uses from Python
+# make torture   damaged files for every reader; kills and full disks for every command that writes (MINUTES=10, SEED=0)
 # make docs   set up, then the documentation site in build/site
 
 PYTHON ?= python3
@@ -31,7 +31,6 @@ test-newest: $(NEWEST)/.installed
 
 torture: setup-dev
 	$(BIN)/python -m benchmarks.torture --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)
-	$(BIN)/python -m benchmarks.torture.uses
 
 docs: setup-dev
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -b html docs build/site

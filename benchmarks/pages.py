@@ -126,6 +126,15 @@ def welch(first: Values, second: Values) -> str:
     return shorten(p_welch(first, second))
 
 
+def interval(first: Values, second: Values) -> str:
+    """Return the 95% interval of the relative difference of two means (Welch), without a
+    correction.
+    """
+    test = stats.ttest_ind(first, second, equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    return f"{100 * low / mean(second):+.1f}% to {100 * high / mean(second):+.1f}%"
+
+
 def paired(first: Values, second: Values) -> str:
     """Return the two-sided p-value of the t-test of paired values."""
     return shorten(stats.ttest_rel(first, second).pvalue)

@@ -4,7 +4,6 @@ site is built.
 
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,10 +15,8 @@ from torch.distributed.run import get_args_parser
 from hrvqvae.cli import _parser
 from hrvqvae.cli.console import split_fields
 from hrvqvae.config import presets
-from hrvqvae.config.registry import LOGGERS
 from tests.conftest import cells_of, do, parametrize, run_python, write_picture
 from tests.replay import blocks, cut, drawn_mnist, replay
-from tests.trained_run import GIVEN, as_options, trained_copy
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -111,7 +108,7 @@ def test_the_readme(folder):
     assert Path("runs/mine/model.safetensors").is_file()
 
 
-@parametrize("page", ["docs/start.md", "docs/own-data.md"])
+@parametrize("page", ["docs/index.md", "docs/own-data.md"])
 @pytest.mark.usefixtures("folder")
 def test_a_guide(page):
     names = {}
@@ -124,41 +121,9 @@ def test_a_guide(page):
             if line.startswith(("$ tar ", "$ hrv"))
         ]:
             subprocess.run(words, check=True) if words[0] == "tar" else run(words, (*CUTS, *FEWER))
-    if page == "docs/start.md":
+    if page == "docs/index.md":
         shapes = {names[name].shape for name in ("digits", "images", "coarse")}
         assert shapes == {(4, 1, 28, 28)}
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of datasets
-def test_the_page_of_tokens(tiny, tmp_path_factory, folder, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # twice, in folders of two classes
-    shutil.move("my-photos", "dogs")
-    shutil.copytree("dogs", "my-photos/cats")
-    shutil.move("dogs", "my-photos/dogs")
-    trained_copy(tiny, tmp_path_factory, folder / "runs" / "photos")
-    smaller = (
-        (r" --max-minutes [^\0]+", ""),
-        (r"^(hrvqvae train-prior .*)", rf"\1 {as_options(GIVEN)}"),
-        (r"^(hrvqvae tokenize .*)", r"\1 --workers 0"),
-    )
-    names = {}
-    for language, block in blocks("docs/tokens.md"):
-        if language == "python":
-            exec(block, names)
-        for line in block.splitlines() if language == "console" else ():
-            if "ray" not in line:  # it has a test of its own
-                replay(cut(shlex.split(line.removeprefix("$ ")), smaller))
-    assert names["first"].shape == (16, 16)
-    assert set(names["counts"]["label"]) == {"cats", "dogs"}
-    assert int(names["counts"]["times"].sum()) == 24 * 256
-    assert names["images"].shape == (4, 3, 32, 32)
-    assert len(list((folder / "decoded").rglob("*.png"))) == 24
-    assert len(list((folder / "noise").rglob("*.png"))) == 5
-    assert torch.equal(
-        names["batch"]["codes_1"][0].view(16, 16), torch.from_numpy(names["first"].astype("int64"))
-    )
 
 
 def test_the_page_of_the_layer():
@@ -172,24 +137,6 @@ def test_the_page_of_the_layer():
     names["quantize"].schedule.forget = lambda optimizer: moments.append(len(optimizer.state))
     names["step"](torch.randn(1, 256, 64))
     assert moments == [0]
-
-
-def test_a_custom_logger(folder, monkeypatch):
-    code = dict(blocks("docs/loggers.md"))
-    (folder / "my_package.py").write_text(code["python"])
-    monkeypatch.syspath_prepend(folder)
-    import my_package
-
-    assert 'print = "my_package:LOGGER"' in code["toml"]
-    monkeypatch.setitem(LOGGERS._entries, "print", my_package.LOGGER)
-    (words,) = [
-        words for words, _ in commands("docs/loggers.md") if words[:2] == ["hrvqvae", "train"]
-    ]
-    both = [
-        word.replace("tensorboard", "print,tensorboard") for word in cut(words, (*CUTS, *FEWER))
-    ]
-    assert "mnist 2 {'train/" in replay(both)
-    assert list((folder / "runs" / "mnist" / "tensorboard").iterdir())
 
 
 def test_commands_for_several_processes():

@@ -8,7 +8,6 @@ import json
 import os
 import re
 from importlib.util import find_spec
-from itertools import islice
 from math import log2
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from benchmarks.common import as_script, fields
 from benchmarks.gpu import SEARCHES
 from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
 from benchmarks.torture.readers import Reader
-from benchmarks.torture.uses import PARTS, judge
 from hrvqvae.cli import GROUPS
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
@@ -226,10 +224,3 @@ def test_wrong_codes_end_it(small_gpu, monkeypatch, capsys):
     fault = printed.err.splitlines()[-1]
     assert fault.startswith("greedy (2 levels of 3, width 4): ")
     assert "of 300 vectors are not coded as on the CPU" in fault
-
-
-@parametrize("part, every", [("codes", 5), ("samples", 17), ("layer", 83)])
-def test_odd_uses_are_refused_in_one_line(part, every, tmp_path):
-    uses = islice(PARTS[part](tmp_path), 0, None, every)
-    faults = {name: judge(call, expected) for name, call, expected in uses}
-    assert not {name: fault for name, fault in faults.items() if fault}

@@ -164,7 +164,7 @@ HRVQVAE = System(
     settings=TABLE_6 | TABLE_8 | _NOT_PRINTED,
 )
 
-# HR-VQVAE's tree of codebooks, trained with our improvements (docs/what-we-changed.md).
+# HR-VQVAE's tree of codebooks, trained with our improvements (docs/claims.md).
 _TREEVQ = {
     "model.quantizer": {"beta": 1.0, "level_betas": 0.05, "beam": 4, "coarse_weight": 0.1},
     "training.optimizer": "muon",
@@ -227,7 +227,7 @@ TREEVQ = System(
             "photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS
         ),
     ),
-    notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
+    notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/claims.md says.",),
 )
 
 AS_HRVQVAE = mark_as_borrowed(TABLE_6 | TABLE_8) | _NOT_PRINTED
