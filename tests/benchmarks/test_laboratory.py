@@ -5,36 +5,29 @@ put into tables.
 import json
 import shutil
 import signal
-from contextlib import ExitStack
 from itertools import count
 from math import inf, log2
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import compare
-from benchmarks.laboratory import instruments
 from benchmarks.laboratory.instruments import COLUMNS
-from benchmarks.laboratory.report import compare_pairs, draw_curves, mean_errors, table, welch
+from benchmarks.laboratory.report import compare_pairs, mean_errors, table, welch
 from benchmarks.laboratory.settings import LADDERS, open_trials
 from benchmarks.laboratory.systems import codewords_searched, digest_of
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import QuantizerConfig, SingleGridConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.data.images import read_image
-from hrvqvae.evaluation.samples import Features
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import NonFiniteError
-from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import approx, cells_of, input_error, parametrize, read_json
-from tests.kills import before_steps, in_another_process
+from tests.kills import before_steps
 
 SECTIONS = ["data", "model", "training", "prior"]
-# of treevq/cifar10
-DIGESTS = "97462af6fca1ce17 64c6c45addbd3a27 7879b174cd59ae2c 4f3c46e89e677c94"
 DEEP = "treevq-deep"
 RATE, DECAY, BETA = LADDERS
 START = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))
@@ -97,18 +90,6 @@ def test_every_system_is_measured_by_every_instrument(capsys):
 
 
 @with_systems
-def test_errors_are_drawn_against_bits_where_these_differ():
-    path = Path("curves.png")
-    common = {"seed": 0, "bits_per_image": 10, "mse": 0.1, "test_errors": [(1, 0.2)]}
-    rows = [{"system": name} | common for name in ("a", "b")]
-    draw_curves(rows, path)
-    one_panel = read_image(path, 3).shape[2]
-    rows[1]["bits_per_image"] = 20
-    draw_curves(rows, path)
-    assert read_image(path, 3).shape[2] == 2 * one_panel
-
-
-@with_systems
 def test_systems_and_seeds_are_added_to_a_folder():
     words = "--max-steps 2 --systems vqvae"
     first = run(f"{words} --seeds 2")
@@ -132,67 +113,6 @@ def test_systems_and_seeds_are_added_to_a_folder():
         {words} {more} | vqvae-0 was trained with another configuration
         """,
     )
-
-
-@with_systems
-def test_rows_alone_are_enough(monkeypatch):
-    """What is small is taken along, the runs are not: nothing is trained again."""
-    here = Path("here")
-    there = Path("there")
-    words = "--max-steps 2 --systems vqvae"
-    rows = run(words, here)
-    shutil.copytree(here, there, ignore=shutil.ignore_patterns("runs", "results.*"))
-    row = there / "rows" / "vqvae-0.json"
-    row.with_name(f"{TEMPORARY}abc-vqvae-1.json").write_bytes(b"")  # of a killed process
-    assert run(words, there) == rows
-    assert not (there / "runs").exists()
-    for name in ("results.md", "reconstructions.png", "curves.png"):
-        assert (there / name).read_bytes() == (here / name).read_bytes(), name
-    changed = f"{words} --vqvae.model.quantizer.beta 0.5"
-    check_refusals(f"{changed} | another configuration than the row of seed 0", there)
-
-    trained = model_time("vqvae-0", here)
-    features = Features("", lambda images: images.flatten(1))
-    monkeypatch.setattr(instruments, "choose_features", lambda *_: features)
-    check_refusals(
-        f"""
-        {words} --seeds 2 | FID of 40 images
-        {words} --seeds 2 | delete {here / "rows"}
-        """,
-        here,
-    )
-    shutil.rmtree(here / "rows")
-    assert run(words, here)[0]["frechet"] == "FID of 40 images"
-    assert model_time("vqvae-0", here) == trained  # not trained again
-
-    for damaged in (row, there / "comparison.json"):
-        content = damaged.read_bytes()
-        damaged.write_bytes(content[: len(content) // 2])
-        check_refusals(f"{words} | {damaged} is damaged", there)
-        damaged.write_bytes(content)
-
-
-@with_systems
-def test_rows_do_not_mix_precisions(monkeypatch):
-    words = "--systems vqvae --training.precision auto --training.device auto --max-steps 2"
-    for seed, bf16 in enumerate((True, False)):
-        monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", Mock(return_value=bf16))
-        run(f"{words} --seeds {seed + 1}")
-        config = RunFolder(Path(f"runs/vqvae-{seed}")).read_config()
-        assert config.training.precision == "bf16"
-
-
-@with_systems
-def test_what_another_process_makes_is_passed_over(capsys):
-    words = "--max-steps 2 --systems vqvae,rqvae"
-    held = Path("runs/vqvae-0")
-    with in_another_process(held) as pid:
-        assert names(run(words)) == [("rqvae", 0)]
-    lines = capsys.readouterr().err
-    assert f"{held} is in use by another process (pid {pid})" in lines
-    assert "still being made elsewhere: 1 of 2 cases" in lines
-    assert not RunFolder(held).begun()
-    assert names(run(words)) == [("rqvae", 0), ("vqvae", 0)]
 
 
 @with_systems
@@ -331,26 +251,6 @@ def test_a_stopped_search_goes_on(monkeypatch):
     )
 
 
-@with_systems
-def test_two_processes_share_a_search(monkeypatch):
-    """A trial that another process holds is waited for, and made here where it is given up."""
-    made = []
-
-    def note(task, _):
-        made.append(task.run.path.name)
-        if "muon-0.01" in made[-1]:
-            held.close()
-
-    before_steps(monkeypatch, AutoencoderTask, note)
-    first = "rqvae-adam-0.003-0.99-0.25"
-    with ExitStack() as held:
-        held.enter_context(in_another_process(Path("tuning/runs", first)))
-        run("--systems rqvae --max-steps 2 --tune 6")
-    trials = list(dict.fromkeys(name for name in made if name != "rqvae-0"))
-    assert len(trials) == 6
-    assert trials[-1] == first
-
-
 SAME = """
 training.device=cuda:1 training.threads=3 training.loggers=tensorboard data.root=/elsewhere
 data.workers=0 prior.training.checkpoint_every=7 progressive.training.max_steps=7
@@ -370,11 +270,3 @@ def test_what_decides_the_result_changes_the_digest(field):
     assert same == (field in SAME.split())
     unchanged = [section for section in SECTIONS if not name.startswith(f"{section}.")]
     assert digest_of(changed, *unchanged) == digest_of(config, *unchanged)
-
-
-def test_digests_differ_between_systems_and_stay():
-    """A new digest would refuse to resume runs, and to add to comparisons, of earlier versions."""
-    names = [name for name in presets.names() if name.endswith("/cifar10")]
-    assert len({digest_of(presets.get(name).config, "model") for name in names}) == len(names)
-    config = presets.get("treevq/cifar10").config
-    assert [digest_of(config, part) for part in SECTIONS] == DIGESTS.split()

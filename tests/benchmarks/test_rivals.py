@@ -1,7 +1,6 @@
 """Rivals from outside the package: their quantizers, presets, and the way through the commands."""
 
 import importlib
-import sys
 from itertools import product
 
 import numpy as np
@@ -13,12 +12,9 @@ from torch.testing import assert_close
 
 import hrvqvae
 from benchmarks.common import fields
-from benchmarks.laboratory.systems import Comparison, codewords_searched
+from benchmarks.laboratory.systems import codewords_searched
 from hrvqvae.config import presets
-from hrvqvae.config.parsing import override
 from hrvqvae.config.schema import bits_per_image
-from hrvqvae.models.build import build
-from hrvqvae.training.state import TrainState
 from tests.benchmarks.conftest import forget_rivals
 from tests.conftest import (
     check_refusals,
@@ -118,32 +114,6 @@ def test_presets_have_the_tree_s_network_and_bits(rivals, system, searched):
     assert codewords_searched(config.model) == searched
 
 
-def test_fields_of_rivals(rivals):
-    lfq = presets.get("vqpytorch/mnist").config.replace(**{"model.quantizer.name": "lfq"})
-    fsq_config = presets.get("fsq/mnist").config
-    assert type(build(lfq).quantizer.residual).__name__ == "ResidualLFQ"
-    assert codewords_searched(lfq.model) == 0
-    for config, name, value, message in (
-        (lfq, "codewords", "100", r"quantizer\.codewords is '?100'?; it must be a power of"),
-        (fsq_config, "channel_levels", "2,5", "at least 3 each"),
-        (fsq_config, "channel_levels", "8," * 9 + "8", "at most 2"),
-    ):
-        with input_error(message):
-            override(config, {f"model.quantizer.{name}": value})
-
-
-def test_whole_numbers_are_not_averaged(rivals):
-    """FSQ has an integer buffer of 3; 0.9 * 3 + 0.1 * 3 is less than 3 and would become 2."""
-    changes = {"model.quantizer.channel_levels": "3,7,6", "training.polyak_decay": "0.9"}
-    config = override(presets.get("fsq/mnist").config, changes)
-    model = build(config)
-    averaged = TrainState.start(model, config.training).averaged
-    for _ in range(3):
-        averaged.update_parameters(model)
-    images = torch.rand(2, 1, 12, 12)
-    assert same(averaged.module.encode(images), model.encode(images))
-
-
 SMALL = fields("data", "size=12 workers=0") | fields("training", "batch_size=8 device=cpu")
 SMALL |= fields("model", "hidden_units=8 residual_units=8 quantizer.name=vq")
 
@@ -168,19 +138,3 @@ def test_a_run_of_a_rival_from_training_to_files(rivals, mnist_root, tmp_path, m
         presets fsq/mnist | {told}
         train vqpytorch/cifar10 --max-steps 1 | {told}
     """)
-
-
-def test_a_comparison_imports_the_rivals(rivals):
-    forget_rivals()
-    sys.modules.pop("benchmarks.rivals")
-    comparison = Comparison(dataset="mnist", systems={"simvq": "vqpytorch"}, max_steps=1)
-    config = comparison.config("simvq", 0)
-    assert config.model.num_symbols == (64,)
-    sys.modules["benchmarks.rivals"] = rivals
-
-
-def test_without_the_library_one_line_names_the_extra(rivals, monkeypatch):
-    monkeypatch.delitem(sys.modules, "benchmarks.rivals")
-    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
-    with input_error("^this compares with .*: pip install"):
-        importlib.import_module("benchmarks.rivals")

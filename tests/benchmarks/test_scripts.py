@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import common, compare, gpu
-from benchmarks.common import as_script, fields
+from benchmarks import common, gpu
+from benchmarks.common import fields
 from benchmarks.gpu import SEARCHES
 from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
 from benchmarks.torture.readers import Reader
 from hrvqvae.cli import GROUPS
-from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
 from tests.conftest import approx, cells_of, parametrize
 from tests.quantize import oracle
@@ -75,13 +74,6 @@ def test_commands_that_texts_name_exist():
         assert {*re.findall(r"`hrvqvae ([a-z][a-z-]+)[ `]", text)} <= commands, path
 
 
-def test_what_can_not_be_measured_is_a_line(capsys):
-    words = "mnist --systems nothing --max-steps 1 --out nowhere"
-    with pytest.raises(SystemExit, match="^2$"):
-        as_script(lambda: compare.main(words.split()))
-    assert "nothing" in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_files_of_codes(run, capsys):
     row = json.loads(printed("codec", f"{run} --images 64 --zipped 200 --json", capsys))
     assert row["images"] == 40  # all test images that there are
@@ -128,11 +120,6 @@ def test_each_case_is_told(tmp_path, capfd):
         assert bool(case.fault) == bool(fault)
     assert len({case.fault.partition(":")[0] for case in cases}) == 4
     assert "KeyError" in capfd.readouterr().err
-
-
-def test_a_bomb_that_takes_memory_is_told(tmp_path):
-    reader = Reader("x", lambda path: {"": str(len(bytearray(200 << 20)))})
-    assert reader.bomb(lambda folder: folder / "none", tmp_path).fault == "memory"
 
 
 @parametrize("width, weight", [(1, 0.0), (3, 0.0), (4, 0.3)])
@@ -204,23 +191,3 @@ def test_the_gpu_report_in_its_small_form(small_gpu, capsys):
         assert rate > 0
         assert row["images_per_second"] == approx(2 / row["step_seconds"])
         assert row["matrix_share"] == approx(rate / report["matrix_rate"])
-
-
-def test_wrong_codes_end_it(small_gpu, monkeypatch, capsys):
-    def rounded(latents, books, width, coarse_weight):
-        """The greedy search in bfloat16, as a GPU would by mistake."""
-        if width == 1 and len(books) > 1:
-            latents = latents.bfloat16().float()
-            books = [book.bfloat16().float() for book in books]
-        return search_tensors(latents, books, width, coarse_weight)
-
-    monkeypatch.setattr(gpu, "search_tensors", rounded)
-    monkeypatch.setattr(gpu, "bench_trainings", lambda *_: [])
-    monkeypatch.setattr(gpu, "bench_sampling", lambda *_: [])
-    with pytest.raises(SystemExit, match="^1$"):
-        gpu.main([])
-    printed = capsys.readouterr()
-    assert printed.out.startswith("no GPU here")
-    fault = printed.err.splitlines()[-1]
-    assert fault.startswith("greedy (2 levels of 3, width 4): ")
-    assert "of 300 vectors are not coded as on the CPU" in fault
