@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from tests.conftest import run_python
+from tests.conftest import normal, run_python
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -96,3 +97,18 @@ def test_semantic_ids(tmp_path, monkeypatch, capsys):
     with pytest.raises(FileExistsError):
         run()
     assert target.read_bytes() == before
+
+
+def test_planting_a_public_codebook(tmp_path, capsys, monkeypatch):
+    """A state in the form of LlamaGen's."""
+    codebook = normal(100, 8)
+    torch.save({"model": {"quantize.embedding.weight": codebook}}, tmp_path / "vq_ds16.pt")
+    arguments = ["plant.py", f"{tmp_path}/vq_ds16.pt", "--out", f"{tmp_path}/paths.npy"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(EXAMPLES / "plant.py"), run_name="__main__")
+    paths = np.load(tmp_path / "paths.npy")
+    assert paths.shape == (100, 3)
+    assert len(np.unique(paths, axis=0)) == 100
+    printed = capsys.readouterr().out
+    assert "levels 1..3:   0.00%" in printed
+    assert re.search(r"after \[\d, \d\]: \[1, .*0\]", printed)

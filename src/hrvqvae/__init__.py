@@ -16,6 +16,7 @@ from hrvqvae.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hrvqvae.checkpoints.folder import list_models
+    from hrvqvae.checkpoints.planting import plant
     from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig
     from hrvqvae.data.images import read_image, to_pil
     from hrvqvae.model import Model, load, train
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "checkpoints.folder": "list_models",
+    "checkpoints.planting": "plant",
     "data.images": "read_image to_pil",
     "config": "Config DataConfig QuantizerConfig SingleGridConfig TrainingConfig",
     "model": "Model load train",
@@ -57,6 +59,7 @@ __all__ = [
     "TreeVQ",
     "list_models",
     "load",
+    "plant",
     "read_image",
     "to_pil",
     "train",

@@ -21,7 +21,7 @@ from hrvqvae.utils.progress import LOG
 from hrvqvae.version import __version__
 
 GROUPS = {
-    "Use a model": "sample complete reconstruct play",
+    "Use a model": "sample complete reconstruct plant play",
     "Train": "presets data train train-prior train-progressive train-decoder refresh runs demo",
     "Measure": "evaluate train-classifier doctor",
     "Files of codes": "compress decompress inspect fit-entropy-model tokenize detokenize",

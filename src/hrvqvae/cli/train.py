@@ -146,6 +146,12 @@ def _refresh(arguments: Arguments) -> int:
         return 0
 
 
+def _plant(arguments: Arguments) -> None:
+    from hrvqvae.checkpoints.planting import plant
+
+    print(plant(arguments.run, arguments.out, arguments.codewords))
+
+
 def _train_classifier(arguments: Arguments) -> int:
     from hrvqvae.config.presets import data_config
     from hrvqvae.config.registry import DATASETS
@@ -307,6 +313,14 @@ COMMANDS = (
         "--data",
         _DEVICE,
         fields=READING_FIELDS,
+    ),
+    Command(
+        "plant",
+        "order the codewords of a trained vqvae or rqvae as a tree: a treevq run",
+        _plant,
+        "run",
+        option("--out RUN", "write to the new run folder RUN", required=True, type=Path),
+        option("--codewords M", "codewords per codebook (default: 8)", type=integer(2), default=8),
     ),
     Command(
         "train-classifier",

@@ -23,6 +23,7 @@ from hrvqvae import distributed
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize.fitting import MOST_VALUES, Vectors, batches_of, fit
 from hrvqvae.quantize.identifiers import number_of, unique_indices
+from hrvqvae.quantize.planting import plant
 from hrvqvae.quantize.quantized import Quantized, check_codes
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.schedule import CodebookSchedule
@@ -99,6 +100,9 @@ class TreeVQ(nn.Module):
         InputError: A value is out of its range, or an argument is unknown.
     """
 
+    rows: Tensor  # of a planted tree: the row of each leaf, (S, leaves)
+    paths: Tensor  # and the path to each row, (S, K, levels of a stage)
+
     @name_arguments
     @torch.inference_mode(False)
     def __init__(
@@ -163,6 +167,82 @@ class TreeVQ(nn.Module):
         usual = min(usual, _MAX_VECTORS, MOST_VALUES // dim)
         start = start_vectors or max(_MIN_VECTORS, usual)
         self.schedule = CodebookSchedule(restart_every, total_steps, start, dim, processes)
+
+    @classmethod
+    def from_codebook(
+        cls, codebook: Tensor, codewords: int = 8, counts: Tensor | None = None, **options: Any
+    ) -> TreeVQ:
+        """Return a frozen layer, on the CPU, whose leaves are the rows of a trained flat codebook.
+
+        If K is no power of `codewords`, the tree has further leaves, which are never chosen.
+
+        Args:
+            codebook: (K, D), or the S stages of residual quantization, (S, K, D). Each stage
+                becomes a group of linked levels.
+            codewords: codewords per codebook of the tree.
+            counts: how often each codeword is used, (K,) or (S, K) (default: equally often).
+            options: arguments of the layer (default: `beam=8, coarse_weight=0`).
+        """
+        *_, num_words, dim = codebook.shape
+        stages = codebook.detach().float().cpu().view(-1, num_words, dim)
+        depth = 1
+        while codewords**depth < num_words:
+            depth += 1
+        options = {"beam": 8, "coarse_weight": 0.0, "linked": depth} | options
+        layer = cls(dim, codewords, depth * len(stages), **options)
+        levels = layer.quantizer.levels
+        usage = torch.ones(codebook.shape[:-1]) if counts is None else counts.cpu()
+        planted = []
+        for stage, count in enumerate(usage.view(-1, num_words)):
+            rows = plant(levels[stage * depth :][:depth], stages[stage], count)
+            planted.append(rows)
+        marked = torch.stack(planted)
+        layer.rows = nn.Buffer(marked % num_words)
+        leaves = marked.argsort()[:, :num_words]
+        paths = torch.unravel_index(leaves, [codewords] * depth)
+        layer.paths = nn.Buffer(torch.stack(paths, -1))
+        layer.schedule.finish_start()
+        return layer.freeze()
+
+    def leaf_of(self, indices: Tensor) -> Tensor:
+        """Return the rows (...) of the planted codebook for indices (..., L); rows (..., S) if
+        there are several stages.
+        """
+        depth = self.paths.shape[-1]
+        leaves = self.codeword_indices(indices)[..., depth - 1 :: depth]
+        stages = range(len(self.rows))
+        return self.rows[stages, leaves[..., stages]].squeeze(-1)
+
+    def indices_of(self, leaf: Tensor) -> Tensor:
+        """Return the indices (..., L) of rows of the planted codebook: the inverse of `leaf_of`."""
+        stages = range(len(self.paths))
+        rows = leaf if len(stages) > 1 else leaf.unsqueeze(-1)
+        return self.paths[stages, rows].flatten(-2)
+
+    @torch.no_grad()
+    def grow(self, vectors: Tensor, codewords: int = 8) -> TreeVQ:
+        """Add a level, fitted by k-means to the residuals of vectors (N, D), and change nothing
+        else; return the layer, frozen.
+
+        Linked levels get another linked level, several groups a level with one codebook. A codeword
+        that few vectors choose gets as many children as they fill; others are 0.
+        """
+        config = self.quantizer.config
+        deeper = config.replace(
+            levels=config.levels + 1,
+            level_codewords=(*config.sizes, codewords),
+            linked=config.linked % config.levels,
+        )
+        grown = ResidualQuantizer(deeper)
+        for old, new in zip(self.quantizer.levels, grown.levels, strict=False):
+            new.load_state_dict(old.state_dict())
+        indices, _, residuals = self.quantizer.descend(vectors)
+        level = grown.levels[-1]
+        rng = torch.Generator().manual_seed(0)
+        level.initialize(residuals[-1], indices[-1], rng, 1.0, False, False)
+        level.codewords[level.count == 0] = 0
+        self.quantizer = grown
+        return self.freeze()
 
     def forward(
         self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False

@@ -1,0 +1,39 @@
+"""Turn a trained run with flat codebooks into a run with a tree."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.run import Run, save_model
+from hrvqvae.quantize.layer import TreeVQ
+from hrvqvae.utils.errors import InputError
+
+
+def plant(run: str | Path, out: str | Path, codewords: int = 8) -> Path:
+    """Write a TreeVQ run with the autoencoder of a run of `vqvae/*` or `rqvae/*`; return its
+    folder.
+
+    The codewords of each flat codebook become the leaves of a tree (`TreeVQ.from_codebook`).
+
+    Raises:
+        InputError: The run is of another system.
+        FileExistsError: There is a folder `out`.
+    """
+    loaded: Any = Run(run).load(decoder=None)
+    model, config = loaded
+    if config.model.system not in ("vqvae", "rqvae"):
+        raise InputError(f"{run} is a {config.model.system}; plant a vqvae or an rqvae")
+    codebooks = torch.cat([level.codewords for level in model.quantizer.levels])
+    counts = torch.cat([level.count for level in model.quantizer.levels])
+    tree = TreeVQ.from_codebook(codebooks, codewords, counts).quantizer
+    model.quantizer = tree
+    settings = replace(config.model, system="treevq", quantizer=tree.config)
+    folder = RunFolder(Path(out))
+    folder.path.mkdir(parents=True)
+    config = replace(config, model=settings)
+    save_model(folder.model, config, model.state_dict(), 0)
+    folder.write_config(config)
+    return folder.path
