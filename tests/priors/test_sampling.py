@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from hrvqvae.model import load
 from hrvqvae.priors import generative
 from hrvqvae.priors.base import Level, LogitSteps, Priors
-from hrvqvae.priors.causal import attend, cheap_dropout
+from hrvqvae.priors.causal import attend
 from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.priors.generative import (
     KeptCodes,
@@ -123,7 +123,7 @@ def test_cached_and_plain_draw_the_same_codes(kind, seed):
         guidance=choose(0.0, 1.0, 3.0, (1.5, 0.0)) if unconditional else 1.0,
     )
     prior = random_prior(config, *levels, seed=seed)
-    batch = choose(1, 3, 9)  # from eight rows on linear layers are packed
+    batch = choose(1, 3, 9)
     keep = choose(0.0, 0.0, 0.4)
     cached = drawn(prior, batch, seed, params, keep)
     prior.steps = LogitSteps
@@ -336,26 +336,6 @@ def test_attention_is_a_masked_softmax(length, causal):
     outer = torch.randn(expected.shape, generator=rng, dtype=torch.float64)
     gradients = (torch.autograd.grad((each * outer).sum(), inputs) for each in (attended, expected))
     assert_close(*gradients)
-
-
-@parametrize("share", [0.1, 0.5, 0.85])
-@parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_dropout_drops_its_share_and_keeps_the_mean(share, memory_format):
-    torch.manual_seed(0)
-    features = torch.ones(20, 16, 11, 13).to(memory_format=memory_format)
-    dropped = cheap_dropout(features, share, True)
-    assert dropped.is_contiguous(memory_format=memory_format)
-    zeros = (dropped == 0).double()
-    assert float(zeros.mean()) == approx(share, abs=0.01)
-    assert float(dropped.mean()) == approx(1, abs=0.03)
-    assert len(dropped.unique()) == 2
-    assert zeros.flatten(1).mean(0).std() < 1.3 * (share * (1 - share) / 20) ** 0.5
-    assert not same(cheap_dropout(features, share, True), dropped)
-    torch.manual_seed(0)
-    assert same(cheap_dropout(features, share, True), dropped)
-    assert cheap_dropout(features, share, False) is features
-    # nearly everything is dropped: the rest stays finite
-    assert cheap_dropout(torch.ones(1, 4, 200, 200), 0.999, True).max() == 256
 
 
 _LABEL = torch.tensor([2, 0, 1, 1, 2])

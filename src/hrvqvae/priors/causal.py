@@ -6,7 +6,6 @@ one position. `row` and `column` are those of the grid.
 """
 
 import math
-from copy import copy
 from typing import Any
 
 import torch
@@ -45,27 +44,6 @@ class CausalConv2d(nn.Module):
         return conv2d(pad(features, (reach, reach, reach, 0)), kernel, self.bias)
 
 
-def cheap_dropout(features: Tensor, share: float, training: bool) -> Tensor:
-    """Apply dropout to a share of the elements, and keep shape and memory format.
-
-    On a CPU the share is rounded to a multiple of 1/256, at most 255/256. torch's dropout draws a
-    random number per element there, which takes a tenth of a training step. This function draws a
-    random byte per element.
-    """
-    threshold = min(round(share * 256), 255)
-    if not training or threshold == 0:
-        return features
-    if features.is_cuda:
-        return dropout(features, share)
-    count = features.numel()
-
-    # eight random bytes per word: `None` includes the largest word
-    words = torch.empty(-(-count // 8), dtype=torch.long).random_(-(2**63), None)
-    kept = words.view(torch.uint8)[:count] >= threshold
-    mask = kept.to(features.dtype).mul_(256 / (256 - threshold))
-    return features * mask.as_strided(features.shape, features.stride())
-
-
 class GatedResidualBlock(nn.Module):
     """A block x + a * sigmoid(b), where (a, b) = conv1x1(dropout(elu(causal conv(elu(x))))) +
     condition.
@@ -81,7 +59,7 @@ class GatedResidualBlock(nn.Module):
         """Map features (B, hidden, H, W) to the same shape; the condition is (B, 2 * hidden, H,
         W).
         """
-        inner = cheap_dropout(elu(self.spatial(elu(features))), self.dropout_share, self.training)
+        inner = dropout(elu(self.spatial(elu(features))), self.dropout_share, self.training)
         value, gate = (self.pointwise(inner) + condition).chunk(2, dim=1)
         return features + value * gate.sigmoid()
 
@@ -154,39 +132,6 @@ def self_attention(projected: Tensor, heads: int, *, causal: bool) -> Tensor:
     split = projected.view(*projected.shape[:2], 3, heads, -1)
     queries, keys, values = split.permute(2, 0, 3, 1, 4)
     return attend(queries, keys, values, causal=causal).transpose(1, 2).flatten(2)
-
-
-_LEAST_PACKED = 8  # rows of an input, below which a packed layer is not worth its copy
-
-
-class _PackedLinear(nn.Module):
-    """A linear layer that oneDNN computes, from a copy of the weight in oneDNN's own layout."""
-
-    def __init__(self, layer: nn.Linear, rows: int) -> None:
-        super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight, rows)
-        self.bias = layer.bias
-
-    def forward(self, features: Tensor) -> Tensor:
-        linear = torch.ops.mkldnn._linear_pointwise  # "none": no activation
-        return linear(features, self.packed, self.bias, "none", [], "")
-
-
-def pack_linear(module: nn.Module, rows: int) -> Any:
-    """Return a copy of a module whose linear layers are fast for inputs of `rows` rows.
-
-    On a CPU torch computes them by MKL, which takes twice the time of oneDNN on AMD's processors.
-    For few rows the copy costs more than it saves; on a GPU nothing changes.
-    """
-    is_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
-    has_one_dnn: Any = torch.backends.mkldnn.is_available
-    if rows < _LEAST_PACKED or not (is_cpu and has_one_dnn()):
-        return module
-    if isinstance(module, nn.Linear):
-        return _PackedLinear(module, rows)
-    packed = copy(module)
-    packed._modules = {name: pack_linear(child, rows) for name, child in module.named_children()}
-    return packed
 
 
 class AttentionCache:

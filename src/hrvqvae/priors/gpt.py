@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate, pad
+from torch.nn.functional import dropout, gelu, interpolate, pad
 
 from hrvqvae.priors.base import Level, LogitSteps, Prior
-from hrvqvae.priors.causal import AttentionCache, cheap_dropout, pack_linear, self_attention
+from hrvqvae.priors.causal import AttentionCache, self_attention
 from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.utils.quantities import counted
 
@@ -35,9 +35,9 @@ class TransformerLayer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         projected = self.inputs(self.attention_norm(features))
         added = self.output(self_attention(projected, self.heads, causal=True))
-        features = features + cheap_dropout(added, self.dropout_share, self.training)
+        features = features + dropout(added, self.dropout_share, self.training)
         added = self.narrow(gelu(self.widen(self.network_norm(features))))
-        return features + cheap_dropout(added, self.dropout_share, self.training)
+        return features + dropout(added, self.dropout_share, self.training)
 
 
 class Head(nn.Module):
@@ -65,9 +65,7 @@ class Head(nn.Module):
         """
         x = features + self.before(coarser_sum)
         added = self.narrow(gelu(self.widen(self.norm(x))))
-        return self.output(
-            self.last_norm(x + cheap_dropout(added, self.dropout_share, self.training))
-        )
+        return self.output(self.last_norm(x + dropout(added, self.dropout_share, self.training)))
 
 
 class CodewordEmbeddings(nn.Module):
@@ -103,9 +101,6 @@ class CachedSteps(LogitSteps):
         height, width = prior.level.grid
         hidden = prior.config.hidden_units
         units = prior.config.path_units
-
-        self.layers = pack_linear(prior.layers, rows)
-        self.heads = pack_linear(prior.heads, rows)
 
         # (N, K, B, C): a position at a time, with the bias that `start` leaves out
         base = prior.compute_base(self.coarser, self.label, rows).flatten(2)
@@ -148,7 +143,7 @@ class CachedSteps(LogitSteps):
         added = torch.addmm(self.above[:, column], previous_sum, prior.left.weight.T)
         features = (self.base[position] + added).flatten(0, 1)
 
-        for layer, cache in zip(self.layers, self.caches, strict=True):
+        for layer, cache in zip(prior.layers, self.caches, strict=True):
             attended = cache.attend(layer.inputs(layer.attention_norm(features)), position)
             features = features + layer.output(attended)
             features = features + layer.narrow(gelu(layer.widen(layer.network_norm(features))))
@@ -166,7 +161,7 @@ class CachedSteps(LogitSteps):
 
     def logits(self, level: int) -> Tensor:
         self._add_codes(level)
-        return self.heads[level](self.features, self.sum)
+        return self.prior.heads[level](self.features, self.sum)
 
 
 class GPT(Prior):
