@@ -10,7 +10,7 @@ import torch
 
 import hrvqvae
 from benchmarks.common import TINY
-from hrvqvae.training.stages import choose_run_folder
+from hrvqvae.training.options import choose_run_folder
 from tests.conftest import (
     approx,
     double_precision,

@@ -46,7 +46,7 @@ hrvqvae train {OF_TREE} --max-steps 2 --out runs/tree {SMALL} {TREE}
 hrvqvae train-prior runs/tree --max-steps 2
 hrvqvae sample runs/tree -n 2 --seed 1 -o tree.png
 """
-REFUSED = "train-progressive runs/binary --max-steps 1 | binary codes has no progressive decoder"
+REFUSED = "train-decoder runs/binary --for prefixes | binary codes has no progressive decoder"
 
 
 def test_a_configuration_in_a_sentence_is_valid():

@@ -10,8 +10,8 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
+from hrvqvae.training import prior
 from hrvqvae.training.autoencoder import AutoencoderTask
-from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.trainer import Trainer
 from tests.conftest import do, with_training, write_file
 
@@ -54,6 +54,7 @@ _PIXELSNAIL = """
 hidden_units=8 residual_units=8 residual_blocks=2 attention_layers=1 attention_heads=2
 """
 _GPT = "kind=gpt hidden_units=16 layers=1 heads=2 path_units=8"
+_PRIOR |= {"prior.shifts": "0"}  # no copies unless a test asks for them
 GIVEN = _PRIOR | fields("prior.network", _PIXELSNAIL)
 GIVEN_GPT = _PRIOR | fields("prior.network", _GPT)
 
@@ -74,13 +75,12 @@ def trained_copy(config, folders, path):
     return shutil.copytree(_TRAINED[config], path)
 
 
-def train_levels(path, level=None, changes="", *, resume=False, of=GIVEN):
+def train_levels(path, level=None, changes="", *, resume=False, of=GIVEN, say=silent):
     """Train the priors of a run, or of a level, with changed fields such as
     "training.max_steps=9".
     """
     given = of | fields("prior", changes)
-    configs = resolve_priors(str(path), level, given, resume=resume)
-    train_priors(path, configs, resume=resume, say=silent)
+    prior.train(path, given, level=level, resume=resume, callbacks=(), say=say)
 
 
 _NETWORK = fields("model", "stride=2 padding=1 hidden_units=8 residual_units=8")

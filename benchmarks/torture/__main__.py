@@ -251,7 +251,7 @@ def _train(work: Path) -> None:
     """Train the run, and write files of codes, zips and shards."""
     _run(work, "train")
     shutil.copytree(work / "run", work / "start" / "run")
-    _run(work, "train-prior", "train-progressive", "fit-entropy-model")
+    _run(work, "train-prior", "train-decoder", "fit-entropy-model")
     (work / "run").rename(work / "trained")
     _run(work, "compress", "compress to a zip", "tokenize")
     shutil.copy(work / "x.zip", work / "zips")

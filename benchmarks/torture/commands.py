@@ -56,7 +56,7 @@ class Command:
 _WORDS = parse_lines("""
 train: train {work}/tiny.yaml --out {box}/run --resume
 train-prior: train-prior {box}/run --resume
-train-progressive: train-progressive {box}/run --resume
+train-decoder: train-decoder {box}/run --for prefixes --resume
 fit-entropy-model: fit-entropy-model {box}/run --effort 0.02
 export: export {work}/trained {box}/exported
 compress: compress {model} {work}/pictures -o {box}/codes

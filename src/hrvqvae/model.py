@@ -589,7 +589,7 @@ class Model:
         Raises:
             InputError: As `evaluate_run`, or there is no such option.
         """
-        from hrvqvae.training import stages
+        from hrvqvae.training.options import collect_fields
 
         # by name: evaluation/ imports this module
         evaluate_run = name_arguments(resolve_name("hrvqvae.evaluation.report:evaluate_run"))
@@ -601,7 +601,7 @@ class Model:
 
         # Data sets are registered by the name of their run. "the data set" is no run, so it does
         # not replace the data that this run was trained on.
-        fields = stages.collect_fields("training", read_options, "the data set", data)
+        fields = collect_fields("training", read_options, "the data set", data)
         root = fields.pop("data.root", None)
         options = {"device": str(self.device), "beam": self.beam, **options}
         return evaluate_run(self.run.place, root=root, fields=fields, **options)
@@ -622,14 +622,15 @@ class Model:
                 `prior.training`.
         """
         from hrvqvae.distributed.launch import process_group
-        from hrvqvae.training import stages
+        from hrvqvae.training import options as arguments
+        from hrvqvae.training import prior
 
         run = self.run.place
-        fields = stages.collect_fields("prior.training", options, run, data)
+        fields = arguments.collect_fields("prior.training", options, run, data)
         with process_group():
-            outcomes = stages.train_missing_priors(run, fields, level=level, resume=resume)
+            outcomes = prior.train(run, fields, level=level, resume=resume)
         self._priors = None  # the next sample reads the new priors
-        stages.raise_signal(*outcomes.values())
+        arguments.raise_signal(*outcomes.values())
 
 
 @name_arguments
@@ -661,13 +662,14 @@ def train(
     KeyboardInterrupt.
     """
     from hrvqvae.distributed.launch import process_group
-    from hrvqvae.training import stages
+    from hrvqvae.training import autoencoder
+    from hrvqvae.training import options as arguments
 
-    run = stages.choose_run_folder(str(preset), out)
-    fields = stages.collect_fields("training", options, run.path, data, test_data)
+    run = arguments.choose_run_folder(str(preset), out)
+    fields = arguments.collect_fields("training", options, run.path, data, test_data)
     with process_group():
-        outcome = stages.train_autoencoder(str(preset), run, fields, resume=resume)
-    stages.raise_signal(outcome)
+        outcome = autoencoder.train(str(preset), run, fields, resume=resume)
+    arguments.raise_signal(outcome)
     return Model(run.path, options.get("device", "cpu"))
 
 

@@ -20,7 +20,7 @@ from hrvqvae.config.parsing import override
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.priors.generative import sample_codes
 from hrvqvae.priors.sampling import SamplingParams
-from hrvqvae.training.generation import GenerationTask
+from hrvqvae.training.decoder import SampleTask
 from tests.checkpoints.conftest import change, write_decoder
 from tests.conftest import cells_of, damage_error, do, input_error, parametrize, same
 from tests.trained_run import silent
@@ -167,7 +167,7 @@ def test_samples_of_the_priors_are_drawn_and_looked_at(full_run):
     small = "--generation.samples 6 --generation.sample_batch 4 --generation.training.batch_size 4"
     do(f"{line} {small} --generation.adversarial_start 1 --generation.redraw 0")
     meta = Run(full_run).decoders[GENERATION].read()[1]
-    task = GenerationTask(full_run, config_of(meta, full_run))
+    task = SampleTask(full_run, config_of(meta, full_run))
     task.open(silent)
     codes, classes = task.samples
     assert [len(level) for level in codes] == [6, 6]
@@ -195,10 +195,10 @@ def test_half_of_the_samples_have_the_guidance_of_sampling_json(full_run, monkey
         guidances.append(params.guidance)
         return sample_codes(*arguments, params=SamplingParams(levels=2), **options)
 
-    monkeypatch.setattr("hrvqvae.training.generation.sample_codes", record)
-    monkeypatch.setattr("hrvqvae.training.generation._DRAWN_AT_ONCE", 2)
+    monkeypatch.setattr("hrvqvae.training.decoder.sample_codes", record)
+    monkeypatch.setattr("hrvqvae.training.decoder._DRAWN_AT_ONCE", 2)
     changes = {"generation.levels": 2, "generation.samples": 8}
-    task = GenerationTask(full_run, Run(full_run).config.replace(**changes))
+    task = SampleTask(full_run, Run(full_run).config.replace(**changes))
     codes, classes = task.draw_samples()
     assert guidances == [1, 1, [1, 4], [1, 4]]
     assert len(codes[0]) == len(classes) == 8

@@ -75,7 +75,7 @@ def test_wrong_commands():
         train-prior run --data.root a --data b | contradicts --data.root
         demo --max-steps -3 | --max-steps is -3; it must be at least 0
         train-prior run --codes '' | --codes is empty
-        train-progressive mnist --max-steps 1 | hrvqvae export mnist DIR
+        train-decoder mnist --for prefixes --max-steps 1 | hrvqvae export mnist DIR
         train hrvqvae/mnist --out '' | --out is empty
         train hrvqvae/mnist --data '' | --data is empty
         train hrvqvae/mnist --init-from '' | --init-from is empty

@@ -217,12 +217,10 @@ def test_commands_in_messages_quote_paths(run, tmp_path):
     spaced = shutil.copytree(run, tmp_path / "my run")
     photos = tmp_path / "my photos"
     photos.mkdir()
-    init = "--progressive.training.init_from"
     check_refusals(f"""
         train {spaced.parent} | folder of images as --data {spaced.parent}
         train '{photos}' | as --data '{photos}'
         sample '{spaced}' -o {tmp_path}/sheet.png | hrvqvae train-prior '{spaced}'
-        train-progressive {run} {init} '{spaced}' | hrvqvae train-progressive '{spaced}'
     """)
     RunFolder(spaced).model.unlink()
     shutil.rmtree(RunFolder(spaced).checkpoints, ignore_errors=True)

@@ -41,9 +41,6 @@ def folder(tmp_path_factory, mnist_root):
         plain = to_dict(config)
         if "restart_every" in plain["model"].get("quantizer", {}):
             plain["model"]["quantizer"] |= {"restart_every": 4, "restart_below": 0.4}
-        if system == "treevq":  # a process has fewer images than there are levels
-            plain["model"]["train_prefixes"] = True
-            plain["training"]["batch_size"] = 4
         (folder / f"{system}.yaml").write_text(yaml.safe_dump(plain))
     seen = together.train_all(folder, list(EVERY))
     (folder / "seen-1-0.json").write_text(json.dumps(seen))

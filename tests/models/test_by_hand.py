@@ -4,9 +4,8 @@ import torch
 from torch.nn.functional import conv2d, conv_transpose2d, pad, relu
 from torch.testing import assert_close
 
-from hrvqvae.models.single_grid import compute_explained_share, compute_relative_errors
 from hrvqvae.training.state import count_parameters
-from tests.conftest import approx, input_error, parametrize, random_images, same
+from tests.conftest import input_error, parametrize, same
 from tests.models.small import config_of, model_of
 
 
@@ -91,30 +90,3 @@ def test_codewords_count_as_parameters_though_they_are_buffers():
     parts = (*model.encoder.parameters(), *model.decoder.parameters())
     network = sum(map(torch.numel, parts))
     assert count_parameters(model) == network + (3 + 9 + 27) * 4
-
-
-def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors():
-    errors = torch.tensor([4.0, 1.0, 8.0, 3.0], requires_grad=True)
-    relative, means = compute_relative_errors(errors, torch.tensor([0, 1, 0, 1]), 2)
-    assert (relative.tolist(), means.tolist()) == ([1, 1], [6, 2])
-    relative.mean().backward()
-    assert errors.grad.tolist() == approx([1 / 24, 1 / 8, 1 / 24, 1 / 8])
-
-
-def test_a_channel_gets_a_gradient_by_the_share_of_its_variance_that_a_prefix_explains():
-    latents = torch.randn(64, 2, 2, 3)
-    scales = torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 1.0]])
-    prefixes = latents * scales[:, None, None, None]
-    centred = prefixes - prefixes.mean((1, 2, 3), keepdim=True)
-    shares = compute_explained_share(latents - latents.mean((0, 1, 2)), centred)
-    assert torch.allclose(shares, torch.tensor([[1, 0, 0.75], [1, 1, 1]]), atol=1e-5)
-
-
-def test_images_of_a_training_batch_are_decoded_from_each_prefix_in_turn():
-    model = model_of(config_of("hrvqvae", train_prefixes=True)).train()
-    images = random_images(6, 3, 8, 8)
-    result = model(images)
-    model.eval()
-    prefixes = [model.decode(result.codes, levels=levels) for levels in model.prefixes]
-    expected = [prefixes[index % len(prefixes)][index] for index in range(6)]
-    assert torch.allclose(result.images.clamp(0, 1), torch.stack(expected), atol=1e-5)

@@ -6,8 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from hrvqvae.config import presets
+from hrvqvae.models.adversarial import FeatureHead, SampleObjective
 from hrvqvae.models.perceptual import EfficientNetDistance
-from hrvqvae.models.samples import FeatureHead, SampleObjective
 from tests.conftest import generator, parametrize, same
 
 CLASSES = torch.tensor([0, -1, 1, 1])  # of two images and two samples

@@ -10,15 +10,15 @@ from torch.nn.functional import relu
 from torch.testing import assert_close
 
 from hrvqvae.config.schema import decide_auto
-from hrvqvae.models import vqgan
-from hrvqvae.models.build import build
-from hrvqvae.models.perceptual import PerceptualDistance
-from hrvqvae.models.vqgan import (
-    AdversarialObjective,
+from hrvqvae.models import adversarial
+from hrvqvae.models.adversarial import (
     PatchDiscriminator,
+    VQGANObjective,
     compute_adaptive_weight,
     fix_gradient,
 )
+from hrvqvae.models.build import build
+from hrvqvae.models.perceptual import PerceptualDistance
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 from tests.conftest import (
@@ -50,7 +50,7 @@ class Started:
         self.model = build(config)
         self.images = random_images(4, 1, 12, 12)
         self.model.initialize(self.images, generator())
-        self.objective = Compute(config.training).place_model(AdversarialObjective(config))
+        self.objective = Compute(config.training).place_model(VQGANObjective(config))
         auxiliary = self.objective.auxiliary
         self.state = TrainState.start(self.model.train(), config.training, auxiliary)
         self.discriminator = self.state.networks["discriminator"].module
@@ -155,7 +155,7 @@ class Halved(PerceptualDistance):
 
 def test_the_perceptual_loss_is_named_for_its_network(gan, monkeypatch):
     name = "efficientnet-lite0"
-    monkeypatch.setattr(vqgan, "perceptual_distance", {name: Halved()}.__getitem__)
+    monkeypatch.setattr(adversarial, "perceptual_distance", {name: Halved()}.__getitem__)
     started = Started(with_model(gan, perceptual=name, perceptual_weight=2.0))
     images = started.model(started.images).images
     expected = 2 * started.objective.distance(started.images.float() / 255, images)

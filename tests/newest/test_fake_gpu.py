@@ -18,21 +18,20 @@ from torch import Tensor, nn
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config, DataConfig, TrainingConfig
 from hrvqvae.data.batches import Batch
+from hrvqvae.models.adversarial import SampleObjective
 from hrvqvae.models.build import (
     build,
     build_objective,
     build_progressive_decoder,
     build_sample_decoder,
 )
-from hrvqvae.models.samples import SampleObjective
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors.base import build_prior
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from hrvqvae.quantize.layer import TreeVQ
 from hrvqvae.training.autoencoder import AutoencoderTask
-from hrvqvae.training.generation import GenerationTask
+from hrvqvae.training.decoder import PrefixTask, SampleTask
 from hrvqvae.training.prior import CodeBatch, PriorTask
-from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 from tests.conftest import parametrize
@@ -123,7 +122,7 @@ def test_a_training_step_of_a_progressive_decoder():
             model = build(config).eval()
             assert isinstance(model, SingleGridAutoencoder)
             decoder = build_progressive_decoder(model, config).train()
-        task = ProgressiveTask.__new__(ProgressiveTask)
+        task = PrefixTask.__new__(PrefixTask)
         task.config = config
         task.model = model
         state = TrainState.start(decoder, config.training)
@@ -138,7 +137,7 @@ def test_a_training_step_of_a_decoder_of_samples():
             "generation.adversarial_start": 0,
         }
         config = config_for("hrvqvae").replace(**changes)
-        task = GenerationTask.__new__(GenerationTask)
+        task = SampleTask.__new__(SampleTask)
         task.config = config
         with ExitStack() as stack:
             stack.enter_context(torch.device("cuda"))

@@ -14,10 +14,9 @@ from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
 from hrvqvae.training.autoencoder import AutoencoderTask
-from hrvqvae.training.generation import GenerationTask
+from hrvqvae.training.decoder import PrefixTask, SampleTask
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import PriorTask
-from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Trainer
 from tests.conftest import generator
 from tests.trained_run import GIVEN as PRIOR
@@ -34,8 +33,8 @@ GENERATION |= fields("generation.network", "hidden_units=8 residual_blocks=2")
 TASKS = {
     "autoencoder": AutoencoderTask,
     "prior": PriorTask,
-    "progressive": ProgressiveTask,
-    "generation": GenerationTask,
+    "progressive": PrefixTask,
+    "generation": SampleTask,
 }
 
 
@@ -86,12 +85,11 @@ class Case:
         callbacks=(),
         say=silent,
         resume=False,
-        renew=False,
         config=None,
         **training,
     ):
         task = self.task(config or self.config(**training))
-        return Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say).train()
+        return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
 
     def resume(self, **options):
         return self.train(resume=True, **options)

@@ -1,6 +1,5 @@
 """Training an autoencoder: loss and files, restarted codewords, images."""
 
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from torch.testing import assert_close
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.loading import load_images
 from hrvqvae.model import load
@@ -18,9 +16,7 @@ from hrvqvae.models.build import build
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.optimizers import compute_learning_rate
-from hrvqvae.training.prior import split_held_out
-from hrvqvae.training.stages import train_missing_priors
-from hrvqvae.training.state import Budget, TrainState
+from hrvqvae.training.state import Budget, MovingAverage, TrainState
 from tests.conftest import (
     approx,
     generator,
@@ -134,7 +130,8 @@ def test_a_restarted_codeword_is_no_mean_of_two_places(update, tiny):
     assert same(averaged[0][0, 1], current[0][0, 1])
     assert same(averaged[1][1], current[1][1])
     for level, others in ((0, (0, [0, 2])), (1, ([0, 2],))):
-        mean = 0.75 * before[level][others] + 0.25 * current[level][others]
+        # the decay of the third update, (1 + 2) / (10 + 2)
+        mean = 0.25 * before[level][others] + 0.75 * current[level][others]
         assert_close(averaged[level][others], mean)
     if update == "gradient":
         optimizer = started.state.networks["model"].optimizer
@@ -210,15 +207,6 @@ def test_an_evaluation_and_an_entropy_model_can_leave_out_broken_images(pictures
     assert fit(fields=skip).is_file()
 
 
-def test_a_smaller_size_is_advised_where_it_can_be_chosen(pictures, tmp_path):
-    config = with_data(pictures, size=256)
-    for name in ("autoencoder", "progressive"):
-        case = untrained_run(name, config, tmp_path / name)
-        said = []
-        case.task(case.config()).open(said.append)
-        assert any("--data.size" in line for line in said) == (name == "autoencoder")
-
-
 def test_a_checkpoint_is_written_before_a_broken_image(pictures, tmp_path, monkeypatch):
     case = Case("autoencoder", tmp_path / "run", with_training(pictures, batch_size=2))
     images = load_images(pictures.data, "train")
@@ -229,69 +217,25 @@ def test_a_checkpoint_is_written_before_a_broken_image(pictures, tmp_path, monke
     assert case.last_step == 3
 
 
-def test_a_prior_goes_on_without_an_image_that_is_deleted(pictures, picture_folder, tmp_path):
-    for name in ("autoencoder", "prior"):
-        case = Case(name, tmp_path / "run", override(pictures, {"prior.held_out": 0.3}))
-        case.train(max_steps=3)
-
-    def held_out():
-        task = case.task(case.config())
-        task.open(silent)
-        paths = paths_of(load_images(pictures.data, "train"))
-        assert sorted([*task.train_indices, *task.held_out]) == [*range(len(paths))]
-        return [paths[index] for index in task.held_out]
-
-    before = held_out()
-    paths = paths_of(load_images(pictures.data, "train"))
-    assert before == [paths[index] for index in split_held_out(len(paths), 0.3, 0)[1]]
-    next(path for path in paths if path not in before).unlink()
-    assert held_out() == before
-    for steps, told in ((10, True), (11, False)):  # it is told once
-        said = []
-        assert case.resume(max_steps=steps, say=said.append).step == steps
-        gone = "1 training image gone since the last checkpoint"
-        assert any(line.startswith(gone) for line in said) == told
-        assert held_out() == before
-
-    # the codes tell it while the images are away
-    def held_out_rows():
-        task = case.task(case.config())
-        task.open(silent)
-        return [*task.held_out]
-
-    rows = held_out_rows()
-    away = picture_folder.rename(tmp_path / "away")
-    assert held_out_rows() == rows
-    away.rename(picture_folder)
-
-    # without its record the split is not known
-    record = next((tmp_path / "run").rglob("held-out.npy"))
-    recorded = record.read_bytes()
-    record.unlink()
-    next(path for path in paths if path.exists() and path not in before).unlink()
-    with input_error("was trained on other images"):
-        case.resume(max_steps=12)
-    record.write_bytes(recorded)
-
-    # without a held-out image, and with a new image
-    before[0].unlink()
-    assert held_out() == before[1:]
-    for number in range(3):
-        shutil.copy(before[1], before[1].with_name(f"added-{number}.png"))
-    assert held_out() != before[1:]
-
-    # a call that other images end leaves the configuration as it was
-    stored = case.folder.config.read_bytes()
-    other = shutil.copytree(picture_folder, tmp_path / "other")
-    with input_error("was trained on other images"):
-        train_missing_priors(
-            tmp_path / "run", {"data.root": str(other), "data.on_error": "skip"}, resume=True
-        )
-    assert case.folder.config.read_bytes() == stored
-
-
 def test_messages_about_broken_images_are_bounded(tiny):
     state = TrainState.start(build(tiny), tiny.training)
     for start in range(0, 3_000, 500):
         state.add_broken(f"{start + index}.png is broken" for index in range(500))
     assert len(state.meta()["broken"]) == 1_000
+
+
+def test_a_long_average_forgets_the_first_weights():
+    """Also in a training that is shorter than the average."""
+    network = torch.nn.Linear(2, 2)
+    average = MovingAverage(network, 0.9999)
+    for value in range(401):
+        network.weight.data.fill_(value)
+        average.update_parameters(network)
+    assert 350 < average.module.weight.min() < 400
+    short = MovingAverage(network, 0.5)
+    for value in (100, 200, 300):
+        network.weight.data.fill_(value)
+        short.update_parameters(network)
+    # the first update copies, the next have the decays 2 / 11 and 3 / 12
+    expected = (100 * 2 / 11 + 200 * 9 / 11) / 4 + 300 * 3 / 4
+    assert_close(short.module.weight.detach(), torch.full((2, 2), expected))

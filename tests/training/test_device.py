@@ -92,10 +92,9 @@ def test_what_is_decided_is_kept(left_open, monkeypatch):
     assert longer.prior.training.precision == "fp32"
 
 
-def test_a_device_of_another_kind_is_said(tiny, tmp_path):
+def test_a_run_goes_on_on_another_device(tiny, tmp_path):
     """The checkpoint is changed to name a GPU, so that the test needs none."""
     run = RunFolder(tmp_path / "run")
-    said = []
     train_autoencoder(with_training(tiny, max_steps=3), run)
     tensors, meta = storage.read(run.saved()[0])
     assert meta["device"] == "cpu"
@@ -106,8 +105,7 @@ def test_a_device_of_another_kind_is_said(tiny, tmp_path):
     stored = run.read_config().replace(name="hrvqvae/mnist")
     further = fields("training", "device=cpu max_steps=4")
     config = autoencoder_config("hrvqvae/mnist", further, stored)
-    train_autoencoder(config, run, resume=True, say=said.append)
-    assert "trained on cuda so far, and on cpu from here on, where sums round differently" in said
+    train_autoencoder(config, run, resume=True)
     assert storage.read_meta(run.saved()[0])["device"] == "cpu"
 
 

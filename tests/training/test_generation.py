@@ -7,12 +7,13 @@ import torch
 from torch.testing import assert_close
 
 import hrvqvae
-from hrvqvae.checkpoints.folder import GENERATION
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import GENERATION, RunFolder
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.training.generation import GenerationTask, resolve_generation
-from tests.checkpoints.conftest import change
+from hrvqvae.priors.generative import sample_codes
+from hrvqvae.training.decoder import SampleTask, resolve_samples
 from tests.conftest import approx, check_refusals, do, input_error, same
-from tests.trained_run import tiny_systems
+from tests.trained_run import tiny_systems, train_levels
 from tests.training.tasks import Case, untrained_run
 
 
@@ -47,9 +48,9 @@ def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case):
 
 def test_its_levels_are_those_of_the_prior_that_is_there(case):
     config = case.base.replace(**{"generation.levels": 0, "generation.samples": 0})
-    with patch.object(Run, "priors", {range(2): None}):
-        assert resolve_generation(Run(case.path), config).generation.levels == 2
-    assert resolve_generation(Run(case.path), config).generation.levels == 1
+    with patch("hrvqvae.training.decoder.prior_folders", return_value={range(2): None}):
+        assert resolve_samples(Run(case.path), config).generation.levels == 2
+    assert resolve_samples(Run(case.path), config).generation.levels == 1
 
 
 def test_a_resumed_training_is_the_one_that_never_stopped(case, tmp_path):
@@ -76,7 +77,7 @@ def test_it_begins_with_the_progressive_decoder_and_its_shape(case):
 
 def test_the_discriminator_joins_with_its_own_rate(case, monkeypatch):
     joined = []
-    step = GenerationTask.step
+    step = SampleTask.step
 
     def watched(task, state, batch):
         metrics = step(task, state, batch)
@@ -86,14 +87,14 @@ def test_the_discriminator_joins_with_its_own_rate(case, monkeypatch):
         joined.append("adaptive_weight" in metrics)
         return metrics
 
-    monkeypatch.setattr(GenerationTask, "step", watched)
+    monkeypatch.setattr(SampleTask, "step", watched)
     case.train()
     assert joined == [False] * 2 + [True] * 10
 
 
 def test_a_share_of_the_last_codes_is_drawn_anew(case):
     config = case.config().replace(**{"generation.redraw": 0.25})
-    task = GenerationTask(case.path, config)
+    task = SampleTask(case.path, config)
     torch.manual_seed(0)
     codes = tuple(torch.full((100, 7, 7), code) for code in (1, 2))
     coarse, last = task.redraw(codes)
@@ -102,14 +103,49 @@ def test_a_share_of_the_last_codes_is_drawn_anew(case):
     assert last.unique().tolist() == [0, 1, 2]
 
 
-def test_a_stale_decoder_is_refused_and_renewed(case):
-    case.train()
-    change(case.path)
-    with input_error("another state of the model; renew with: hrvqvae refresh"):
-        case.resume()
-    do(f"refresh {case.path}")
-    assert Run(case.path).stale_artifacts() == []
-    assert case.last_step == 12
+def test_its_samples_are_drawn_once_half_of_them_without_guidance(case, monkeypatch):
+    train_levels(case.path, changes="class_dropout=0.3 training.max_steps=1")
+    RunFolder(case.path).sampling.write_text('{"guidance": 2.0}')
+    drawn = []
+
+    def watch(*arguments, params, **options):
+        drawn.append((len(arguments[2]), params.guidance))
+        return sample_codes(*arguments, params=params, **options)
+
+    monkeypatch.setattr("hrvqvae.training.decoder.sample_codes", watch)
+    config = case.config(max_steps=2).replace(
+        **{"generation.samples": 5, "generation.classes": 10, "generation.sample_batch": 4}
+    )
+    case.train(config=config)
+    longer = config.replace(**{"generation.training.max_steps": 4})
+    case.train(config=longer, resume=True)
+    assert drawn == [(3, 1.0), (2, 2.0)]
+    made_with = storage.read_meta(case.folder.model)
+    assert made_with["guidance"] == 2.0
+
+    # others are refused: of another guidance, of other priors
+    RunFolder(case.path).sampling.write_text('{"guidance": 1.5}')
+    with input_error("samples of other priors or of another guidance: delete"):
+        case.train(config=longer, resume=True)
+    RunFolder(case.path).sampling.write_text('{"guidance": 2.0}')
+    train_levels(case.path, of={}, changes="training.max_steps=2", resume=True)
+    with input_error("samples of other priors or of another guidance: delete"):
+        case.train(config=longer, resume=True)
+
+
+def test_an_evaluation_shows_the_levels_that_it_was_trained_for(case):
+    shown = []
+    case.train(callbacks=(lambda _, __, evaluation: shown.append(evaluation.prefixes),))
+    assert {*shown} == {(2,)}
+    for record in case.records("evaluation"):
+        assert [error is None for error in record["level_mse"]] == [True, False, True]
+
+
+def test_every_process_trains_on_samples(case, monkeypatch):
+    task = SampleTask(case.path, case.config().replace(**{"generation.sample_batch": 1}))
+    monkeypatch.setattr("hrvqvae.distributed.world_size", lambda: 2)
+    with input_error("2 processes can't share a batch of samples of 1 equally"):
+        task.check()
 
 
 def test_a_missing_network_is_one_line_that_says_how_to_go_on(case, monkeypatch):

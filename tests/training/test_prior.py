@@ -29,11 +29,9 @@ from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import (
     CodeBatch,
     PriorTask,
-    draw_other_classes,
     drop_classes,
     read_codes,
     resolve_priors,
-    train_priors,
 )
 from hrvqvae.training.state import TrainState
 from tests.conftest import (
@@ -50,7 +48,7 @@ from tests.conftest import (
     write_picture,
 )
 from tests.kills import in_another_process, stop_at_step
-from tests.trained_run import GIVEN, GIVEN_GPT, fields, train_autoencoder, train_levels
+from tests.trained_run import GIVEN, GIVEN_GPT, fields, silent, train_autoencoder, train_levels
 
 SLOWLY = fields("prior.training", "learning_rate=1e-12 max_steps=1")
 LONGER = fields("prior.training", "learning_rate=0.01 max_steps=60 evaluate_every=20")
@@ -97,8 +95,7 @@ def test_replaced_images(tiny, picture_folder, tmp_path, caplog):
     assert "are used without their images" in caplog.text
 
 
-@parametrize("weight, objective", [(0, "bits_per_code"), (400, "objective")])
-def test_the_best_held_out_state_is_what_is_loaded(weight, objective, run, monkeypatch):
+def test_the_best_held_out_state_is_kept_and_ends_the_training(run, monkeypatch):
     train_levels(run, 1)
     model, config = Run(run).load()
     maps = codemaps.extract_codes(model, config, "train")
@@ -106,44 +103,37 @@ def test_the_best_held_out_state_is_what_is_loaded(weight, objective, run, monke
     # what can only be learned by heart
     maps = dataclasses.replace(maps, levels=(maps.levels[0], noise))
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
-    longer = fields("prior.training", "max_steps=90 evaluate_every=10 learning_rate=0.02")
-    train_levels(run, 2, f"network.dropout=0.0 class_weight={weight}", of=GIVEN | longer)
-    best = min(evaluations(run, 1), key=lambda record: record[objective])
-    assert best["step"] < 90  # or there is nothing to keep
+    longer = fields("prior.training", "max_steps=900 evaluate_every=10 learning_rate=0.02")
+    given = GIVEN | longer | fields("prior", "network.dropout=0.0 patience=4")
+    (outcome,) = prior_training.train(run, given, level=2, callbacks=(), say=silent).values()
+    measured = evaluations(run, 1)
+    best = min(measured, key=lambda record: record["bits_per_code"])
+    assert outcome.step == best["step"] + 40 < 900
     assert read_meta(run, 1).items() >= {name: best[name] for name in KEPT}.items()
+    assert f"no better than guessing (1.585 bits per code), best at step {best['step']}" in (
+        outcome.remark
+    )
     held_out = prior_training.split_held_out(len(maps), 0.05, 0)[1]
     batch = read_codes([maps], model, range(1, 2), held_out)
     prior = Run(run).load_priors().networks[1]
-    labels = (batch.label, (batch.label + 1 + torch.from_numpy(held_out) % 9) % 10)
     with torch.inference_mode():
-        nats, other_nats = (
-            torch.cat(compute_nats(prior, batch.codes, batch.coarser, label)).double()
-            for label in labels
-        )
+        nats = torch.cat(compute_nats(prior, batch.codes, batch.coarser, batch.label)).double()
     assert float(nats.mean()) / 49 / math.log(2) == approx(best["bits_per_code"], rel=1e-5)
-    if weight:
-        class_nats = torch.logaddexp(-nats, -other_nats) + nats
-        assert best["class_bits"] == approx(float(class_nats.mean()) / math.log(2), rel=1e-4)
-        total = best["bits_per_code"] + weight * best["class_bits"] / 49
-        assert best["objective"] == approx(total)
-        fewest = min(evaluations(run, 1), key=lambda record: record["bits_per_code"])
-        assert fewest["step"] != best["step"]
+
+    # to resume it changes nothing
+    train_levels(run, 2, of={}, resume=True)
+    assert evaluations(run, 1) == measured
 
 
-def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(run, monkeypatch):
-    measured = iter([math.nan, 49.0, 98.0])
-    monkeypatch.setattr("hrvqvae.training.prior.measure_bits", lambda *_: [next(measured)])
-    train_levels(run, 1, "training.max_steps=6 training.evaluate_every=2")
-    assert read_meta(run, 0)["step"] == 4
+def test_few_images_have_copies_unless_a_field_says_otherwise(run, tiny):
+    def copies(given):
+        (config,) = resolve_priors(run, None, given, resume=False).values()
+        return config.prior.shifts, config.prior.variants
 
-
-def test_an_edited_record_of_a_prior_is_no_best(run):
-    train_levels(run, 1, "training.max_steps=2")
-    edited = '{"kind": "evaluation", "step": 1}\n'
-    edited += '{"kind": "evaluation", "step": 1, "bits_per_code": "none"}\n'
-    prior_folder(run, 0).metrics.write_text(edited)
-    train_levels(run, 1, "training.max_steps=4", resume=True)
-    assert read_meta(run, 0)["step"] == 4
+    without = {name: value for name, value in GIVEN_GPT.items() if name != "prior.shifts"}
+    assert copies(without) == (8, 3)
+    assert copies(without | {"prior.variants": "1"}) == (0, 1)
+    assert copies(GIVEN_GPT) == (0, 0)
 
 
 def test_held_out_images_are_never_trained_on():
@@ -180,7 +170,6 @@ def test_an_exported_run_gets_priors(run, tiny, tmp_path):
 def test_codes_that_another_process_extracts_are_waited_for(run):
     folder = RunFolder(run).codes
     said = []
-    configs = resolve_priors(run, 1, GIVEN | SLOWLY, resume=False)
     with ExitStack() as held:
         pid = held.enter_context(in_another_process(folder))
 
@@ -188,7 +177,7 @@ def test_codes_that_another_process_extracts_are_waited_for(run):
             said.append(line)
             held.close()
 
-        train_priors(run, configs, say=release)
+        train_levels(run, 1, of=GIVEN | SLOWLY, say=release)
     assert said[0] == f"{folder} is in use by another process (pid {pid}); waiting for it"
     assert prior_folder(run, 0).begun()
 
@@ -206,13 +195,6 @@ def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(run, monkeyp
     for level in range(2):
         assert prior_folder(run, level).read_config().prior.training.batch_size == (7,)
         assert evaluations(run, level)[-1]["step"] == 12
-
-    # and a new limit, where all have begun
-    interrupt(monkeypatch, 13)
-    train_levels(run, of={}, changes="training.max_steps=16", resume=True)
-    monkeypatch.undo()
-    train_levels(run, of={}, resume=True)
-    assert [evaluations(run, level)[-1]["step"] for level in range(2)] == [16, 16]
 
 
 def test_a_prior_that_is_interrupted_before_its_evaluation_can_draw(run, monkeypatch):
@@ -253,20 +235,19 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run, tmp_path):
 
 def test_a_level_has_one_prior(run):
     train_levels(run, changes="training.max_steps=1")
-    both = r"level 1, level 2: delete \S+/level-1, \S+/level-2 to train levels 1 to 2"
-    with input_error(f"there is a prior of {both}"):
+    with input_error(r"delete \S+/level-1, \S+/level-2 to train levels 1 to 2"):
         train_levels(run, of=GIVEN_GPT)
     shutil.rmtree(prior_folder(run, 1).path)
     stored = RunFolder(run).read_config()
     write_file(override(stored, GIVEN_GPT), RunFolder(run).config)
-    with input_error(r"there is a prior of level 1: delete \S+/level-1 to train"):
+    with input_error(r"delete \S+/level-1 to train"):
         train_levels(run, of={}, resume=True)
     write_file(stored, RunFolder(run).config)
     assert not prior_folder(run, 0, 1).config.exists()
     aside = shutil.move(prior_folder(run, 0).path, run / "aside")
     train_levels(run, changes="training.max_steps=1", of=GIVEN_GPT)
     assert Run(run).missing_priors() == ""
-    with input_error(r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"):
+    with input_error(r"delete \S+/levels-1-2 to train"):
         train_levels(run, 2)
     shutil.move(aside, prior_folder(run, 0).path)
     with input_error("level-1 and levels-1-2 both hold a prior of level 1; delete one"):
@@ -300,8 +281,6 @@ def test_images_without_classes_are_no_ground_for_class_dropout(run, monkeypatch
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
     with input_error("prior.class_dropout is 0.3; it must be 0"):
         train_levels(run, 1, "class_dropout=0.3")
-    with input_error("prior.class_weight is 2; it must be 0"):
-        train_levels(run, 1, "class_weight=2")
 
 
 def test_without_a_class_the_marginal_is_learned(tiny):
@@ -323,34 +302,6 @@ def test_without_a_class_the_marginal_is_learned(tiny):
     shares = logits.softmax(1)[:, :, 0, 0]
     assert (shares[range(4), (0, 1, 0, 2)] > 0.95).all()
     assert shares[4].tolist() == approx([0.4, 0.2, 0.4], abs=0.05)
-
-
-def test_a_class_is_weighed_against_another(tiny):
-    torch.manual_seed(0)
-    prior = GPT(GPTConfig(hidden_units=8, layers=1, heads=1), _LEVEL)
-    fast = fields("prior.training", "precision=fp32 device=cpu warmup_steps=1 learning_rate=0.02")
-    config = override(tiny, fast).replace(**{"prior.class_weight": 3.0, "prior.class_dropout": 0.4})
-    task = PriorTask("", range(1), config, (prior, config, ""))
-    state = TrainState.start(prior, task.training)
-    rng = generator(1)
-    label = torch.randint(4, (256,), generator=rng)
-    codes = torch.randint(3, (256, 1, 1), generator=rng)
-    dropped = drop_classes(label, _LEVEL, 0.4, task.training.seed, 0)
-    others = draw_other_classes(label, 4, task.training.seed, 0)
-    assert (others != label).all()
-    assert len({*zip(label.tolist(), others.tolist(), strict=True)}) == 12
-
-    # by hand
-    (logits,) = prior.level_logits([torch.zeros(5, 1, 1).long()], [], torch.arange(5))
-    logs = logits.detach().log_softmax(1)[:, :, 0, 0].double()
-    code = codes.flatten()
-    right = logs[label, code].exp()
-    share = right / (right + logs[others, code].exp())
-    expected = -(share.log() * (dropped == label)).mean() * 3
-    metrics = task.step(state, CodeBatch((codes,), (), label))
-    assert metrics["class"] == approx(float(expected), rel=1e-4)
-    assert metrics["nats_per_code"] == approx(-float(logs[dropped, code].mean()), rel=1e-4)
-    assert metrics["loss"] == approx(metrics["class"] + metrics["nats_per_code"])
 
 
 def test_guidance_needs_class_dropout(run, tmp_path):
@@ -391,8 +342,7 @@ def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
     successor = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
     begun = fields("prior", f"training.init_from={run} class_dropout={after}")
     told = []
-    configs = resolve_priors(successor, 1, GIVEN | SLOWLY | begun, resume=False)
-    train_priors(successor, configs, say=told.append)
+    train_levels(successor, 1, of=GIVEN | SLOWLY | begun, say=told.append)
     second = storage.read(prior_folder(successor, 0).model)[0]
     rows = first.pop("classes.weight")
     class_rows = second.pop("classes.weight")
@@ -403,9 +353,3 @@ def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
     assert class_rows.shape == expected.shape
     if not more:
         assert_close(class_rows, expected, atol=1e-4, rtol=1e-4)
-
-    # said before the first of the priors is trained
-    shutil.rmtree(successor / "priors")
-    with input_error(f"{run} has no prior of level 2"):
-        train_levels(successor, None, f"class_dropout={after}", of=GIVEN | SLOWLY | begun)
-    assert not prior_folder(successor, 0).model.exists()

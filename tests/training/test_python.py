@@ -13,7 +13,7 @@ import hrvqvae
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.data.sources import datasets
 from hrvqvae.training.autoencoder import AutoencoderTask
-from hrvqvae.training.stages import collect_fields
+from hrvqvae.training.options import collect_fields
 from hrvqvae.utils.errors import InputError, name_arguments
 from tests.conftest import do, drawn_digits, input_error, names_in, same, with_data, write_file
 from tests.kills import Killed, at_step
@@ -71,24 +71,6 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
     with input_error("is not an image"):
         hrvqvae.train(tiny_file, data=[torch.zeros(12, 12)], out=bad_data, **narrow)
     assert RunFolder(bad_data).read_config().model.hidden_units == 5
-
-
-def test_a_training_goes_on_with_other_names_of_the_classes(tiny_file, tmp_path):
-    """Version 1.0.0 read no classes, or only their numbers, of some data that have names now."""
-    names = [f"digit {number}" for number in range(10)]
-    labels = LABELS.tolist()
-    items = [*zip(PIXELS, labels, strict=True)]
-
-    class Named(list):
-        targets = labels
-        classes = names
-
-    run = tmp_path / "run"
-    hrvqvae.train(tiny_file, data=[*PIXELS], out=run, max_steps=1)
-    hrvqvae.train(str(run), data=items, resume=True, max_steps=2)
-    hrvqvae.train(str(run), data=Named(items), resume=True, max_steps=3)
-    with input_error("trained on other images"):
-        hrvqvae.train(str(run), data=items, resume=True, max_steps=4)
 
 
 def test_files_that_are_of_no_run_stay(tiny_file, tmp_path):

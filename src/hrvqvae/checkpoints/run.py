@@ -45,7 +45,7 @@ from hrvqvae.config import Config, Levels, QuantizerConfig, level_names, to_dict
 from hrvqvae.config.parsing import from_dict, from_file, override_reading
 from hrvqvae.data.copies import list_copies
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.models.blocks import ProgressiveDecoder
+from hrvqvae.models.blocks import ConditionalDecoder
 from hrvqvae.models.build import (
     build,
     build_progressive_decoder,
@@ -99,9 +99,7 @@ def config_of(meta: Mapping[str, Any], path: Path) -> Config:
 
 def renewal_advice(run: str | Path) -> str:
     """Return the end of a message about a stale artifact, which says how to renew the artifact."""
-    return (
-        f"made for another state of the model; renew with: hrvqvae refresh {shlex.quote(str(run))}"
-    )
+    return f"made for another state of the model {run}: delete it, and train it again"
 
 
 def count_leading(parts: Iterable[Levels]) -> int:
@@ -264,7 +262,7 @@ class Run:
         config = replace(config, progressive=stored.progressive, generation=stored.generation)
 
         # not from `model`, since `_build_with_weights` first builds on the meta device
-        def make() -> ProgressiveDecoder:
+        def make() -> ConditionalDecoder:
             autoencoder = require_several_levels(build(config), config)
             build_decoder = (
                 build_sample_decoder if name == GENERATION else build_progressive_decoder

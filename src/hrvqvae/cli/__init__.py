@@ -22,7 +22,7 @@ from hrvqvae.version import __version__
 
 GROUPS = {
     "Use a model": "sample complete reconstruct plant play",
-    "Train": "presets data train train-prior train-progressive train-decoder refresh runs demo",
+    "Train": "presets data train train-prior train-decoder runs demo",
     "Measure": "evaluate train-classifier doctor",
     "Files of codes": "compress decompress inspect fit-entropy-model tokenize detokenize",
     "Share": "export hub",

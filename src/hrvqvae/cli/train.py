@@ -1,4 +1,4 @@
-"""Commands that train autoencoders, priors, progressive decoders and classifiers; the demo."""
+"""Commands that train autoencoders, priors, decoders and classifiers; the demo."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import importlib
 import os
 import shlex
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hrvqvae.cli.console import (
-    READING_FIELDS,
     Arguments,
     Command,
     flag,
@@ -57,10 +55,10 @@ def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
     if outcome.signal is not None:
         print(f"{prefix}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
         return 128 + outcome.signal
-    print(
-        f"{prefix}trained {counted(outcome.step, 'step')} {spent}; the limit was {outcome.limit},"
-        f" --resume with a larger one goes on{suffix}"
-    )
+    steps = counted(outcome.step, "step")
+    print(f"{prefix}trained {steps} {spent}; the limit was {outcome.limit}{suffix}")
+    if outcome.remark:
+        print(f"{prefix}{outcome.remark}")
     return 0
 
 
@@ -82,15 +80,12 @@ def _train(arguments: Arguments) -> int:
             config = override(base_config(arguments.preset), fields)
             print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
             return 0
-        from hrvqvae.checkpoints.run import stale_notice
-        from hrvqvae.training.stages import choose_run_folder, train_autoencoder
+        from hrvqvae.training import autoencoder
+        from hrvqvae.training.options import choose_run_folder
 
         run = choose_run_folder(arguments.preset, arguments.out)
-        outcome = train_autoencoder(arguments.preset, run, fields, resume=arguments.resume)
-        code = _report_outcome(outcome, "", f": {run.model}\npictures in {run.pictures}")
-        for line in stale_notice(run.path):
-            print(line)
-        return code
+        outcome = autoencoder.train(arguments.preset, run, fields, resume=arguments.resume)
+        return _report_outcome(outcome, "", f": {run.model}\npictures in {run.pictures}")
 
 
 def _train_prior(arguments: Arguments) -> int:
@@ -98,10 +93,10 @@ def _train_prior(arguments: Arguments) -> int:
 
     with process_group():
         from hrvqvae.config import level_names
-        from hrvqvae.training.stages import train_missing_priors
+        from hrvqvae.training import prior
 
         fields = _collect_fields(arguments, "prior.training")
-        outcomes = train_missing_priors(
+        outcomes = prior.train(
             arguments.run, fields, level=arguments.level, resume=arguments.resume
         )
         # A signal ends the call, so only the last training can have been stopped.
@@ -112,38 +107,21 @@ def _train_prior(arguments: Arguments) -> int:
         return code
 
 
-def _train_decoder(arguments: Arguments, kind: str, section: str) -> int:
+def _train_decoder(arguments: Arguments) -> int:
     from hrvqvae.distributed.launch import process_group
 
     with process_group():
-        from hrvqvae.checkpoints.folder import decoder_folder
-        from hrvqvae.training.stages import train_decoder
+        from hrvqvae.checkpoints.folder import GENERATION, PROGRESSIVE, decoder_folder
+        from hrvqvae.training import decoder
 
-        fields = _collect_fields(arguments, f"{section}.training")
-        folder = decoder_folder(arguments.run, kind)
-        outcome = train_decoder(arguments.run, kind, fields, resume=arguments.resume)
-        return _report_outcome(outcome, "", f": {folder.model}\npictures in {folder.pictures}")
-
-
-def _refresh(arguments: Arguments) -> int:
-    from hrvqvae.distributed.launch import process_group
-
-    with process_group():
-        from hrvqvae.checkpoints.run import stale_notice
-        from hrvqvae.training.stages import refresh
-
-        signal = refresh(
-            arguments.run,
-            arguments.data and _absolute(arguments.data),
-            device=arguments.device,
-            fields=dict(arguments.fields),
+        is_for_prefixes = arguments.purpose == "prefixes"
+        kind, section = (
+            (PROGRESSIVE, "progressive") if is_for_prefixes else (GENERATION, "generation")
         )
-        if signal is not None:
-            print("stopped, saved; the same command continues")
-            return 128 + signal
-        for line in stale_notice(arguments.run) or [f"everything in {arguments.run} is up to date"]:
-            print(line)
-        return 0
+        fields = _collect_fields(arguments, f"{section}.training")
+        outcome = decoder.train(arguments.run, kind, fields, resume=arguments.resume)
+        folder = decoder_folder(arguments.run, kind)
+        return _report_outcome(outcome, "", f": {folder.model}\npictures in {folder.pictures}")
 
 
 def _plant(arguments: Arguments) -> None:
@@ -195,7 +173,7 @@ def _demo(arguments: Arguments) -> int:
 
     config = base_config(arguments.preset)
     # Report a missing package before any download.
-    importlib.import_module("hrvqvae.training.stages")
+    importlib.import_module("hrvqvae.training.autoencoder")
     if arguments.max_minutes <= 0:
         raise InputError(f"--max-minutes is {arguments.max_minutes:g}; it must be above 0")
     pictures = Path(arguments.out, "pictures")
@@ -290,29 +268,20 @@ COMMANDS = (
         fields="--prior.network.hidden_units 128",
     ),
     Command(
-        "train-progressive",
-        "train a decoder for the first levels of a run, with the least error",
-        partial(_train_decoder, kind="prefixes", section="progressive"),
-        "run",
-        *_TRAINING,
-        fields="--progressive.network.hidden_units 32",
-    ),
-    Command(
         "train-decoder",
-        "train the decoder of samples of a run, which draws them sharp",
-        partial(_train_decoder, kind="generation", section="generation"),
+        "train a decoder for the first levels of a run: of prefixes, or of samples",
+        _train_decoder,
         "run",
+        option(
+            "--for WHAT",
+            "prefixes: decode images with the least error; samples: make samples sharp (default:"
+            " samples)",
+            dest="purpose",
+            choices=("prefixes", "samples"),
+            default="samples",
+        ),
         *_TRAINING,
         fields="--generation.levels 4",
-    ),
-    Command(
-        "refresh",
-        "train again, or fit again, what no longer matches the model of a run, such as its priors",
-        _refresh,
-        "run",
-        "--data",
-        _DEVICE,
-        fields=READING_FIELDS,
     ),
     Command(
         "plant",

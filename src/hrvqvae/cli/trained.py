@@ -189,9 +189,9 @@ _DRAWING = (
     ),
     option(
         "--decoder",
-        "make images with the decoder of train-decoder (generation) or of train-progressive"
-        " (progressive; default: as in the model's sampling.json, else generation if it was trained"
-        " for these levels)",
+        "make images with the decoder of train-decoder --for samples (generation) or"
+        " --for prefixes (progressive; default: as in the model's sampling.json, else generation"
+        " if it was trained for these levels)",
         choices=("generation", "progressive"),
     ),
     option("--seed S", "draw the images of seed S (default: 0)", type=int, default=0),

@@ -262,8 +262,6 @@ class SingleGridConfig(CodebookConfig):
 
     system: str = "hrvqvae"
     quantizer: QuantizerConfig = QuantizerConfig(levels=3, codewords=8)
-    #: train the decoder on all prefixes of the levels, in place of a progressive decoder
-    train_prefixes: bool = False
 
     @property
     def num_symbols(self) -> tuple[int, ...]:

@@ -38,6 +38,8 @@ _READING = {f"data.{name}" for name in ("root", "workers", "on_error", "max_pixe
 
 _INITIAL = [f"{section}.init_from" for section in TRAINING_SECTIONS]
 _PATHS = ("prior.codes", *_INITIAL)
+# Fields in the files of shipped models, which have no meaning any more.
+_EARLIER = {"model.train_prefixes", "prior.class_weight"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,6 +84,7 @@ def from_dict(tree: Any, where: str) -> Config:
         values = dict[str, Any]()
         for name, value in tree.items():
             leaves = flatten({name: value})
+            leaves = {field: leaf for field, leaf in leaves.items() if field not in _EARLIER}
             _refuse_repeated([*values, *leaves])
             values |= leaves
         system = str(values.get("model.system", DEFAULT_SYSTEM))

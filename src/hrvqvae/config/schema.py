@@ -206,15 +206,15 @@ class PriorConfig(Section, section="prior"):
     codes: str | None = None
     #: share of images trained without their class, for guidance (Ho and Salimans 2022)
     class_dropout: Share = 0.0
-    #: weight of a loss by which the codes of an image are likelier for its class than for another
-    #: class at random; doubles the time of a step
-    class_weight: Weight = 0.0
+    #: end a training after so many evaluations without fewer held-out bits (0: never)
+    patience: Count = 10
     flip: bool = False  #: train also on the codes of mirror images
     #: train also on this many copies of each image, shifted by up to an eighth of a side
     shifts: Count = 0
     #: Train also on this many changed copies of each image: the first, third, ... enlarged, the
     #: second, fourth, ... in other colours. If there are any, the prior is told which copy it sees,
-    #: also of `shifts` (DistAug, Jun et al. 2020).
+    #: also of `shifts` (DistAug, Jun et al. 2020). A transformer of fewer than 5,000 images has 8
+    #: shifts and 3 variants, unless one of these fields is given.
     variants: Count = 0
 
     def training_of(self, level: int) -> TrainingConfig:
@@ -236,7 +236,7 @@ class RefinerConfig(Section, section="progressive.network"):
 
 class ProgressiveConfig(Section, section="progressive"):
     """The decoder of the first levels, and its training on a frozen autoencoder
-    (`train-progressive`).
+    (`train-decoder --for prefixes`).
     """
 
     network: RefinerConfig = RefinerConfig()

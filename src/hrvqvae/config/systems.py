@@ -286,7 +286,7 @@ VQGAN = System(
     name="vqgan",
     title="VQGAN",
     config=VQGANConfig(),
-    objective="hrvqvae.models.vqgan:AdversarialObjective",
+    objective="hrvqvae.models.adversarial:VQGANObjective",
     settings=mark_as_borrowed(TABLE_6) | _FLAT | settings(OURS, _VQGAN),
     notes=(
         "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a"

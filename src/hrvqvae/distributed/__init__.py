@@ -222,25 +222,6 @@ def average_gradients(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(passing, init_sync=False, static_graph=True)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over the processes; its gradient is the sum of their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return all_reduce([value])[0]
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Tensor:
-        return all_reduce(outer)[0]
-
-
-def all_reduce_with_gradient(value: Tensor) -> Tensor:
-    """Return the sum of a tensor over the processes, with its gradient."""
-    if not is_distributed():
-        return value
-    return _Sum.apply(value)  # type: ignore[no-any-return, no-untyped-call]
-
-
 def all_gather(vectors: Tensor, group: Any = None) -> Tensor:
     """Return the rows of all processes in order of rank: (n, ...), with any n per process, becomes
     (N, ...).

@@ -1,14 +1,11 @@
 """Convolutional encoders and decoders (van den Oord et al. 2017, section 4.1; Razavi et al. 2019,
 appendix).
 
-Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride. A progressive decoder of L
-levels has L cases: in case l - 1 it decodes the first l levels. A decoder of samples of n classes
-has n + 1 cases: 0 without a class, and 1 + k for class k.
+Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride. A conditional decoder has
+cases, which are numbers of levels or classes.
 """
 
-import copy
 from itertools import pairwise
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +99,7 @@ class Refiner(nn.Module):
     def __init__(self, config: RefinerConfig, dim: int, cases: int) -> None:
         super().__init__()
         hidden = config.hidden_units
-        inner = max(1, config.hidden_units // 2)
+        inner = max(1, hidden // 2)
         kernel = config.kernel
         self.inward = nn.Conv2d(dim, hidden, kernel, padding=kernel // 2)
         dilations = [2 ** (index // 2) for index in range(config.residual_blocks)]
@@ -121,40 +118,40 @@ class Refiner(nn.Module):
         return latents + self.outward(relu(features))
 
 
-class ProgressiveDecoder(nn.Module):
-    """Latents (B, D, H, W) to images (B, C, Y, X): a refiner for the case, then a decoder."""
+class ConditionalDecoder(nn.Module):
+    """Latents (B, D, H, W) to images (B, C, Y, X): a refiner, then a decoder. Both know the case.
 
-    def __init__(self, refiner: Refiner, decoder: nn.Module) -> None:
+    The decoder may be conditional, too, with the same cases.
+
+    Args:
+        num_classes: The cases are 0 without a class, and 1 + k for class k of so many; with None,
+            they are l - 1 for the first l levels.
+    """
+
+    def __init__(
+        self, refiner: Refiner, decoder: nn.Module, num_classes: int | None = None
+    ) -> None:
         super().__init__()
         self.refiner = refiner
         self.decoder = decoder
-
-    def forward(self, latents: Tensor, case: Tensor) -> Tensor:
-        return self.decoder(self.refiner(latents, case))
-
-
-class SampleDecoder(ProgressiveDecoder):
-    """Latents (B, D, H, W) of samples to images (B, C, Y, X): a refiner, then a progressive
-    decoder. The cases of both are the classes of the images.
-    """
-
-    classes: Tensor | None = None  #: (B,) int64 of the images to decode, -1 without a class
-
-    def __init__(self, refiner: Refiner, decoder: ProgressiveDecoder, num_classes: int) -> None:
-        super().__init__(refiner, decoder)
         self.num_classes = num_classes
 
-    def of_classes(self, classes: Tensor | None) -> Self:
-        """Return this decoder for images of these classes; both share their weights."""
-        decoder = copy.copy(self)
-        decoder.classes = classes
-        return decoder
+    def choose_case(self, levels: Tensor, classes: Tensor | None) -> Tensor:
+        """Return the case of latents.
+
+        Args:
+            levels: Number of levels, () or (B,) int64.
+            classes: Of the images, (B,) int64, -1 without a class (None: all without).
+        """
+        if self.num_classes is None:
+            return levels - 1
+        if classes is None:
+            return torch.zeros_like(levels)
+        # a prior of other data may have more classes
+        return torch.where(classes < self.num_classes, classes + 1, 0).to(levels.device)
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
-        """Decode latents. The given case, for a number of levels, is not used."""
-        case = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-        if self.classes is not None:
-            classes = self.classes.to(latents.device)
-            # a prior of other data may have more classes
-            case = torch.where(classes < self.num_classes, classes + 1, 0)
-        return self.decoder(self.refiner(latents, case), case)
+        refined = self.refiner(latents, case)
+        if isinstance(self.decoder, ConditionalDecoder):
+            return self.decoder(refined, case)
+        return self.decoder(refined)

@@ -1,12 +1,14 @@
-"""Build a model, its objective and its progressive decoder from a configuration."""
+"""Build a model, its objective and its further decoders from a configuration."""
 
 import copy
 from pkgutil import resolve_name
 
+import torch
+
 from hrvqvae.config import Config
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.models.blocks import ProgressiveDecoder, Refiner, SampleDecoder
+from hrvqvae.models.blocks import ConditionalDecoder, Refiner
 from hrvqvae.models.objective import Objective
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.errors import InputError
@@ -41,20 +43,26 @@ def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAuto
 
 
 def build_progressive_decoder(
-    model: SingleGridAutoencoder, config: Config, cases: int | None = None
-) -> ProgressiveDecoder:
+    model: SingleGridAutoencoder, config: Config, num_classes: int | None = None
+) -> ConditionalDecoder:
     """Build the untrained progressive decoder of a model, on its device: a refiner, then a copy of
-    the decoder. It has a case for each number of levels below all, unless their number is given.
+    the decoder. Its cases are the numbers of levels below all, or classes if their number is given.
     """
-    cases = cases or len(model.prefixes) - 1
+    cases = len(model.prefixes) - 1 if num_classes is None else num_classes + 1
     refiner = Refiner(config.progressive.network, model.quantizer.config.dim, cases)
-    device = next(model.decoder.parameters()).device
-    return ProgressiveDecoder(refiner.to(device), copy.deepcopy(model.decoder)).requires_grad_(True)
+    decoder = ConditionalDecoder(refiner, copy.deepcopy(model.decoder), num_classes)
+    return decoder.requires_grad_(True).to(_device_of(model))
 
 
-def build_sample_decoder(model: SingleGridAutoencoder, config: Config) -> SampleDecoder:
-    """Build the untrained decoder of samples of a model, on its device."""
+def build_sample_decoder(model: SingleGridAutoencoder, config: Config) -> ConditionalDecoder:
+    """Build the untrained decoder of samples of a model, on its device: a refiner, then a
+    progressive decoder. Its cases are the classes.
+    """
     classes = config.generation.classes
     refiner = Refiner(config.generation.network, model.quantizer.config.dim, classes + 1)
-    decoder = build_progressive_decoder(model, config, classes + 1)
-    return SampleDecoder(refiner, decoder, classes).to(next(model.decoder.parameters()).device)
+    decoder = build_progressive_decoder(model, config, classes)
+    return ConditionalDecoder(refiner, decoder, classes).to(_device_of(model))
+
+
+def _device_of(model: SingleGridAutoencoder) -> torch.device:
+    return next(model.decoder.parameters()).device

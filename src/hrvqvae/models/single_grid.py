@@ -21,7 +21,7 @@ from hrvqvae.models.base import (
     select_prefix,
     to_unit_images,
 )
-from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder, SampleDecoder
+from hrvqvae.models.blocks import ConditionalDecoder, Decoder, Encoder
 from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer, check_codes
 
 
@@ -48,7 +48,8 @@ class SingleGridAutoencoder(Autoencoder):
         dim = self.quantizer.config.dim
         self.encoder = Encoder(config, channels, dim, config.stride)
         self.decoder = Decoder(config, channels, dim, config.stride)
-        self._progressive: list[ProgressiveDecoder] = []  # in a list it is no submodule
+        self._progressive: list[ConditionalDecoder] = []  # in a list it is no submodule
+        self._classes: Tensor | None = None
 
     @property
     def linked_codebooks(self) -> tuple[Tensor, ...]:
@@ -64,7 +65,7 @@ class SingleGridAutoencoder(Autoencoder):
         return tuple(codebooks.codewords.detach() for codebooks in quantizer.levels)
 
     @property
-    def progressive_decoder(self) -> ProgressiveDecoder | None:
+    def progressive_decoder(self) -> ConditionalDecoder | None:
         """The decoder of prefixes, if there is one (`use_progressive_decoder`)."""
         return self._progressive[0] if self._progressive else None
 
@@ -91,10 +92,11 @@ class SingleGridAutoencoder(Autoencoder):
         () for the whole batch or (B,) per image. Without a progressive decoder it is ignored.
         """
         features = latents.movedim(-1, 1)
-        if levels is None or not self._progressive:
+        conditional = self.progressive_decoder
+        if levels is None or conditional is None:
             decoded = self.decoder(features)
         else:
-            decoded = self._progressive[0](features, levels - 1)
+            decoded = conditional(features, conditional.choose_case(levels, self._classes))
         return crop_padding(decoded, self.config.padding, size)
 
     def forward(self, images: Tensor) -> Reconstructed:
@@ -104,34 +106,8 @@ class SingleGridAutoencoder(Autoencoder):
         unit = to_unit_images(images, self.channels, training=self.training)
         latents = self.latents(unit)
         quantized: Quantized = self.quantizer(latents)
-        decoder_input = quantized.latents
-        num_prefixes = len(self.prefixes)
-        part = distributed.rank_slice()
-
-        # the image at position i of the batch of all processes is decoded from prefix
-        # i % num_prefixes; a batch that is too small for all prefixes is decoded from all levels
-        by_prefix = (
-            self.training
-            and getattr(self.config, "train_prefixes", False)
-            and len(unit) * part.count >= num_prefixes
-        )
-        if by_prefix:
-            image_index = torch.arange(len(unit), device=unit.device)
-            prefix_index = (image_index + part.rank * len(unit)) % num_prefixes
-            sums = self.prefix_latents(quantized.codes).detach()
-
-            # straight-through: the gradient reaches the latents, times the explained share
-            share = compute_explained_share(latents.detach(), sums)[prefix_index][:, None, None]
-            decoder_input = sums[prefix_index, image_index] + share * (latents - latents.detach())
-        output = self.pixels(decoder_input, image_size(unit))
-        errors = (output - (unit * 2 - 1)).square()
-        error = errors.mean()
-        if by_prefix:
-            image_errors = errors.mean((1, 2, 3))
-            relative, means = compute_relative_errors(image_errors, prefix_index, num_prefixes)
-
-            # the mean error of all levels, with a gradient to which all prefixes contribute equally
-            error = relative.mean() * means[-1]
+        output = self.pixels(quantized.latents, image_size(unit))
+        error = (output - (unit * 2 - 1)).square().mean()
         losses = {"reconstruction": error}
         losses |= {name: loss / unit.numel() for name, loss in quantized.losses.items()}
         return Reconstructed((output + 1) / 2, quantized.codes, losses)
@@ -194,8 +170,8 @@ class SingleGridAutoencoder(Autoencoder):
         if isinstance(self.quantizer, ResidualQuantizer):
             self.quantizer.align()
 
-    def use_progressive_decoder(self, decoder: ProgressiveDecoder) -> None:
-        """Use a progressive decoder, on the model's device, to decode prefixes.
+    def use_progressive_decoder(self, decoder: ConditionalDecoder) -> None:
+        """Use a conditional decoder, on the model's device, to decode prefixes.
 
         It is no submodule: `parameters()`, `state_dict()`, `train()` and `eval()` leave it out. So
         the digest of the model's weights stays, and with it what belongs to them: priors, files.
@@ -203,54 +179,14 @@ class SingleGridAutoencoder(Autoencoder):
         self._progressive = [decoder]
 
     def of_classes(self, classes: Tensor | None) -> Self:
-        """Return this autoencoder, sharing its networks, with a decoder of samples for images of
-        classes (B,) int64. Another decoder does not know classes.
+        """Return this autoencoder, sharing its networks, for images of classes (B,) int64, which a
+        decoder of samples is told.
         """
         model = copy.copy(self)
-        decoder = self.progressive_decoder
-        if isinstance(decoder, SampleDecoder):
-            model.use_progressive_decoder(decoder.of_classes(classes))
+        model._classes = classes
         return model
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for decoder in self._progressive:  # follows the model to its device
             decoder._apply(fn)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def compute_explained_share(latents: Tensor, prefixes: Tensor) -> Tensor:
-    """Return the share of each channel's variance that each prefix of the levels explains, (L, D).
-
-    The straight-through gradient of a prefix is multiplied by this share: if the codewords of a
-    prefix do not follow a channel, the prefix passes no gradient to it. `prefixes` are sums of the
-    codewords of each prefix (L, B, H, W, D). The shares are those of the images of all processes.
-    """
-    axes = (0, 1, 2)
-    latent_mean = latents.mean(axes)
-    (overall_mean,) = distributed.all_reduce_mean([latent_mean])
-
-    # the variance in this process, plus the squared distance of its mean from the mean of all: the
-    # average over the processes is the variance over all images
-    spread = latents.var(axes, correction=0) + (latent_mean - overall_mean).square()
-    errors = (latents - prefixes).square().mean((1, 2, 3))
-    variance, errors = distributed.all_reduce_mean([spread, errors])
-    return (1 - errors / variance.clamp(min=1e-12)).clamp(0, 1)
-
-
-def compute_relative_errors(
-    errors: Tensor, prefix_index: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """Return the relative and the mean error of each prefix, both (count,).
-
-    Image i has the error errors[i] (B,) and was decoded from prefix prefix_index[i]. A relative
-    error is 1 in the mean over the processes, and its gradient is that of the logarithm of the
-    prefix's error. For a prefix without images it is 0, and the mean error is NaN.
-    """
-    # (count, B): whether the image was decoded from the prefix
-    chosen = prefix_index == torch.arange(count, device=errors.device).unsqueeze(1)
-    sums = (chosen * errors).sum(1)
-    sizes = chosen.sum(1).to(errors)
-    mean_sums, mean_sizes = distributed.all_reduce_mean([sums.detach(), sizes])
-
-    # The mean of the sums counts as constant, and so does the number of images.
-    return sums / mean_sums.clamp(min=1e-12), mean_sums / mean_sizes

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
+from hrvqvae.config.parsing import autoencoder_config
 from hrvqvae.data.batches import Batch, ImageSet, batches, evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.base import Autoencoder
@@ -20,15 +22,17 @@ from hrvqvae.models.build import build, build_objective
 from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.schedule import CodebookSchedule
+from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights, make_step_rng
-from hrvqvae.training.trainer import Evaluation, Task
+from hrvqvae.training.trainer import Evaluation, Outcome, Task, Trainer
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import Say, waiting
 from hrvqvae.utils.quantities import counted
 
 _NUM_PLOTTED = 8  # test images in the picture of reconstructions
+_FEW_STEPS = 100  # a shorter training is remarked upon
 
 
 class ImageTask(Task):
@@ -48,19 +52,6 @@ class ImageTask(Task):
         self.test_images = load_images(data, "test")
         self.num_samples = len(self.images)
         self.data_digest = distributed.on_rank_zero(self.images.digest)
-        if (
-            max(data.image_size) >= 256
-            and self.compute.device.type == "cpu"
-            and self.parent_run is None
-            and not self.run.saved()
-        ):
-            say(
-                f"hint: a CPU trains few images of {data.size} pixels per second; begin with"
-                " --data.size 64 or 128"
-            )
-
-    def earlier_digests(self) -> Sequence[str]:
-        return self.images.earlier_digests()
 
     def describe(self) -> str:
         return (
@@ -96,6 +87,7 @@ class ImageTask(Task):
             prefix_interval=max(1, len(model.prefixes) // 3),
         )
         levels = report.levels
+        prefixes = self.trained_prefixes(model)
 
         def read_images() -> Tensor:
             return self.compute.place_images(next(read(limit=_NUM_PLOTTED)).images).float() / 255
@@ -105,11 +97,18 @@ class ImageTask(Task):
             "mse": report.mse,
             "psnr": report.psnr,
             "ssim": report.ssim,
-            "level_mse": [level.mse for level in levels],
+            "level_mse": [
+                level.mse if count in prefixes else None for count, level in enumerate(levels, 1)
+            ],
             "usage": [level.usage for level in levels],
             "perplexity": [level.perplexity for level in levels],
         }
-        return Evaluation(record, f"test {self.format_report(report)}", report, model, read_images)
+        line = f"test {self.format_report(report)}"
+        return Evaluation(record, line, report, model, prefixes, read_images)
+
+    def trained_prefixes(self, model: Autoencoder) -> Sequence[int]:
+        """Return the level counts that the network is trained to decode."""
+        return model.prefixes
 
     def format_report(self, report: Report) -> str:
         """Return a report as a line of text."""
@@ -122,8 +121,6 @@ class AutoencoderTask(ImageTask):
     training.
     """
 
-    few_steps = 100  # a shorter training prints a hint
-
     def __init__(self, config: Config, run: RunFolder) -> None:
         super().__init__(run, config, config.training)
         self.schedule = CodebookSchedule(config.model.restart_every)
@@ -134,14 +131,7 @@ class AutoencoderTask(ImageTask):
     def init_from(self, model: nn.Module) -> str:
         name = self.training.init_from
         source, config = Run(name).load(decoder=None)
-
-        # runs of version 1.0.0 have sums of large levels, too
-        sums = {
-            f"{level}.total"
-            for level, module in model.named_modules()
-            if isinstance(module, LevelCodebooks) and module.is_ema and module.is_large
-        }
-        copy_weights(model, source.state_dict(), name, sums)  # with the counts of the codewords
+        copy_weights(model, source.state_dict(), name)  # with the counts of the codewords
         return f"beginning with the weights of {name}, trained on {config.data.dataset}"
 
     def initialize(self, model: nn.Module) -> None:
@@ -201,8 +191,39 @@ class AutoencoderTask(ImageTask):
         assert isinstance(model, Autoencoder)
         return model.eval()
 
+    def remark(self, step: int, records: Sequence[Record]) -> str:
+        few = step < _FEW_STEPS
+        return "little is learned in so few steps: resume with more" if few else ""
+
     def save(self, state: TrainState) -> None:
         # a copy, so that `align` renumbers only the saved codewords
         model = copy.deepcopy(self.averaged_model(state))
         model.align()
         save_model(self.run.model, self.config, model.state_dict(), state.step)
+
+
+def train(
+    preset: str, run: RunFolder, fields: Mapping[str, Any], *, resume: bool = False
+) -> Outcome:
+    """Train the autoencoder of a preset, of a configuration file, or of a run folder.
+
+    Args:
+        fields: Fields of the configuration by dotted name: plain values, or texts as on the command
+            line.
+
+    Raises InputError if a value is bad or there is nothing to resume, and as `Trainer.train`.
+    """
+    if resume and not run.path.is_dir():
+        raise InputError(
+            f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin"
+            " a run"
+        )
+    was_locked = (run.path / ".lock").is_file()  # the lock is the first file of a run
+    if run.config.is_file() and not was_locked and not run.begun():
+        raise InputError(f"{run.config} exists, but there is no run; choose another --out")
+    is_stored = resume and run.config.is_file()
+    config = distributed.on_rank_zero(
+        lambda: autoencoder_config(preset, fields, run.read_config() if is_stored else None)
+    )
+    task = AutoencoderTask(config, run)
+    return Trainer(task, resume=resume, callbacks=[draw_training]).train()

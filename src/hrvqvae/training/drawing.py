@@ -26,6 +26,8 @@ def draw_training(run: RunFolder, records: Sequence[Record], evaluation: Evaluat
     codes = model.encode(images)
     rows = [sheets.SheetRow("original", list(images))]
     for num_levels, caption in zip(model.prefixes, report.captions(), strict=True):
+        if num_levels not in evaluation.prefixes:
+            continue
         decoded = model.decode(codes, levels=num_levels, size=image_size(images))
         rows.append(sheets.SheetRow(caption, list(decoded)))
     write_image(sheets.draw(rows), run.pictures / "reconstructions.png")

@@ -81,6 +81,7 @@ def select_matrices(module: nn.Module) -> list[Tensor]:
     linear layers.
 
     Layers that read or write pixels, embeddings, codewords, biases and scales are not among them.
+    The output layers of priors are, which Jordan et al. leave to Adam.
     """
     linear = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
     weights = [weight for weight in module.parameters() if weight.ndim == 4 or id(weight) in linear]

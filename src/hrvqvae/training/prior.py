@@ -9,19 +9,24 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_extract, write_array
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders, require_trainable
-from hrvqvae.checkpoints.run import NetworkArtifact, Run, save_model
+from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_extract
+from hrvqvae.checkpoints.folder import (
+    RunFolder,
+    prior_folder,
+    prior_folders,
+    require_trainable,
+)
+from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import stage_config
 from hrvqvae.data.batches import make_rng, sample_stream
@@ -31,10 +36,10 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.priors.base import Level, Prior, build_prior, compute_nats, measure_bits
 from hrvqvae.tokens.maps import load_shard_maps
+from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.training.trainer import (
-    IMAGES,
     Callback,
     Evaluation,
     Outcome,
@@ -43,12 +48,15 @@ from hrvqvae.training.trainer import (
     explain_save_errors,
 )
 from hrvqvae.utils import progress
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import Say
 from hrvqvae.utils.quantities import counted
 
-_HELD_OUT = "held-out.npy"  # the numbers of the held-out images, as in IMAGES
+_EPOCHS_PER_EVALUATION = 5  # at most
+_WORTH_A_PRIOR = 0.99  # the most bits of a prior, relative to guessing
+_FEW_IMAGES = 5_000  # fewer are trained on with copies, unless the options say otherwise
+_COPIES_OF_FEW = {"prior.shifts": 8, "prior.variants": 3}
 
 
 class CodeBatch(NamedTuple):
@@ -119,28 +127,6 @@ def drop_classes(
     return torch.where(is_dropped, level.classes, label)
 
 
-def draw_other_classes(label: Tensor, classes: int, seed: int, step: int) -> Tensor:
-    """Return another class at random for each label (B,), as `drop_classes` draws."""
-    ranks = distributed.rank_slice()
-    draws = make_rng("other classes", seed, step).integers(1, classes, (ranks.count, len(label)))
-    offsets = torch.from_numpy(draws[ranks.rank]).to(label.device, non_blocking=True)
-    return (label + offsets) % classes
-
-
-def compute_image_nats(prior: Prior, batch: CodeBatch, label: Tensor | None) -> Tensor:
-    """Return the negative log-likelihood (B,) of all codes of each image, in nats."""
-    copies = () if batch.copies is None else (batch.copies,)
-    return torch.stack(compute_nats(prior, batch.codes, batch.coarser, label, *copies)).sum(0)
-
-
-def compute_class_nats(prior: Prior, batch: CodeBatch, nats: Tensor, others: Tensor) -> Tensor:
-    """Return -log p(class | codes) (B,), where p knows of the class and of one other class alone.
-
-    `nats` are `compute_image_nats` for the classes; `others` (B,) are the other classes.
-    """
-    return softplus(nats - compute_image_nats(prior, batch, others))
-
-
 class PriorTask(Task):
     """Train the prior of consecutive levels; save the averaged weights that need the fewest bits
     for held-out images.
@@ -168,26 +154,14 @@ class PriorTask(Task):
         self.model, self.model_config, self.autoencoder_digest = autoencoder
 
     def check(self) -> None:
-        overlapping = {
-            level_names(levels): str(folder.path)
+        overlapping = [
+            str(folder.path)
             for levels, folder in prior_folders(self.parent_run).items()
             if levels != self.levels and {*levels} & {*self.levels}
-        }
+        ]
         if overlapping:
-            raise InputError(
-                f"there is a prior of {', '.join(overlapping)}: delete"
-                f" {', '.join(overlapping.values())} to train {level_names(self.levels)}"
-            )
-        if self.training.init_from and not self.run.begun():
-            self._find_initial()
-
-    def _find_initial(self) -> NetworkArtifact:
-        """Return the prior to begin with. Raises InputError if there is none."""
-        name = self.training.init_from
-        prior = Run(name).priors.get(self.levels)
-        if prior is None or not prior.file.is_file():
-            raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
-        return prior
+            names = ", ".join(overlapping)
+            raise InputError(f"delete {names} to train {level_names(self.levels)}")
 
     def open(self, say: Say) -> None:
         prior = self.config.prior
@@ -210,9 +184,6 @@ class PriorTask(Task):
                 for copy in copies
             ]
             self.copy_labels = torch.tensor([copy.index for copy in copies])
-            # Images only tell whether the data has changed; codes may be there without them.
-            with suppress(InputError):
-                self.images = open_images(self.config.data, "train")
         elif prior.flip or prior.shifts or prior.variants:
             raise InputError(
                 "prior.flip, prior.shifts and prior.variants need the run's own images: give"
@@ -227,48 +198,18 @@ class PriorTask(Task):
                 f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without"
                 " classes"
             )
-        if prior.class_weight and len(self.classes) < 2:
-            raise InputError(
-                f"prior.class_weight is {prior.class_weight:g}; it must be 0 for images of fewer"
-                " than two classes"
-            )
-        split = split_held_out(len(self.labels), prior.held_out, self.training.seed)
-        self.recorded_split = distributed.on_rank_zero(self._read_split)
-        self.train_indices, self.held_out = self.recorded_split or split
+        self.train_indices, self.held_out = split_held_out(
+            len(self.labels), prior.held_out, self.training.seed
+        )
         self.num_samples = len(self.train_indices) * len(self.maps)
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
         digest.update(np.ascontiguousarray(self.maps[0].levels[0]).data)
         self.data_digest = digest.hexdigest()
 
-    def _read_split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Return the split of the newest checkpoint, as `split_held_out`, without images that were
-        deleted since.
-
-        None if it is not recorded, there are new images, or a part would be empty.
-        """
-        if not self.run.saved() or self.run.is_stale(self.autoencoder_digest):
-            return None
-        with suppress(OSError, ValueError):  # a run of an earlier version has no record
-            held_out = np.load(self.run.path / _HELD_OUT).tolist()
-            images = np.load(self.run.path / IMAGES)
-            # without the images, the codes are those of the record
-            numbers = self.fingerprints if len(self.fingerprints) else images
-            row_of = {number: row for row, number in enumerate(numbers.tolist())}
-            if len(row_of) == len(self.labels) and np.isin(numbers, images).all():
-                rows = np.array([row_of[number] for number in held_out if number in row_of], int)
-                others = np.setdiff1d(np.arange(len(row_of)), rows)
-                if len(rows) and len(others):
-                    return others, rows
-        return None
-
-    def count_lost_samples(self) -> int:
-        # without the recorded split, images that were trained on would be held out
-        return super().count_lost_samples() if self.recorded_split else 0
-
-    def record_samples(self) -> None:
-        if len(self.fingerprints) == len(self.labels):
-            write_array(self.run.path / _HELD_OUT, self.fingerprints[self.held_out])
-        super().record_samples()  # last: `_read_split` compares the images with this record
+        # a prior learns a small set by heart within a few epochs
+        epoch = -(-self.num_samples // self.training.batch_size)
+        interval = min(self.training.evaluate_every, _EPOCHS_PER_EVALUATION * epoch)
+        self.training = dataclasses.replace(self.training, evaluate_every=interval)
 
     def describe(self) -> str:
         images = f"{counted(len(self.train_indices), 'image')}, {len(self.held_out):,} held out"
@@ -291,7 +232,10 @@ class PriorTask(Task):
         """
         assert isinstance(model, Prior)
         name = self.training.init_from
-        weights, meta = self._find_initial().read()
+        folder = prior_folders(Run(name).folder.path).get(self.levels)
+        if folder is None or not folder.model.is_file():
+            raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
+        weights, meta = storage.read(folder.model)
         not_copied = []
         embeddings = "classes.weight"
         rows = weights.get(embeddings)
@@ -330,31 +274,21 @@ class PriorTask(Task):
         assert isinstance(model, Prior)
         share = self.config.prior.class_dropout
         label = drop_classes(batch.label, model.level, share, self.training.seed, state.step)
-        weight = self.config.prior.class_weight
+        copies = () if batch.copies is None else (batch.copies,)
         with state.compute.autocast():
-            nats = compute_image_nats(model, batch, label)
-            losses = {"nats_per_code": nats.mean() / model.num_codes}
-            if weight:
-                assert batch.label is not None
-                others = draw_other_classes(
-                    batch.label, model.level.classes, self.training.seed, state.step
-                )
-                class_nats = compute_class_nats(model, batch, nats, others)
-                has_class = label == batch.label
-                losses["class"] = weight * (class_nats * has_class).mean() / model.num_codes
+            nats = torch.stack(compute_nats(model, batch.codes, batch.coarser, label, *copies))
+            losses = {"nats_per_code": nats.sum(0).mean() / model.num_codes}
         metrics = state.minimize({MODEL: losses})
         state.averaged.update_parameters(model)
         return {**metrics, "bits_per_code": metrics["nats_per_code"] / math.log(2)}
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
         """Measure the bits of held-out codes under the averaged prior; save it if no earlier prior
-        needed fewer. With a class weight, the weighted bits of the classes count too.
+        needed fewer.
         """
         prior = state.averaged.module.eval()
         assert isinstance(prior, Prior)
-        weight = self.config.prior.class_weight
         bits = torch.zeros(len(prior.levels), dtype=torch.float64)
-        class_bits = 0.0
         held_out = self.held_out[: self.training.evaluation_images]
         share = held_out[distributed.rank_slice().of(len(held_out))]  # of this process
         for indices in slices(share, self.training.batch_size):
@@ -362,52 +296,42 @@ class PriorTask(Task):
             batch = batch.to(self.compute.device)
             with self.compute.autocast():
                 bits += torch.tensor(measure_bits(prior, *batch[:3]))
-                if weight:
-                    class_bits += self._measure_class_bits(prior, batch, indices)
-        gathered = distributed.all_gather_numbers(class_bits, *bits.tolist())
+        gathered = distributed.all_gather_numbers(*bits.tolist())
 
-        # of the class and of each level, per image and per code
-        class_bits, *image_bits = (
-            sum(column) / len(held_out) for column in zip(*gathered, strict=True)
-        )
+        # of each level, per image and per code
+        image_bits = [sum(column) / len(held_out) for column in zip(*gathered, strict=True)]
         code_bits = [level_bits / math.prod(prior.level.grid) for level_bits in image_bits]
         bits_per_code = sum(code_bits) / len(code_bits)
         per_level = {"level_bits_per_code": code_bits} if len(code_bits) > 1 else {}
-        objective = bits_per_code + weight * class_bits / prior.num_codes
 
-        # the least of the earlier evaluations; an edited log may hold anything
-        best = math.inf
-        for record in records:
-            measured = record.get("objective", record.get("bits_per_code"))
-            if record["kind"] == "evaluation" and isinstance(measured, float) and measured < best:
-                best = measured
         # saved before it is logged: a run that is killed in between evaluates this step again
-        if objective <= best and distributed.is_rank_zero():
+        best = min(list_held_out_bits(records), default=math.inf)
+        if bits_per_code <= best and distributed.is_rank_zero():
             with explain_save_errors(self.run, state.step):
                 self._write(state, code_bits)
         total = sum(image_bits)
         line = f"held out: {bits_per_code:.4f} bits per code, {total:.1f} bits per image"
         summary = {"bits_per_code": bits_per_code, "bits_per_image": total, **per_level}
-        if weight:
-            line += f", {class_bits:.3f} bits of the class: objective {objective:.4f}"
-            summary |= {"class_bits": class_bits, "objective": objective}
-        comparison = "best so far, kept" if objective <= best else f"best: {best:.4f}"
+        comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
         return Evaluation(summary, f"{line}  ({comparison})")
 
-    def _measure_class_bits(
-        self, prior: Prior, batch: CodeBatch, indices: NDArray[np.int64]
-    ) -> float:
-        """Return the bits that tell the class of each image from another class, from its codes: the
-        sum over a batch.
-        """
-        assert batch.label is not None
-        classes = prior.level.classes
-        offsets = torch.from_numpy(1 + indices % (classes - 1)).to(batch.label.device)
-        others = (batch.label + offsets) % classes
-        with torch.inference_mode():
-            nats = compute_image_nats(prior, batch, batch.label)
-            class_nats = compute_class_nats(prior, batch, nats, others)
-            return float(class_nats.double().sum()) / math.log(2)
+    def is_finished(self, records: Sequence[Record]) -> bool:
+        """Return whether no evaluation of the last `prior.patience` was the best."""
+        patience = self.config.prior.patience
+        bits = list_held_out_bits(records)
+        return 0 < patience < len(bits) and min(bits[-patience:]) > min(bits)
+
+    def remark(self, step: int, records: Sequence[Record]) -> str:
+        evaluations = [record for record in records if record["kind"] == "evaluation"]
+        best = min(evaluations, key=lambda record: record["bits_per_code"])
+        symbols = [self.model_config.model.num_symbols[level] for level in self.levels]
+        guess = fmean(map(math.log2, symbols))
+        if best["bits_per_code"] < _WORTH_A_PRIOR * guess:
+            return f"kept: the prior of step {best['step']}, which has the fewest held-out bits"
+        return (
+            f"no better than guessing ({guess:.3f} bits per code), best at step {best['step']}:"
+            " train on more images, or on changed copies of each (--prior.variants 3)"
+        )
 
     def save(self, state: TrainState) -> None:
         """Write the averaged prior, unless `evaluate` has chosen one: so that an interrupted
@@ -439,32 +363,43 @@ class PriorTask(Task):
         )
 
 
-def train_priors(
+def list_held_out_bits(records: Sequence[Record]) -> list[float]:
+    """Return the held-out bits per code of each evaluation in a log."""
+    return [record["bits_per_code"] for record in records if record["kind"] == "evaluation"]
+
+
+def train(
     path: str | Path,
-    configs: Mapping[Levels, Config],
+    fields: Mapping[str, Any],
     *,
+    level: int | None = None,
     resume: bool = False,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] = (draw_training,),
     say: Say = progress.say,
 ) -> dict[Levels, Outcome]:
-    """Train priors of a run one after another, until a signal stops a training; return how each
+    """Train the priors of a run one after another, until a signal stops a training; return how each
     training ended.
 
-    The options are passed to `Trainer`. Raises as `Trainer.train`, and InputError if the run has no
-    trained autoencoder. Errors that can be found early are raised before the first training.
+    Args:
+        fields: Fields of the configuration by dotted name, as for `autoencoder.train`.
+        level: Train only the prior that covers this level, counted from 1.
+
+    Raises as `Trainer.train` and `resolve_priors`. Errors that can be found early are raised before
+    the first training.
     """
+    path = expand_home(path)
+    configs = distributed.on_rank_zero(partial(resolve_priors, path, level, fields, resume=resume))
     run = Run(path)
     autoencoder = (*run.load(decoder=None), run.digest)
-    outcomes = {}
     tasks = [PriorTask(path, levels, config, autoencoder) for levels, config in configs.items()]
     trainers = [Trainer(task, resume=resume, callbacks=callbacks, say=say) for task in tasks]
+    outcomes = {}
     with ExitStack() as locks:
         # `train` acquires these locks again, as their holder may
         for task in tasks:
             locks.enter_context(distributed.lock_on_rank_zero(task.run.path))
         for trainer in trainers:
             trainer.check()
-        tasks[0].open(say)  # reports bad data before a configuration is written
         # so that a later --resume knows the options of priors that have not begun
         for task in tasks:
             if not distributed.on_rank_zero(task.run.begun):
@@ -473,14 +408,11 @@ def train_priors(
             outcomes[task.levels] = outcome = trainer.train()
             if outcome.signal is not None:
                 break
-        # new options of priors that have begun, now that their images are known to be the same
-        for task in tasks:
-            distributed.on_rank_zero(partial(task.run.prepare, task.config))
     return outcomes
 
 
 def resolve_priors(
-    path: str | Path, level: int | None, fields: Mapping[str, str], *, resume: bool
+    path: str | Path, level: int | None, fields: Mapping[str, Any], *, resume: bool
 ) -> dict[Levels, Config]:
     """Return the configurations of a run's priors, coarse first; each key is the levels of its
     prior.
@@ -502,10 +434,18 @@ def resolve_priors(
     }
     missing = requested - {index for levels in configs for index in levels}
     if missing:
-        new = stage_config("prior", stored, fields)
+        new = add_copies(stage_config("prior", stored, fields), fields)
         configs |= {levels: new for levels in new.prior_levels if missing & {*levels}}
-    if len({config.prior.codes for config in configs.values()}) > 1:
-        raise InputError(
-            "the priors were begun with different --prior.codes: resume each alone, with --level L"
-        )
     return dict(sorted(configs.items(), key=lambda item: item[0].start))
+
+
+def add_copies(config: Config, fields: Mapping[str, Any]) -> Config:
+    """Return the configuration of a new prior with changed copies of each image, if there are few
+    images, the network can tell copies apart, and no field says otherwise.
+    """
+    is_given = any(f"prior.{name}" in fields for name in ("flip", "shifts", "variants", "codes"))
+    if is_given or config.prior.network.kind != "gpt":
+        return config
+    if len(open_images(config.data, "train")) >= _FEW_IMAGES:
+        return config
+    return config.replace(**_COPIES_OF_FEW)

@@ -8,7 +8,7 @@ epoch, image).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from hrvqvae import distributed
 from hrvqvae.config import TrainingConfig
@@ -90,6 +90,27 @@ def make_budget(config: TrainingConfig, samples: int) -> Budget:
     return Budget(min(limits, default=None), config.max_minutes * 60 or None)
 
 
+class MovingAverage(AveragedModel):
+    """The exponential moving average of a model's weights and codewords; integers are copied.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the first weights are soon
+    forgotten, also in a training that is shorter than the average.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, multi_avg_fn=self._mix, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def _mix(self, averaged: Any, current: Any, _: Any) -> None:
+        if not averaged[0].is_floating_point():  # a call has tensors of one type
+            torch._foreach_copy_(averaged, current)
+            return
+        updates = int(self.n_averaged)
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+
 class TrainedNetwork(NamedTuple):
     """A network, its optimizer, and the exchange of its gradients."""
 
@@ -105,7 +126,7 @@ class TrainState:
 
     networks: dict[str, TrainedNetwork]  #: the model and the networks trained beside it, by name
     #: moving average of the model's weights (docs/paper-tables.md, Table 6) and codewords
-    averaged: AveragedModel
+    averaged: MovingAverage
     compute: Compute
     budget: Budget
     step: int = 0  #: steps taken
@@ -124,9 +145,7 @@ class TrainState:
         """Return the state before the first step; `model` and `auxiliary` are on the device of the
         training.
         """
-        averaged = AveragedModel(
-            model, multi_avg_fn=_make_average(config.polyak_decay), use_buffers=True
-        )
+        averaged = MovingAverage(model, config.polyak_decay)
         modules = {MODEL: model, **auxiliary}
         networks = {
             name: TrainedNetwork(
@@ -255,23 +274,6 @@ class TrainState:
             ("" if name == MODEL else f"{name}_", network)
             for name, network in self.networks.items()
         ]
-
-
-def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Return a `multi_avg_fn` for AveragedModel: an exponential moving average of floats, a copy of
-    integers.
-    """
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        if averaged[0].is_floating_point():  # a call has tensors of one dtype
-            average(averaged, current, steps)
-        else:
-            for mean, value in zip(averaged, current, strict=True):
-                mean.copy_(value)
-
-    return update
 
 
 def _restore_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:

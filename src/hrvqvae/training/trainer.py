@@ -16,23 +16,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.codemaps import write_array
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.run import renewal_advice
 from hrvqvae.config import Config, TrainingConfig
-from hrvqvae.data.batches import ImageSet, explain_worker_errors, make_rng
+from hrvqvae.data.batches import explain_worker_errors, make_rng
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.distortion import Report
 from hrvqvae.models.objective import Metrics
@@ -48,17 +43,16 @@ from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import Meter, Say
 from hrvqvae.utils.quantities import clock, counted
 
-IMAGES = "images.npy"  # a number per training image, see `ImageSet.fingerprints`
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of an evaluation; report, model and read_images are None for a prior."""
+    """The results of an evaluation; a prior has only the first two."""
 
     record: Record  #: the logged values
     line: str  #: a summary in one line
     report: Report | None = None  #: measures on test images
     model: Autoencoder | None = None  #: the averaged autoencoder in evaluation mode, on its device
+    prefixes: Sequence[int] = ()  #: the level counts that the network was trained for
     #: reads a few test images (B, C, Y, X) in [0, 1] onto the device
     read_images: Callable[[], Tensor] | None = None
 
@@ -74,12 +68,13 @@ class Outcome:
     """How a training ended."""
 
     step: int  #: steps taken over all resumptions
-    signal: int | None  #: the signal that stopped the training, or None if the budget is spent
+    signal: int | None  #: the signal that stopped the training, if any
     #: wall-clock time over all resumptions, without the evaluations at the ends of earlier ones:
     #: these come after the last checkpoint, which stores the time
     seconds: float
     peak_bytes: int  #: peak memory of this process (`Compute.peak_bytes`)
     limit: str = ""  #: the limit that ended the training, such as "400 steps"; "" after a signal
+    remark: str = ""  #: what the task says about its training (`Task.remark`)
 
 
 class Task(ABC):
@@ -90,11 +85,8 @@ class Task(ABC):
 
     num_samples: int  #: number of samples in an epoch; set by `open`
     data_digest: str  #: digest of the samples; set by `open`
-    images: ImageSet | None = None  #: training images, if any; set by `open`
-    #: the autoencoder's run, if the network is a prior or a progressive decoder
-    parent_run: Path | None = None
-    autoencoder_digest = ""  #: digest of the autoencoder's weights file in the parent run
-    few_steps = 0  #: a training of fewer steps prints a hint that it learns little
+    parent_run: Path | None = None  #: the autoencoder's run, if the network is another
+    autoencoder_digest = ""  #: digest of the autoencoder in the parent run
 
     def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
         self.run = run
@@ -103,33 +95,11 @@ class Task(ABC):
         self.compute = Compute(training)
 
     def check(self) -> None:  # noqa: B027
-        """Raise InputError if the run holds what conflicts with this training. Called in rank 0."""
+        """Raise InputError if the task can't be trained as configured. Called in rank 0."""
 
     @abstractmethod
     def open(self, say: Say) -> None:
         """Read the data. Raises InputError if there is none."""
-
-    @cached_property
-    def fingerprints(self) -> NDArray[np.uint64]:
-        """A number per training image; empty without images."""
-        return np.empty(0, np.uint64) if self.images is None else self.images.fingerprints()
-
-    def count_lost_samples(self) -> int:
-        """Return how many images are missing since `record_samples`; 0 if there are new ones."""
-        with suppress(OSError, ValueError):  # a run of an earlier version has no record
-            recorded = np.load(self.run.path / IMAGES)
-            if len(self.fingerprints) and np.isin(self.fingerprints, recorded).all():
-                return len(recorded) - len(self.fingerprints)
-        return 0
-
-    def record_samples(self) -> None:
-        """Write to the folder which images there are."""
-        if len(self.fingerprints):
-            write_array(self.run.path / IMAGES, self.fingerprints)
-
-    def earlier_digests(self) -> Sequence[str]:
-        """Return the digests that version 1.0.0 may have given to the same samples."""
-        return ()
 
     @abstractmethod
     def describe(self) -> str:
@@ -174,6 +144,14 @@ class Task(ABC):
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
         """Measure the averaged model, in every process; `records` is the log so far."""
 
+    def is_finished(self, records: Sequence[Record]) -> bool:
+        """Return whether the training ends before its budget is spent, by its log."""
+        return False
+
+    def remark(self, step: int, records: Sequence[Record]) -> str:
+        """Return what is to be said about a training that ended at a step, or ""."""
+        return ""
+
     @abstractmethod
     def save(self, state: TrainState) -> None:
         """Write the model file. Called in rank 0 after each checkpoint. Raises OSError."""
@@ -190,8 +168,6 @@ class Trainer:
     task: Task
     _: KW_ONLY
     resume: bool = False  #: continue a training that has begun; False refuses it (InputError)
-    #: train a network anew if it was trained for another state of the autoencoder
-    renew: bool = False
     callbacks: Sequence[Callback] = ()  #: called after each evaluation
     say: Say = progress.say  #: prints a message
 
@@ -208,7 +184,6 @@ class Trainer:
         """
         task = self.task
         run = task.run
-        training = task.training
         device = task.compute.device
         with ExitStack() as stack:
             stack.enter_context(distributed.lock_on_rank_zero(run.path))
@@ -220,6 +195,7 @@ class Trainer:
             stack.enter_context(torch.random.fork_rng(gpus))
 
             state = self._prepare_state()
+            training = task.training  # `open` may change it
             sinks = stack.enter_context(loggers.open_sinks(training.loggers, run.path, state.step))
             stack.enter_context(explain_worker_errors())
             self.batches = stack.enter_context(closing(task.batches(state.step)))
@@ -227,18 +203,39 @@ class Trainer:
             self.meter = stack.enter_context(closing(Meter(sys.stdout)))
             with explain_save_errors(run, state.step, "logged"):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
-            # step of the last checkpoint, and whether the budget was spent
-            self.saved = (state.step, state.fraction >= 1)
+            # step of the last checkpoint, and whether the training was complete
+            self.saved = (state.step, self._is_complete(state))
 
             # a run that was killed in an evaluation repeats it
             if state.step and state.step % training.evaluate_every == 0:
                 self._evaluate_once(state)
             self._take_steps(state)
             self._end(state)
-        limit = "" if self.processes.signal else describe_limit(training, state)
+
+        stopped = self.processes.signal
         return Outcome(
-            state.step, self.processes.signal, state.seconds, task.compute.peak_bytes(), limit
+            state.step,
+            stopped,
+            state.seconds,
+            task.compute.peak_bytes(),
+            "" if stopped else self._describe_limit(state),
+            "" if stopped else task.remark(state.step, self.log.records),
         )
+
+    def _is_complete(self, state: TrainState) -> bool:
+        return state.fraction >= 1 or self.task.is_finished(self.log.records)
+
+    def _describe_limit(self, state: TrainState) -> str:
+        """Return the limit that has ended the training, such as "400 steps"."""
+        training = self.task.training
+        if state.fraction < 1:
+            return "the best evaluation, long ago"
+        seconds = state.budget.seconds
+        if seconds is not None and state.seconds >= seconds:
+            return f"{training.max_minutes:g} minutes"
+        if training.max_steps and state.step >= training.max_steps:
+            return counted(training.max_steps, "step")
+        return counted(training.epochs, "epoch")
 
     def _take_steps(self, state: TrainState) -> None:
         """Train until the budget is spent, or a process was asked to stop or can't read its
@@ -249,7 +246,8 @@ class Trainer:
         rank = distributed.rank()
         batch = self._read(state)
         self.processes.sync()  # starts the clock: the time so far does not count
-        while state.fraction < 1 and not self.processes.stopped:
+        complete = self._is_complete(state)
+        while not complete and not self.processes.stopped:
             rate = compute_learning_rate(training, state.step, state.fraction)
             for network in state.networks.values():
                 for group in network.optimizer.param_groups:
@@ -285,6 +283,7 @@ class Trainer:
             if evaluation_due:
                 self._evaluate(state)
             state.seconds += self.processes.sync()
+            complete = state.fraction >= 1 or (evaluation_due and self._is_complete(state))
 
     def _read(self, state: TrainState) -> Any:
         """Return the next batch, or None if there is no further step; keep an InputError for
@@ -300,7 +299,7 @@ class Trainer:
     def _end(self, state: TrainState) -> None:
         """Log and save what is not yet saved; then evaluate, or raise the error of `_read`."""
         processes = self.processes
-        complete = state.fraction >= 1
+        complete = self._is_complete(state)
         failed = processes.failed and not complete
         self._log(state)
 
@@ -316,65 +315,52 @@ class Trainer:
         if processes.signal is None:
             self._evaluate_once(state)
             state.seconds += processes.sync()
-            if state.step < self.task.few_steps:
-                steps = counted(state.step, "step")
-                self.say(f"hint: little is learned in {steps}: resume with more steps or minutes")
 
-    def check(self) -> bool:
+    def check(self) -> None:
         """Raise InputError if the task can't be trained as configured, or the folder must not be
         overwritten.
-
-        Returns:
-            Whether the network in the folder is stale: trained for another state of the
-            autoencoder.
         """
         task = self.task
-        run = task.run
         training = task.training
-        processes = distributed.world_size()
-        if training.batch_size % processes:
-            raise InputError(
-                f"{processes} processes can't share a batch of {training.batch_size} equally; "
-                f"choose a batch size that is a multiple of {processes}"
-            )
+        require_divisible("batch", training.batch_size)
         loggers.find_loggers(training.loggers)
         if distributed.is_distributed() and task.compute.device.index is not None:
             raise InputError(
                 f"device is {training.device!r}, one GPU for all; --device cuda gives each rank"
                 " its own"
             )
+        distributed.on_rank_zero(self._check_folder)
 
-        def check_folder() -> bool:
-            if task.parent_run is not None and is_locked(task.parent_run):
+    def _check_folder(self) -> None:
+        task = self.task
+        run = task.run
+        if task.parent_run is not None:
+            if is_locked(task.parent_run):
                 raise InUseError(
                     f"{task.parent_run} is in use by another process, which may change its"
                     " autoencoder; wait until it has ended"
                 )
-            task.check()
-            if task.parent_run is not None and run.is_stale(task.autoencoder_digest):
-                if not self.renew:
-                    raise InputError(f"{run.path} was {renewal_advice(task.parent_run)}")
-                return True
-            alternative = (
-                "choose another --out"
-                if task.parent_run is None
-                else "delete that folder to train it anew"
+            if run.is_stale(task.autoencoder_digest):
+                raise InputError(
+                    f"{run.path} was made for another state of the model: delete it, and train it"
+                    " again"
+                )
+        task.check()
+        alternative = "choose another --out"
+        if task.parent_run is not None:
+            alternative = "delete that folder to train it anew"
+        if run.begun() and not self.resume:
+            raise InputError(
+                f"{run.path} holds a run already: continue it with --resume, or {alternative}"
             )
-            if run.begun() and not self.resume:
-                raise InputError(
-                    f"{run.path} holds a run already: continue it with --resume, or {alternative}"
-                )
-            if run.model.is_file() and not run.saved():
-                raise InputError(
-                    f"{run.path} holds a model, and no checkpoint to go on from: {alternative}, "
-                    "or begin another run with the weights of this model, by --init-from"
-                )
-            foreign = [path for path in (run.metrics, *run.pictures.glob("*")) if path.is_file()]
-            if foreign and not run.config.is_file():
-                raise InputError(f"{foreign[0]} is there already, and of no run: {alternative}")
-            return False
-
-        return distributed.on_rank_zero(check_folder)
+        if run.model.is_file() and not run.saved():
+            raise InputError(
+                f"{run.path} holds a model, and no checkpoint to go on from: {alternative}, or"
+                " begin another run with the weights of this model, by --init-from"
+            )
+        foreign = [path for path in (run.metrics, *run.pictures.glob("*")) if path.is_file()]
+        if foreign and not run.config.is_file():
+            raise InputError(f"{foreign[0]} is there already, and of no run: {alternative}")
 
     def _prepare_state(self) -> TrainState:
         """Prepare the folder; return the state of the newest intact checkpoint, or that of a new
@@ -383,21 +369,19 @@ class Trainer:
         task = self.task
         run = task.run
         training = task.training
-        stale = self.check()
+        self.check()
         if training.threads:
             torch.set_num_threads(training.threads)
 
         def prepare_folder() -> None:
-            for path in (run.model, *run.saved()) if stale else ():
-                path.unlink(missing_ok=True)
             run.prepare(task.config)
             if task.parent_run is not None:
                 write_atomic(run.autoencoder_digest, task.autoencoder_digest.encode())
 
         # The configuration of a new run is written first: after an error, `--resume` knows the
         # options. A run that has begun keeps its configuration until its state was restored.
-        begun = distributed.on_rank_zero(run.begun)
-        if not begun:
+        fresh = not distributed.on_rank_zero(run.begun)
+        if fresh:
             distributed.on_rank_zero(prepare_folder)
         task.open(self.say)
         counts = [int(count) for (count,) in distributed.all_gather_numbers(task.num_samples)]
@@ -406,35 +390,28 @@ class Trainer:
                 f"the processes found {min(counts):,} to {max(counts):,} training images: give"
                 " every machine the same data"
             )
-        fresh = stale or not begun
+
+        # build the network
         torch.manual_seed(training.seed)
         model = task.build()
-        init_message = task.init_from(model) if fresh and training.init_from else ""
-
-        # delete a stale network only now: an error in reading or building must keep it
-        if stale:
-            distributed.on_rank_zero(prepare_folder)
-            self.say(f"{run.path} was made for another state of the model, and is trained anew")
-        checkpoint = None if fresh else distributed.on_rank_zero(lambda: run.load_newest(self.say))
+        from_scratch = fresh and not training.init_from
+        if fresh and training.init_from:
+            self.say(task.init_from(model))
         if self.resume and fresh:
             self.say(f"no checkpoint in {run.path}: starting anew")
-        if init_message:
-            self.say(init_message)
         model = task.compute.place_model(model)
-        if fresh and not init_message:
+        if from_scratch:
             task.initialize(model)
         budget = make_budget(training, task.num_samples)
         state = TrainState.start(model, training, task.build_objective(), budget)
-        if checkpoint is not None:
+
+        # restore the state of a run that has begun
+        if not fresh:
+            checkpoint = distributed.on_rank_zero(lambda: run.load_newest(self.say))
+            assert checkpoint is not None  # `check` refuses a model without a checkpoint
             self._restore(state, *checkpoint)
             distributed.on_rank_zero(prepare_folder)
         distributed.broadcast(state.tensors().values())
-        if task.compute.emulates_bf16:
-            device_type = task.compute.device.type
-            self.say(
-                f"bf16 is emulated on this {device_type}, which is slow; the run began with bf16"
-                " and keeps it"
-            )
         self.say(
             f"{task.describe()}, {count_parameters(model):,} parameters, {task.compute.precision}"
         )
@@ -446,36 +423,19 @@ class Trainer:
         task = self.task
         run = task.run
         if meta["data"] != task.data_digest:
-            lost = distributed.on_rank_zero(task.count_lost_samples)
-            if not lost and meta["data"] not in distributed.on_rank_zero(task.earlier_digests):
-                raise InputError(
-                    f"{run.path} was trained on other images: give those images, or begin another"
-                    " run with its weights, by --init-from"
-                )
-            if lost:
-                self.say(
-                    f"{counted(lost, 'training image')} gone since the last checkpoint: the"
-                    f" training goes on with the other {task.num_samples:,}"
-                )
+            raise InputError(
+                f"{run.path} was trained on other images: give those images, or begin another run"
+                " with its weights, by --init-from"
+            )
         state.restore(tensors, meta)
         self.say(f"resuming {run.path} at step {state.step}")
         if state.fraction >= 1:
-            self.say(
-                f"its budget is spent, {describe_limit(task.training, state)} in all; to train"
-                f" further, give a larger one, such as {2 * state.step:,} steps"
-            )
-        budget_grew = meta.get("spent", 0) >= 1 > state.fraction
-        if task.training.schedule == "cosine" and budget_grew:
+            self.say("its budget is spent; to train further, give a larger one")
+        elif meta.get("spent", 0) >= 1 and task.training.schedule == "cosine":
             rate = compute_learning_rate(task.training, state.step, state.fraction)
             self.say(
                 f"the learning rate had come down to 0 and is {rate:.1e} again: the error grows at"
                 " first"
-            )
-        device_type = task.compute.device.type
-        if (previous := meta.get("device", device_type)) != device_type:
-            self.say(
-                f"trained on {previous} so far, and on {device_type} from here on, where sums round"
-                " differently"
             )
 
         # the training may have been killed after a checkpoint, before the model file was written
@@ -532,8 +492,7 @@ class Trainer:
                 meta = {**state.meta(), "data": self.task.data_digest, "spent": state.fraction}
                 self.task.run.save(state.step, state.tensors(), meta)
                 self.task.save(state)
-                self.task.record_samples()  # last: the checkpoint has the digest of these images
-        self.saved = (state.step, state.fraction >= 1)
+        self.saved = (state.step, self._is_complete(state))
 
     def _evaluate_once(self, state: TrainState) -> None:
         if not self.log.has("evaluation", state.step):
@@ -609,15 +568,14 @@ class ProcessSync:
         self._received = signum
 
 
-def describe_limit(training: TrainingConfig, state: TrainState) -> str:
-    """Return the limit that has ended a training, such as "400 steps"."""
-    seconds = state.budget.seconds
-    if seconds is not None and state.seconds >= seconds:
-        minutes = f"{training.max_minutes:g} minutes"
-        return "1 minute" if minutes == "1 minutes" else minutes
-    if training.max_steps and state.step >= training.max_steps:
-        return counted(training.max_steps, "step")
-    return counted(training.epochs, "epoch")
+def require_divisible(name: str, size: int) -> None:
+    """Raise InputError unless all processes can have equal parts of a batch."""
+    processes = distributed.world_size()
+    if size % processes:
+        raise InputError(
+            f"{processes} processes can't share a {name} of {size} equally; choose a size that is a"
+            f" multiple of {processes}"
+        )
 
 
 @contextmanager

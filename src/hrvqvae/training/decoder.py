@@ -1,0 +1,395 @@
+"""Train the conditional decoders of a trained and frozen autoencoder: of prefixes, and of samples.
+
+Both decode the first levels, and begin as copies of the autoencoder's decoder.
+"""
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hrvqvae import distributed
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import (
+    GENERATION,
+    PROGRESSIVE,
+    decoder_folder,
+    prior_folders,
+    require_trainable,
+)
+from hrvqvae.checkpoints.run import Run, save_model
+from hrvqvae.config import Config, TrainingConfig
+from hrvqvae.config.parsing import stage_config
+from hrvqvae.config.schema import with_batch_size
+from hrvqvae.data.batches import Batch
+from hrvqvae.data.loading import load_images
+from hrvqvae.models.adversarial import DISCRIMINATOR, SampleObjective
+from hrvqvae.models.base import Autoencoder, image_size, to_unit_images
+from hrvqvae.models.blocks import ConditionalDecoder
+from hrvqvae.models.build import (
+    build_progressive_decoder,
+    build_sample_decoder,
+    require_several_levels,
+)
+from hrvqvae.models.distortion import Report
+from hrvqvae.models.objective import MODEL, Metrics
+from hrvqvae.models.perceptual import require_efficientnet
+from hrvqvae.priors.generative import draw_labels, sample_codes
+from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.quantize import Codes
+from hrvqvae.training.autoencoder import ImageTask
+from hrvqvae.training.drawing import draw_training
+from hrvqvae.training.state import TrainState, copy_weights
+from hrvqvae.training.trainer import Outcome, Trainer, require_divisible
+from hrvqvae.utils.errors import InputError, expand_home
+from hrvqvae.utils.grouping import slices
+from hrvqvae.utils.progress import Say, tracked
+
+_DRAWN_AT_ONCE = 250
+_FIRST_SEED = 1 << 31  # of the drawn samples, so that they are others than those of users
+_SECTIONS = {PROGRESSIVE: "progressive", GENERATION: "generation"}
+
+
+class DecoderTask(ImageTask):
+    """A task that trains a conditional decoder of a run.
+
+    Raises InputError if the run has no trained autoencoder, or its autoencoder has no prefixes.
+    """
+
+    kind: str  # the decoder's folder in the run, and the kind in its weights file
+    parent_run: Path
+
+    def __init__(self, path: str | Path, config: Config) -> None:
+        run = Run(path)
+        model, stored = run.load(decoder=None)
+        self.autoencoder_digest = run.digest
+        self.model = require_several_levels(model, stored)
+        self.parent_run = Path(path)
+        super().__init__(decoder_folder(path, self.kind), config, self.training_of(config))
+
+    def training_of(self, config: Config) -> TrainingConfig:
+        """Return the training of the decoder."""
+        raise NotImplementedError
+
+    def open(self, say: Say) -> None:
+        super().open(say)
+        self.compute.place_model(self.model)
+
+    def init_from(self, model: nn.Module) -> str:
+        run = Run(self.training.init_from).folder
+        source = decoder_folder(run.path, self.kind).model
+        copy_weights(model, storage.read(source)[0], str(source))
+        return f"beginning with the decoder in {source}"
+
+    def averaged_model(self, state: TrainState) -> Autoencoder:
+        decoder = cast(ConditionalDecoder, state.averaged.module)
+        self.model.use_progressive_decoder(decoder.eval())
+        return self.model
+
+    def describe_source(self) -> dict[str, Any]:
+        """Return what the decoder is trained for, which its file says."""
+        return {"autoencoder": self.autoencoder_digest}
+
+    def save(self, state: TrainState) -> None:
+        weights = state.averaged.module.state_dict()
+        source = self.describe_source()
+        save_model(self.run.model, self.config, weights, state.step, self.kind, **source)
+
+
+class PrefixTask(DecoderTask):
+    """Train a decoder of prefixes: image i of step s is decoded from one prefix of the levels,
+    number (i + s) modulo the number of prefixes.
+
+    The gradient is that of the sum of the logarithms of the prefixes' errors, so that all prefixes
+    weigh the same: this raises their mean PSNR.
+    """
+
+    name_suffix = ", prefixes"
+    kind = PROGRESSIVE
+
+    def training_of(self, config: Config) -> TrainingConfig:
+        return with_batch_size(config.progressive.training, config.training.batch_size)
+
+    def build(self) -> ConditionalDecoder:
+        return build_progressive_decoder(self.model, self.config)
+
+    def step(self, state: TrainState, batch: Batch) -> Metrics:
+        decoder = cast(ConditionalDecoder, state.model)
+        state.add_broken(batch.broken)
+        self.model.use_progressive_decoder(decoder)  # an evaluation left the averaged decoder there
+        placed = state.compute.place_images(batch.images)
+        images = to_unit_images(placed, self.model.channels)
+        prefixes = self.model.prefixes[:-1]  # all levels have the autoencoder's own decoder
+
+        # Assign prefixes by the positions in the batch, of which all processes have equal shares.
+        count = len(images)
+        indices = torch.arange(count, device=images.device)
+        assigned = (indices + distributed.rank() * count + state.step) % len(prefixes)
+        num_levels = assigned + 1  # the prefixes are those of 1, 2, ... L - 1 levels
+        with state.compute.autocast():
+            all_latents = self.model.prefix_latents(self.model.encode(placed))
+            latents = all_latents[assigned, indices]
+            decoded = self.model.pixels(latents, image_size(images), num_levels)
+        errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
+
+        # Minimize the sum of the logarithms of the prefixes' errors.
+        relative, means = compute_relative_errors(errors, assigned, len(prefixes))
+        norm = state.minimize({MODEL: {"relative": relative.sum()}})["gradient_norm"]
+        state.averaged.update_parameters(decoder)
+
+        # Log the mean errors of the prefixes that have images. Compute from the step which these
+        # are: reading the means would wait for the GPU.
+        total = min(len(prefixes), count * distributed.world_size())
+        present = sorted((position + state.step) % len(prefixes) for position in range(total))
+        reconstruction = {f"reconstruction_{prefixes[index]}": means[index] for index in present}
+        return {**reconstruction, "loss": sum(reconstruction.values()), "gradient_norm": norm}
+
+    def format_report(self, report: Report) -> str:
+        return ", ".join(report.captions())
+
+
+def compute_relative_errors(
+    errors: Tensor, prefix_index: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the relative and the mean error of each prefix, both (count,).
+
+    Image i has the error errors[i] (B,) and was decoded from prefix prefix_index[i]. A relative
+    error is 1 in the mean over the processes, and its gradient is that of the logarithm of the
+    prefix's error. For a prefix without images it is 0, and the mean error is NaN.
+    """
+    # (count, B): whether the image was decoded from the prefix
+    chosen = prefix_index == torch.arange(count, device=errors.device).unsqueeze(1)
+    sums = (chosen * errors).sum(1)
+    sizes = chosen.sum(1).to(errors)
+    mean_sums, mean_sizes = distributed.all_reduce_mean([sums.detach(), sizes])
+
+    # The mean of the sums counts as constant, and so does the number of images.
+    return sums / mean_sums.clamp(min=1e-12), mean_sums / mean_sizes
+
+
+class SampleTask(DecoderTask):
+    """Train a decoder of samples with a `SampleObjective`. It is told the classes.
+
+    The codes are those of images and of samples of the priors, but some codes of the last of the
+    decoder's levels are replaced at random, to imitate the errors of a prior. The configuration is
+    that of `resolve_samples`.
+    """
+
+    name_suffix = ", samples"
+    kind = GENERATION
+
+    def training_of(self, config: Config) -> TrainingConfig:
+        return config.generation.training
+
+    def check(self) -> None:
+        require_divisible("batch of samples", self.config.generation.sample_batch)
+
+    def open(self, say: Say) -> None:
+        super().open(say)
+        self.samples = distributed.on_rank_zero(self.load_samples)
+
+    def describe_source(self) -> dict[str, Any]:
+        settings = self.config.generation
+        if not settings.samples:
+            return super().describe_source()
+        run = Run(self.parent_run)
+        content = blake2b(digest_size=16)
+        for levels, folder in prior_folders(self.parent_run).items():
+            if levels.start < settings.levels:
+                content.update(folder.model.read_bytes())
+        guidance = run.sampling_options()["guidance"]
+        made_with = {"priors": content.hexdigest(), "guidance": guidance}
+        return {**super().describe_source(), **made_with}
+
+    def load_samples(self) -> tuple[Codes, Tensor]:
+        """Return the codes (N, H, W) of samples, and their classes (N,): from the decoder's folder,
+        where they are kept once they are drawn.
+
+        Raises InputError if they were drawn from other priors or with another guidance.
+        """
+        settings = self.config.generation
+        grid = self.model.config.geometry.grids(*self.config.data.image_size)[0]
+        if not settings.samples:
+            empty = torch.empty(0, *grid, dtype=torch.int64)
+            return (empty,) * settings.levels, torch.empty(0, dtype=torch.int64)
+        file = self.run.path / "samples.safetensors"
+        source = self.describe_source()
+        if not file.is_file():
+            drawn, classes = self.draw_samples()
+            levels = {f"level-{level}": codes.int() for level, codes in enumerate(drawn, 1)}
+            storage.write(file, {**levels, "classes": classes}, source)
+        stored, meta = storage.read(file)
+        if any(meta[name] != value for name, value in source.items()):
+            raise InputError(
+                f"{file} has samples of other priors or of another guidance: delete"
+                f" {self.run.path}, and train the decoder again"
+            )
+        names = [f"level-{level}" for level in range(1, settings.levels + 1)]
+        return tuple(stored[name].long() for name in names), stored["classes"]
+
+    @torch.inference_mode()
+    def draw_samples(self) -> tuple[Codes, Tensor]:
+        """Draw the codes (N, H, W) of samples, and their classes (N,): the first half without
+        guidance, the others as sampling.json says.
+        """
+        settings = self.config.generation
+        seed = _FIRST_SEED + settings.training.seed
+        run = Run(self.parent_run)
+        priors = run.load_priors(settings.levels)
+        for network in priors.networks:
+            self.compute.place_model(network)
+        half = (settings.samples + 1) // 2
+        unguided = [*slices(range(half), _DRAWN_AT_ONCE)]
+        guided = [*slices(range(half, settings.samples), _DRAWN_AT_ONCE)]
+        default_guidance = run.sampling_options()["guidance"]
+        drawn = []
+        for indices in tracked([*unguided, *guided], "sample", settings.samples, len):
+            label = None
+            if priors.classes:
+                label = draw_labels(priors.class_counts, seed, indices)
+            guidance = 1.0 if indices[0] < half else default_guidance
+            codes = sample_codes(
+                priors.networks,
+                self.model.codeword_indices,
+                indices,
+                seed=seed,
+                label=label,
+                params=SamplingParams(guidance=guidance, levels=settings.levels),
+            )
+            classes = torch.full((len(indices),), -1) if label is None else label
+            drawn.append((*codes[: settings.levels], classes))
+        columns = [torch.cat(column).cpu() for column in zip(*drawn, strict=True)]
+        return tuple(columns[:-1]), columns[-1]
+
+    def build(self) -> ConditionalDecoder:
+        decoder = build_sample_decoder(self.model, self.config)
+
+        # begin with the run's decoder of prefixes, unless its network is another
+        model, stored = Run(self.parent_run).load()
+        trained = getattr(model, "progressive_decoder", None)
+        if trained is not None and stored.progressive.network == self.config.progressive.network:
+            weights = trained.state_dict()
+            cases = self.config.generation.classes + 1
+            for name in weights:
+                if name.endswith(".case.weight"):  # every class begins as the number of levels
+                    case = self.config.generation.levels - 1
+                    weights[name] = weights[name][case].expand(cases, -1)
+            copy_weights(decoder.decoder, weights, "the decoder of prefixes")
+        return decoder
+
+    def build_objective(self) -> Mapping[str, nn.Module]:
+        self.objective = self.compute.place_model(SampleObjective(self.config))
+        return self.objective.auxiliary
+
+    def step(self, state: TrainState, batch: Batch) -> Metrics:
+        settings = self.config.generation
+        decoder = cast(ConditionalDecoder, state.model)
+        state.add_broken(batch.broken)
+        placed = state.compute.place_images(batch.images)
+        images = to_unit_images(placed, self.model.channels)  # in [0, 1]; `decoded` in [-1, 1]
+        levels = torch.full((), settings.levels, device=images.device)
+        with state.compute.autocast():
+            # codes and classes of the images, then of samples
+            image_codes = self.model.encode(placed)[: settings.levels]
+            drawn, drawn_classes = self.choose_samples()
+            drawn = tuple(level.to(images.device, non_blocking=True) for level in drawn)
+            pairs = zip(image_codes, drawn, strict=True)
+            codes = self.redraw([torch.cat(pair) for pair in pairs])
+            classes = torch.cat([self.drop_classes(batch.labels), drawn_classes])
+            classes = classes.to(images.device, non_blocking=True)
+
+            # decode them, and judge the images
+            self.model.use_progressive_decoder(decoder)
+            model = self.model.of_classes(classes)
+            latents = model.quantizer.lookup(codes, check=False)
+            decoded = (model.pixels(latents, image_size(images), levels).float() + 1) / 2
+            last_layer = cast(Any, decoder.decoder).decoder[-1].weight
+            losses, metrics = self.objective.judge(images, decoded, classes, last_layer, state.step)
+
+        # the trainer sets the same rate for all networks before each step
+        for group in state.networks[DISCRIMINATOR].optimizer.param_groups:
+            group["lr"] *= settings.discriminator_rate
+        metrics = {**state.minimize(losses), **metrics}
+        state.averaged.update_parameters(decoder)
+        return metrics
+
+    def choose_samples(self) -> tuple[Codes, Tensor]:
+        """Choose samples at random, as many as a batch of this process has; return their codes and
+        classes.
+        """
+        codes, classes = self.samples
+        count = self.config.generation.sample_batch // distributed.world_size()
+        chosen = torch.randint(max(1, len(classes)), (count if len(classes) else 0,))
+        return tuple(level[chosen] for level in codes), classes[chosen]
+
+    def drop_classes(self, labels: Tensor) -> Tensor:
+        """Return labels (B,) of which a share is replaced by -1, all if there are no classes."""
+        settings = self.config.generation
+        share = settings.class_dropout if settings.classes else 1
+        return torch.where(torch.rand(labels.shape) < share, -1, labels)
+
+    def redraw(self, codes: Sequence[Tensor]) -> Codes:
+        """Return codes of which a share of the last level is drawn anew, all symbols alike."""
+        *coarse, last = codes
+        symbols = self.config.model.num_symbols[len(coarse)]
+        is_redrawn = torch.rand(last.shape, device=last.device) < self.config.generation.redraw
+        return (*coarse, torch.where(is_redrawn, torch.randint_like(last, symbols), last))
+
+    def trained_prefixes(self, model: Autoencoder) -> Sequence[int]:
+        return (self.config.generation.levels,)
+
+    def format_report(self, report: Report) -> str:
+        return report.captions()[self.config.generation.levels - 1]
+
+
+def resolve_samples(run: Run, config: Config) -> Config:
+    """Return a configuration with the number of levels and of classes of a decoder of samples, and
+    with the section `progressive` of the run's decoder of prefixes.
+
+    Raises InputError if efficientnet-lite0 is not installed, the decoder can't decode so many
+    levels, a prior of these levels is missing, or the priors have other classes than the images.
+    """
+    require_efficientnet()
+    model, stored = run.load()
+    require_several_levels(model, stored)
+    first_levels = next(iter(prior_folders(run.folder.path)), config.prior_levels[0])
+    levels = config.generation.levels or first_levels.stop
+    most = len(config.model.num_symbols) - 1
+    if levels > most:
+        raise InputError(
+            f"a decoder of samples of {levels} levels is the model's own, since the model has no"
+            f" more: give --generation.levels 1 to {most}, and draw so many by --levels"
+        )
+    classes = tuple(load_images(config.data, "train").classes)
+    if config.generation.samples and run.load_priors(levels).classes != classes:
+        raise InputError(
+            f"the priors of {run} have other classes than its images: give --generation.samples 0"
+        )
+    changes = {"generation.levels": levels, "generation.classes": len(classes)}
+    return config.replace(**changes, progressive=stored.progressive)
+
+
+def train(
+    run: str | Path, kind: str, fields: Mapping[str, Any], *, resume: bool = False
+) -> Outcome:
+    """Train a decoder of a run, PROGRESSIVE or GENERATION.
+
+    Raises as `Trainer.train`, `stage_config` and `resolve_samples`.
+    """
+    run = expand_home(run)
+    folder = decoder_folder(run, kind)
+
+    def resolve() -> Config:
+        require_trainable(run)
+        begun = folder.read_config() if resume and folder.config.is_file() else None
+        config = stage_config(_SECTIONS[kind], Run(run).folder_config, fields, begun)
+        if begun is not None or kind == PROGRESSIVE:
+            return config
+        return resolve_samples(Run(run), config)
+
+    config = distributed.on_rank_zero(resolve)
+    task = PrefixTask(run, config) if kind == PROGRESSIVE else SampleTask(run, config)
+    return Trainer(task, resume=resume, callbacks=[draw_training]).train()
