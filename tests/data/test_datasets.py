@@ -81,6 +81,29 @@ def test_items_of_every_kind_are_the_same_images():
     assert_array_equal(images.pixels, TENSORS[12:])
 
 
+def test_encoded_bytes_are_images():
+    files = []
+    for number, image in enumerate(PIXELS):
+        path = Path(f"{number}.png")
+        Image.fromarray(image).save(path)
+        files.append(path.read_bytes())
+    structs = [{"bytes": content, "path": None} for content in files]
+    paths = [{"bytes": None, "path": f"{number}.png"} for number in range(20)]
+    for items in (
+        files,
+        [{"image": struct} for struct in structs],
+        list(zip(paths, LABELS, strict=True)),
+    ):
+        assert_array_equal(loaded(items).pixels, TENSORS[:18])
+
+
+def test_a_pair_of_images_and_labels_is_a_data_set():
+    for images in (PIXELS, TENSORS):
+        pair = loaded((images, LABELS))
+        assert_array_equal(pair.pixels, TENSORS[:18])
+        assert pair.labels.tolist() == LABELS[:18]
+
+
 def test_parts_of_a_data_set_keep_its_classes_and_are_read_once():
     """Its first item tells whether there are labels."""
     part = Subset(Counted(), [*range(9, 20), *range(9)])

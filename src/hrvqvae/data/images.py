@@ -215,7 +215,8 @@ def _find_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
 
 
 def open_any(image: Any) -> Image.Image:
-    """Open what Python code gives as an image: a PIL image, a path, an array or a tensor.
+    """Open what Python code gives as an image: a PIL image, a path, an array or a tensor, encoded
+    bytes, or a mapping with "bytes" or "path", as of Hugging Face.
 
     A tensor is (C, Y, X). An array is (Y, X), (Y, X, C), or (C, Y, X) if its last dimension can't
     be channels. C is 1, 3 or 4 (with transparency). Both are uint8 or float in [0, 1]. Raises
@@ -223,8 +224,12 @@ def open_any(image: Any) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return image
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
     if isinstance(image, str | os.PathLike):
         return open_image_file(image)
+    if isinstance(image, bytes | bytearray):
+        return open_image_file(io.BytesIO(image))
     pixels = _find_planes(image)
     if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
         raise InputError(
@@ -291,7 +296,9 @@ def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> lis
         single = images.ndim <= 3 and not holds_objects
     else:
         # A memoryview is a Sequence too, but one of several dimensions can't be iterated.
-        single = not isinstance(images, Sequence) or isinstance(images, str | memoryview)
+        single = not isinstance(images, Sequence) or isinstance(
+            images, str | bytes | bytearray | memoryview
+        )
     converted = []
     lost = dict[str, str]()
     for index, image in enumerate([images] if single else images, 1):

@@ -57,6 +57,8 @@ def _require_items(dataset: Any) -> Any:
     """
     if isinstance(dataset, DataLoader):
         dataset = dataset.dataset
+    if _is_pair(dataset):
+        dataset = list(zip(*dataset, strict=True))
     if hasattr(dataset, "iloc"):  # of pandas, whose items are found by their labels
         dataset = dataset.to_dict("records") if hasattr(dataset, "columns") else dataset.tolist()
     try:
@@ -70,6 +72,14 @@ def _require_items(dataset: Any) -> Any:
             " map-style Dataset, or list(...) of it"
         )
     return dataset
+
+
+def _is_pair(data: Any) -> bool:
+    """Return whether data is a pair (images, labels) of arrays or tensors of one length."""
+    if not isinstance(data, tuple) or len(data) != 2 or getattr(data[0], "ndim", 0) < 3:
+        return False
+    images, labels = data
+    return np.ndim(labels) == 1 and len(images) == len(labels)
 
 
 @cache  # labels are read once
