@@ -142,6 +142,15 @@ def test_errors_of_workers_are_one_line(picture_folder):
 
 
 @parametrize("memory_mb", [0, 512])
+def test_images_that_are_all_broken_are_refused(memory_mb, picture_folder):
+    for path in filter(Path.is_file, picture_folder.rglob("*")):
+        path.write_bytes(b"no image")
+    with input_error("broken"):
+        images = loaded(picture_folder, memory_mb=memory_mb, on_error="skip")
+        list(evaluation_batches(images, batch_size=4))
+
+
+@parametrize("memory_mb", [0, 512])
 def test_validation_images_are_cut_from_the_training_split(memory_mb, picture_folder):
     """Broken ones are left out when they are decoded, of the same images."""
     read = partial(loaded, picture_folder, memory_mb=memory_mb)

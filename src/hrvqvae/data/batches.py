@@ -244,7 +244,7 @@ def evaluation_batches(
 
     With `limit`, take so many images, evenly spread over the set, since folders are sorted by
     class. Broken images are left out with `data.on_error` "skip", and a note counts them at the
-    end. Raises as `read_batches`.
+    end. Raises as `read_batches`, or InputError if no image can be read.
     """
     count = len(images) if limit is None else min(limit, len(images))
     indices = [position * len(images) // count for position in rank_slice.of(count)]
@@ -255,6 +255,8 @@ def evaluation_batches(
         broken += batch.broken
         if len(batch.images):
             yield batch
+    if indices and len(broken) == len(indices):
+        raise InputError(f"all images are broken ({len(broken):,}): {broken[0]}")
     if broken:
         note_once(f"broken images skipped: {len(broken)} of {len(indices)}, the first: {broken[0]}")
 
