@@ -39,16 +39,14 @@ def _run_batches(encode: Callable[[Tensor], Any], images: Tensor) -> tuple[list[
 def bench_effort(
     name: str,
     images: Tensor,
-    lmbda: float | None = None,
     limits: Sequence[int] = (),
     beams: Sequence[int] = (),
 ) -> list[Row]:
-    """Return a row per effort, also with each beam, then with lambda, then per limit of bytes.
+    """Return a row per effort, also with each beam, then per limit of bytes.
 
     Args:
         name: Run folder, or a model in the package.
         images: Test images (N, C, Y, X) uint8.
-        lmbda: Weight of a bit, measured with effort 2.
         limits: Largest numbers of bytes of a file.
         beams: Candidates of the search per level, in place of those of the training.
     """
@@ -60,8 +58,6 @@ def bench_effort(
         wide = Model(name, beam=beam)
         for effort in EFFORTS:
             runs[f"effort {effort}, beam {beam}"] = partial(wide.encode, effort=effort)
-    if lmbda is not None:
-        runs[f"lambda {lmbda:g}"] = partial(model.encode, lmbda=lmbda)
     runs |= {f"{limit} bytes": partial(model.compress, max_bytes=limit) for limit in limits}
     size = (images.shape[-2], images.shape[-1])
     rows: list[Row] = []
@@ -116,7 +112,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options(__doc__, images=(500, "images"))
     parser.add_argument("preset", metavar="DATASET", help="mnist, cifar10, photos, ...")
     parser.add_argument("--models", nargs="+", required=True, metavar="RUN")
-    parser.add_argument("--lmbda", type=float, metavar="V", help="also with this lambda")
     parser.add_argument("--bytes", type=positive, nargs="+", default=(), metavar="N")
     parser.add_argument("--beams", type=positive, nargs="+", default=(), metavar="N")
     parser.add_argument("--data", metavar="DIR", help="root folder, or a folder of images")
@@ -126,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = read_images(data, arguments.images)
     rows: list[Row] = []
     for name in arguments.models:
-        rows += bench_effort(name, images, arguments.lmbda, arguments.bytes, arguments.beams)
+        rows += bench_effort(name, images, arguments.bytes, arguments.beams)
     finish(rows, COLUMNS, arguments.json)
 
 

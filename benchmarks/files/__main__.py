@@ -88,7 +88,6 @@ def compare_files(
     *,
     limit: int = 1000,
     linear: bool = True,
-    lmbdas: Sequence[float] | None = None,
 ) -> FilesCompared:
     """Measure trained models, formats and the linear transform on test images of a data set.
 
@@ -98,13 +97,12 @@ def compare_files(
         names: Keys of `FORMATS`.
         limit: Largest number of test images, evenly spread.
         linear: Whether to measure the linear transform, which learns from the training split.
-        lmbdas: Weights of a bit for trained models, besides 0 (default: 2^-9 to 2^-2).
 
     Raises:
         InputError: The data or a model is missing.
     """
     codecs: list[FileCodec] = [
-        *(TrainedFiles(model, lmbdas) for model in models),
+        *(TrainedFiles(model) for model in models),
         *(FORMATS[name]() for name in names),
     ]
     images: Images = read_images(config, limit).numpy()
@@ -213,13 +211,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options(__doc__, images=(1000, "test images"))
     text = "mnist, cifar10, emoji32, photos, ...: as in the presets"
     parser.add_argument("preset", metavar="DATASET", help=text)
-    text = "trained models, with several lambdas; a second per image (default: the shipped model)"
+    text = "trained models, with efforts 0 and 2 (default: the shipped model)"
     parser.add_argument("--models", nargs="*", metavar="RUN", help=text)
     parser.add_argument(
         "--formats", nargs="*", choices=FORMATS, default=[*FORMATS], help="default: all"
     )
-    text = "besides 0 (default: 2^-9 to 2^-2)"
-    parser.add_argument("--lmbdas", nargs="*", type=float, metavar="V", help=text)
     parser.add_argument("--no-linear", action="store_true", help="leave out the linear transform")
     text = "root folder, or images: a folder, tars, Parquet, arrays"
     parser.add_argument("--data", metavar="DIR", help=text)
@@ -236,7 +232,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.formats,
         limit=arguments.images,
         linear=not arguments.no_linear,
-        lmbdas=arguments.lmbdas,
     )
     if arguments.out:
         write_pictures(compared, arguments.out)

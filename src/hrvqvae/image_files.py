@@ -163,7 +163,7 @@ def compress_images(
         paths: Image files, folders and lists of them (.txt), tars, Parquet files and arrays.
         out: X.hrv for one image; X.zip; otherwise a folder, for one file per image.
         skip: Leave out images that can't be read, with a notice per image.
-        options: levels, max_bytes, lmbda and effort, as for `Model.compress`.
+        options: levels, max_bytes and effort, as for `Model.compress`.
 
     Raises InputError as `Model.compress` does, or if an image can't be read, a file exists, `out`
     can't be written, or holds files of another interrupted call.

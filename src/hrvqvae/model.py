@@ -193,9 +193,8 @@ class Model:
     def encode(
         self,
         images: Images,
-        lmbda: float | None = None,
         *,
-        effort: int | None = None,
+        effort: int = 0,
         stacked: Literal[False] = False,
     ) -> Codes: ...
 
@@ -203,9 +202,8 @@ class Model:
     def encode(
         self,
         images: Images,
-        lmbda: float | None = None,
         *,
-        effort: int | None = None,
+        effort: int = 0,
         stacked: Literal[True],
     ) -> Tensor: ...
 
@@ -215,9 +213,8 @@ class Model:
     def encode(
         self,
         images: Images,
-        lmbda: float | None = None,
         *,
-        effort: int | None = None,
+        effort: int = 0,
         stacked: bool = False,
     ) -> Codes | Tensor:
         """Return the codes of images of one size.
@@ -225,38 +222,32 @@ class Model:
         Args:
             images: Tensors (B, C, Y, X), uint8 or float32 in [0, 1]; or arrays (B, Y, X, C), PIL
                 images or paths. A single image is a batch of one.
-            lmbda: Minimize squared error + lmbda * bits per image, with the error summed over pixel
-                values in [0, 1]; needs effort 2. Without an entropy model all codes of a level cost
-                the same bits.
             effort: Effort 0 takes the codewords nearest to the latents. Efforts 1 and 2 look at the
                 decoded image too, for less error at the same number of codes; they take about
-                two and seven times as long (default: 2 with a lambda, else 0).
+                two and seven times as long.
             stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single
                 latent grid.
 
         Raises:
-            InputError: The images do not fit the model; lmbda is not from 0 to 1e6; the effort is
-                not 0, 1 or 2; an effort or a lambda is given for a model of several latent grids;
-                stacked is set for codes of several grids.
+            InputError: The images do not fit the model; the effort is not 0, 1 or 2, or the model
+                of several latent grids takes none; stacked is set for codes of several grids.
         """
         batch = as_images(images, self.autoencoder.channels, self.config.data.max_pixels)
-        codes = self.encoder(lmbda, effort=effort)(batch.to(self.device))
+        codes = self.encoder(effort=effort)(batch.to(self.device))
         if stacked and len({code.shape for code in codes}) > 1:
             raise InputError(
                 f"{self.run} has codes of several grids, which can't be stacked in one tensor"
             )
         return torch.stack(codes, 1) if stacked else codes
 
-    def encoder(
-        self, lmbda: float | None = None, levels: int | None = None, effort: int | None = None
-    ) -> Callable[[Tensor], Codes]:
+    def encoder(self, levels: int | None = None, effort: int = 0) -> Callable[[Tensor], Codes]:
         """Return a function that encodes images on the model's device; see `encode`.
 
-        With an effort or a lambda, the codes minimize the error and the bits of the first `levels`;
-        otherwise `levels` changes nothing. Raises InputError if they are out of range.
+        With an effort, the codes minimize the error of the first `levels`; otherwise `levels`
+        changes nothing. Raises InputError if they are out of range.
         """
         self.autoencoder.check_levels(levels)
-        return open_encoder(self.autoencoder, lambda: self.entropy_model, lmbda, levels, effort)
+        return open_encoder(self.autoencoder, levels, effort)
 
     @name_arguments
     @torch_defaults()
@@ -301,36 +292,29 @@ class Model:
         images: Images,
         levels: int | None = None,
         max_bytes: int | None = None,
-        lmbda: float | None = None,
         names: Sequence[str] | None = None,
-        effort: int | None = None,
+        effort: int = 0,
     ) -> list[bytes]:
         """Return the content of a file of codes (.hrv, docs/format.md) for each image.
 
         Args:
             images: As for `encode`, but images of a sequence may have several sizes.
             levels: Number of levels to write, coarse first (default: all).
-            max_bytes: Largest size of a file. The file has the least error found in a search of
-                levels and lambdas, which takes 60 to 900 times as long. A model that takes no
-                lambda writes as many levels as fit; VQVAE-2 writes all or raises InputError.
-            lmbda: As for `encode`, but only the bits of the written levels count.
+            max_bytes: Largest size of a file, which has the most levels that fit.
             names: Names of the images in messages (default: image 1, image 2, ...).
-            effort: As for `encode`; max_bytes has an effort of its own.
+            effort: As for `encode`, for the error of the written levels.
 
         Raises:
-            InputError: As for `encode`; levels are out of range; max_bytes is too small, or given
-                together with lmbda or effort; the run was trained further after the model was
-                loaded.
+            InputError: As for `encode`; levels are out of range; max_bytes is too small; the run
+                was trained further after the model was loaded.
         """
-        if max_bytes is not None and (lmbda is not None or effort is not None):
-            raise InputError("give a limit of bytes, or a lambda and an effort, not both")
-        encode = self.encoder(lmbda, levels, effort)
+        self.encoder(levels, effort)  # raises InputError first
         self.run.keep_state()  # the files stay readable after further training
         model = self.autoencoder
         entropy_model = self.entropy_model
         listed = list_images(images, model.channels, self.config.data.max_pixels)
         return make_files(
-            model, entropy_model, listed, self.device, levels, max_bytes, encode, names
+            model, entropy_model, listed, self.device, levels, max_bytes, effort, names
         )
 
     @name_arguments
@@ -583,7 +567,7 @@ class Model:
 
         Args:
             data: As for `train`. A data set without splits is measured whole.
-            options: As for `evaluation.report.evaluate_run`, such as split, limit or lmbda, and
+            options: As for `evaluation.report.evaluate_run`, such as split, limit or effort, and
                 fields of reading, such as data.workers.
 
         Raises:

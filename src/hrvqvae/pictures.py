@@ -50,15 +50,14 @@ def reconstruct(
     out: Path,
     levels: int | None = None,
     beam: int | None = None,
-    lmbda: float | None = None,
-    effort: int | None = None,
+    effort: int = 0,
     *,
     force: bool = False,
 ) -> list[tuple[Path, float]]:
     """Write a sheet (.png) of images above their reconstructions, and return the MSE of each image.
 
     The MSE is of values in [0, 1]. Images keep their sizes. They are converted to the model's
-    channels, with a notice. `levels`, `lmbda` and `effort` are as for `Model.encode` and
+    channels, with a notice. `levels` and `effort` are as for `Model.encode` and
     `Model.decode`, `beam` as for `hrvqvae.load`. Raises InputError as these, or if an image can't
     be read, or the sheet can't be written or exists and `force` is not given.
     """
@@ -67,7 +66,7 @@ def reconstruct(
     autoencoder = model.autoencoder
     max_pixels = model.config.data.max_pixels
     num_levels = autoencoder.check_levels(levels)
-    encode = model.encoder(lmbda, levels, effort)
+    encode = model.encoder(levels, effort)
     originals = []
     decoded = []
     errors = []

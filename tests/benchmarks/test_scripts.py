@@ -41,7 +41,7 @@ def printed(name, arguments, capsys):
 
 SCRIPTS = cells_of(f"""
     search | --size 2 3 --vectors 300 | method L m | 5
-    effort | mnist --models mnist --images 3 --lmbda 0.01 --bytes 60 | model coding MSE | 5
+    effort | mnist --models mnist --images 3 --bytes 60 | model coding MSE | 4
     train | --rounds 1 --preset vqgan/mnist {SMALL} {ADVERSARIAL} | method preset batch | 2
     prior | --rounds 1 --batch 2 --presets hrvqvae/mnist {DEEP} | preset network codes | 2
     sample | --rounds 1 --positions 1 --levels {DEEP}:1 --images {DEEP}:1 | method drawn batch | 3

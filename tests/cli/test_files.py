@@ -269,7 +269,7 @@ def test_a_call_that_fails_before_its_first_file_changes_nothing(images, monkeyp
     assert not Path("out").exists()
     do(command)
     before = folder_of(Path("out"))
-    for wrong in (too_few, " --bytes 60 --lmbda 1", " --levels 9"):
+    for wrong in (too_few, " --levels 9"):
         ended(2, f"{command} --force{wrong}")
         assert folder_of(Path("out")) == before
     Path("thumb").touch()  # named as a model of the package is
@@ -316,7 +316,6 @@ def test_what_can_not_be_done(run, images, monkeypatch):
         compress {run} {image} -o x.hrv | exists already
         compress {run} {image} -o x.hvr | end in .hrv or .zip, or be a folder that exists
         {new} --bytes 6 | {image} takes
-        {new} --bytes 60 --lmbda 1 | a limit of bytes, or a lambda and an effort
         decompress x.hrv -o y.png | not inside the package: name it with --model
         decompress x.zip -o y.png | x.zip: 0.hrv was made by a model
         decompress x.hrva -o y.png | hrvqvae 1.0.0 reads X.hrva

@@ -3,10 +3,9 @@
 import numpy as np
 import torch
 
-from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, read, write
-from hrvqvae.compression.levels import Layout, decode_level
+from hrvqvae.compression.levels import decode_level
 from hrvqvae.compression.network import EntropyNetwork, usual_contexts
 from hrvqvae.config import Geometry
 from hrvqvae.config.parsing import override
@@ -87,15 +86,6 @@ def read_one(entropy_model, content):
         return read(entropy_model, [content])[0]
     except InputError as error:
         return ImageCodes((0, 0), (), fault=str(error))
-
-
-def choice_of(entropy_model, size, codes):
-    """Of codes (N, L, P) of the first levels, as the models on one grid have them."""
-    levels = codes.shape[1]
-    networks = [entropy_model.network(level) for level in range(levels)]
-    layout = entropy_model.layout(size)
-    layout = Layout(layout.grids[:levels], layout.symbols[:levels])
-    return Choice(layout, [network for network in networks if network], codes)
 
 
 def flip_bit(content, index):

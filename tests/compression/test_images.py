@@ -1,17 +1,14 @@
 """From images to files of codes and back, for every system; files of at most so many bytes."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 from PIL import Image
 
-import hrvqvae
-from hrvqvae.compression import images as compression
 from hrvqvae.compression.hrv import read, read_header
 from hrvqvae.compression.images import decode_images, make_files
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from tests.compression.made import digits, single_grid, squared_errors, untrained
+from tests.compression.made import digits, single_grid, untrained
 from tests.conftest import (
     damage_error,
     do,
@@ -79,7 +76,7 @@ def test_images_of_several_types_and_channels_are_apart(model):
     with input_error("image 2 has 2 dimensions; expected 3"):
         model.compress([image, image[0]])
     with input_error("images have 2 dimensions; expected 4"):
-        model.encode(image[0, 0], lmbda=0.1)
+        model.encode(image[0, 0], effort=2)
     assert len(model.decompress([bytearray(content) for content in model.compress([image])])) == 1
 
 
@@ -108,29 +105,16 @@ def test_a_system_that_needs_all_levels_says_so(mnist_root):
         make(max_bytes=len(content) - 1)
 
 
-def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(model):
+@parametrize("effort", [0, 1])
+def test_a_file_of_so_many_bytes_has_the_most_levels_that_fit(effort, model):
     images = digits(4)
-    most = 26
-
-    def errors(files):
-        return squared_errors(torch.stack(model.decompress(files)), images)
-
-    limited = model.compress(images, max_bytes=most)
-    assert max(map(len, limited)) <= most
-    least = torch.full((4,), torch.inf)
-    for levels in (1, 2, 3):
-        for lmbda in (None, *(2.0**power for power in range(-7, 4, 2))):
-            files = model.compress(images, levels, lmbda=lmbda)
-            fits = torch.tensor([len(file) <= most for file in files])
-            least = torch.where(fits, torch.minimum(least, errors(files)), least)
-    assert errors(limited).sum() <= 1.005 * least.sum() < torch.inf
-
-
-def test_a_limit_that_every_file_meets_costs_no_error(model):
-    images = digits(2)
-    for levels in (1, 2, 3):
-        files = model.compress(images, levels, max_bytes=1000)
-        assert files == model.compress(images, levels, lmbda=0)
+    by_levels = [model.compress(images, levels, effort=effort) for levels in (1, 2, 3)]
+    for most in (max(map(len, by_levels[0])), 26, 1000):
+        expected = [
+            next(file for file in reversed(files) if len(file) <= most)
+            for files in zip(*by_levels, strict=True)
+        ]
+        assert model.compress(images, max_bytes=most, effort=effort) == expected
 
 
 def test_each_image_has_a_limit_of_its_own(model):
@@ -140,15 +124,6 @@ def test_each_image_has_a_limit_of_its_own(model):
     assert limited == [model.compress(image[None], max_bytes=24)[0] for image in several]
 
 
-def test_a_limit_that_only_a_large_lambda_meets():
-    model = hrvqvae.load("mnist")
-    squares = torch.arange(28) // 4
-    image = ((squares[:, None] + squares) % 2).float()[None, None]  # a chessboard
-    usual, least = (len(model.compress(image, 1, lmbda=lmbda)[0]) for lmbda in (2.0**2.75, 1e3))
-    assert least < usual
-    assert len(model.compress(image, max_bytes=least)[0]) <= least
-
-
 def test_what_does_not_fit_is_named(model):
     large = pictures(1, (40, 40))[0]
     with input_error(r"^image 2 takes at least (\d+) bytes; the limit is 12$") as refused:
@@ -156,37 +131,6 @@ def test_what_does_not_fit_is_named(model):
     assert int(str(refused.value).split()[5]) > 12
     with input_error("the limit of a file is 0 bytes"):
         model.compress(digits(1), max_bytes=0)
-
-
-@parametrize("least", [0.001, 6.0])
-def test_files_that_do_not_shrink_for_long_are_found_too(least, monkeypatch):
-    """Of 31 bytes up to that lambda, where 30 are admitted. The code of an image is its lambda, and
-    its error is lambda as well.
-    """
-
-    image = torch.zeros(1, 1, 1, 1)
-
-    def encode(_, lmbdas=image, start=None):
-        return (lmbdas.view(1, 1, 1).float(),)
-
-    def write(_, lmbdas, *__):
-        return [bytes(28 if lmbda >= least else 31) for lmbda in lmbdas.flatten()]
-
-    def decode(codes, *_):
-        return codes[0][None].sqrt() if codes[0] > 0 else torch.ones(1, 1, 1, 1)
-
-    monkeypatch.setattr(compression, "write", write)
-    monkeypatch.setattr(compression, "flat_codes", torch.cat)
-    encoder = SimpleNamespace(
-        encode=encode,
-        entropy_model=SimpleNamespace(networks=(None,)),
-        levels=1,
-        model=SimpleNamespace(decode=decode, channels=1),
-    )
-    best = compression._BestFile(30)
-    assert compression._search_lambdas(encoder, image, [best]).tolist() == [True]
-    assert best.content == bytes(28)
-    assert least <= best.error <= 1.5 * least
 
 
 def test_codes_are_computed_without_tf32(model, run, tmp_path, monkeypatch):
@@ -205,7 +149,7 @@ def test_codes_are_computed_without_tf32(model, run, tmp_path, monkeypatch):
     Image.fromarray(images[0, 0].numpy()).save(png)
     for call in (
         lambda: model.encode(images),
-        lambda: model.encode(images, lmbda=0.1),
+        lambda: model.encode(images, effort=1),
         lambda: model.compress(images),
         lambda: model.compress(images, max_bytes=1000),
         lambda: do(f"compress {run} {png} -o {tmp_path}/x.zip"),

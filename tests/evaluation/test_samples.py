@@ -207,7 +207,7 @@ class Rings:
             labels[:] = Priors((), self.classes, ()).class_index(class_name)
         return Sampled(rings(labels, generator), (), ())
 
-    def encode(self, images, lmbda=None, effort=None):
+    def encode(self, images, effort=0):
         return (images,)
 
     def decode(self, codes, size):
@@ -379,23 +379,23 @@ def test_evaluation_with_priors(run):
     assert re.search(r"an unknown class takes 3\.\d bits", out)
 
 
-@parametrize("beam, lmbda", [(9, None), (None, 0.02), (9, 0.02)])
-def test_a_beam_and_a_lambda_encode_all_that_is_measured(run, beam, lmbda):
+@parametrize("beam, effort", [(9, 0), (None, 2), (9, 2)])
+def test_a_beam_and_an_effort_encode_all_that_is_measured(run, beam, effort):
     report = "hrvqvae.evaluation.report."
     with (
         patch(f"{report}measure_rate") as rate,
         patch(f"{report}measure_samples", return_value=()) as samples,
     ):
-        evaluated = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, lmbda=lmbda)
+        evaluated = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, effort=effort)
     wide = load(run, beam=beam)
     images = torch.from_numpy(load_images(wide.config.data, "train").pixels)
-    coded = wide.encode(images, lmbda)
+    coded = wide.encode(images, effort=effort)
     for level, codes in zip(rate.call_args.args[3].levels, coded, strict=True):
         assert np.array_equal(level, codes.numpy())
     error = (wide.decode(coded, size=(12, 12)) - images / 255).square().mean()
     assert evaluated.report.mse == approx(float(error), rel=1e-4)
     assert samples.call_args.args[0].config.model.quantizer.encoding_beam == (beam or 0)
-    assert samples.call_args.kwargs["lmbda"] == lmbda
+    assert samples.call_args.kwargs["effort"] == effort
 
 
 def test_what_can_not_be_measured_is_refused_before_anything_is_encoded(tmp_path, monkeypatch):
@@ -439,7 +439,7 @@ def test_each_image_is_encoded_once(run, monkeypatch):
         return encode_and_count
 
     monkeypatch.setattr(Model, "encoder", counting)
-    evaluated = evaluate_run(run, device="cpu", limit=10, lmbda=0.01)
+    evaluated = evaluate_run(run, device="cpu", limit=10, effort=1)
     assert evaluated.report.images == 10
     assert sum(encoded) == 10
     assert evaluated.rate is not None

@@ -102,17 +102,12 @@ COMMON: Mapping[str, Option] = {
         " last level (default: as in training)",
         type=integer(1),
     ),
-    "--lmbda": option(
-        "--lmbda X",
-        "choose codes that minimize squared error + X * bits, for pixel values in [0, 1]; try"
-        " 0.005",
-        type=float,
-    ),
     "--effort": option(
         "--effort",
         "0: take the nearest codewords; 1, 2: look at the decoded image too, for less error, in"
-        " 2 and 7 times the time (default: 2 with --lmbda, else 0)",
+        " 2 and 7 times the time (default: 0)",
         type=int,
+        default=0,
         choices=(0, 1, 2),
     ),
 }

@@ -31,7 +31,7 @@ def _compress(arguments: Arguments) -> None:
         arguments.out,
         skip=arguments.on_error == "skip",
         max_bytes=arguments.bytes,
-        **pick(arguments, "force levels lmbda effort"),
+        **pick(arguments, "force levels effort"),
     )
     count = len(written.lost)  # it has an entry per image, even if nothing was lost
     if count:  # an interrupted call may have left nothing to do
@@ -165,9 +165,8 @@ def _tokenize(arguments: Arguments) -> None:
     tokenized = tokenize(
         **pick(
             arguments,
-            "model source out shard_size full_size workers device engine retry_broken beam",
+            "model source out shard_size full_size workers device engine retry_broken beam effort",
         ),
-        effort=arguments.effort or 0,  # None if the option is not given
     )
     if arguments.json:
         print_json(vars(tokenized))
@@ -204,11 +203,10 @@ COMMANDS = (
         ),
         option(
             "--bytes N",
-            "search levels and lambdas for the least error in at most N bytes per image",
+            "write the most levels that fit in N bytes per image",
             type=integer(1),
         ),
         "--beam",
-        "--lmbda",
         "--effort",
         "--device",
     ),

@@ -34,7 +34,7 @@ def _evaluate(arguments: Arguments) -> None:
         root=arguments.data,
         guidance=arguments.guidance or (1.0,),
         limit=arguments.images,
-        **pick(arguments, "run split device samples beam lmbda effort sample_levels fields"),
+        **pick(arguments, "run split device samples beam effort sample_levels fields"),
     )
     report = evaluated.report
     if arguments.json:
@@ -123,7 +123,7 @@ def _reconstruct(arguments: Arguments) -> None:
     from hrvqvae.pictures import reconstruct
 
     errors = reconstruct(
-        arguments.run, arguments.images, **pick(arguments, "out levels beam lmbda effort force")
+        arguments.run, arguments.images, **pick(arguments, "out levels beam effort force")
     )
     for path, error in errors:
         print(f"{path}: MSE {error:.3e}, PSNR {psnr(error):.2f} dB")
@@ -208,7 +208,6 @@ COMMANDS = (
         "--data",
         "--device",
         "--beam",
-        "--lmbda",
         "--effort",
         "--json",
         option(
@@ -249,7 +248,6 @@ COMMANDS = (
         _SHEET,
         "--levels",
         "--beam",
-        "--lmbda",
         "--effort",
         "--force",
     ),

@@ -281,8 +281,7 @@ def evaluate_run(
     guidance: float | Sequence[Guidance] = (1.0,),
     limit: int | None = None,
     beam: int | None = None,
-    lmbda: float | None = None,
-    effort: int | None = None,
+    effort: int = 0,
     sample_levels: int | None = None,
     rate: bool = True,
     fields: Mapping[str, Any] = MappingProxyType({}),
@@ -299,7 +298,7 @@ def evaluate_run(
             others with guidance 5; [(1, 5)] measures samples with guidance from 1 at the first
             position to 5 at the last.
         limit: number of images, spread evenly over the split, at least 1 (None: all).
-        beam: as for `hrvqvae.load`; `lmbda` and `effort` are as for `Model.encode`.
+        beam: as for `hrvqvae.load`; `effort` is as for `Model.encode`.
         sample_levels: levels to draw (default: all, or those of sampling.json if a level has no
             prior).
         rate: measure the rate; if False, samples are not measured either.
@@ -328,7 +327,7 @@ def evaluate_run(
         networks = model.load_priors(num_drawn).networks
         for of_samples in guidances:
             SamplingParams(guidance=of_samples).check(networks)
-    encode = model.encoder(lmbda, effort=effort)
+    encode = model.encoder(effort=effort)
 
     # Find the images, and the priors that fit them.
     data = override_reading(model.config, fields).data
@@ -379,7 +378,6 @@ def evaluate_run(
             data,
             samples,
             guidances=guidances,
-            lmbda=lmbda,
             effort=effort,
             levels=sample_levels,
             maps=reused,

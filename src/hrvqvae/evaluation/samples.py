@@ -246,8 +246,7 @@ def measure_samples(
     count: int,
     *,
     guidances: Sequence[Guidance] = (1.0,),
-    lmbda: float | None = None,
-    effort: int | None = None,
+    effort: int = 0,
     levels: int | None = None,
     maps: CodeMaps | None = None,
 ) -> tuple[SampleQuality, ...]:
@@ -256,7 +255,7 @@ def measure_samples(
     Classify `count` samples, drawn equally often from each class. Compare NUM_SETS other sets of
     samples, whose classes are drawn by their frequency in training, with test images. A set has
     `count` images, but at most half of the test split or all of the train split. Return a
-    `SampleQuality` per guidance. `levels` is for samples, `lmbda` and `effort` for reconstructions;
+    `SampleQuality` per guidance. `levels` is for samples, `effort` for reconstructions;
     they are not used with `maps`, the codes of the whole test split.
 
     The model has classes. Raises InputError if the data or a prior is missing, or a prior does not
@@ -277,7 +276,7 @@ def measure_samples(
     if maps is None:
         batches = read_batches_at(tests, reference)
         coded = (
-            (model.encode(batch.images.float() / 255, lmbda, effort=effort), batch.labels)
+            (model.encode(batch.images.float() / 255, effort=effort), batch.labels)
             for batch in batches
         )
     else:

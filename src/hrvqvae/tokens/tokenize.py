@@ -223,8 +223,7 @@ class Tokenizer:
         # None: images keep their sizes
         self.size = None if full_size else config.data.image_size
         self.size_field = None if full_size else config.data.size  # as plan and metadata have it
-        load_entropy_model = partial(run.entropy_model.load, run.weights_digest)
-        self._encode_batch = open_encoder(self.autoencoder, load_entropy_model, effort=effort)
+        self._encode_batch = open_encoder(self.autoencoder, effort=effort)
         self._metadata = {
             "format": FORMAT,
             "model": run.weights_digest,
