@@ -387,10 +387,14 @@ def note_conversions(lost: Mapping[Any, str]) -> None:
         )
 
 
+_MOST_OPTIMIZED = 1_000_000  # pixels of a PNG that is made as small as possible
+
+
 def write_image(image: Image.Image, path: Path, *, optimize: bool = True) -> None:
     """Write a PNG file and make its folder; replace an existing file.
 
-    `optimize` makes the file smaller, in several times the time. The file is not flushed to disk,
+    `optimize` makes the file smaller, in several times the time; an image above a megapixel is
+    written without it. The file is not flushed to disk,
     which saves 7 ms. Raises InputError if the path does not end in .png or can't be written.
     """
     if path.suffix.lower() != ".png":
@@ -398,4 +402,5 @@ def write_image(image: Image.Image, path: Path, *, optimize: bool = True) -> Non
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path, flush=False) as temporary:
-            image.save(temporary, "PNG", optimize=optimize)
+            is_small = image.width * image.height <= _MOST_OPTIMIZED
+            image.save(temporary, "PNG", optimize=optimize and is_small)
