@@ -139,6 +139,8 @@ function encodeCodes({ width, height, data }, { codebooks, encoder, channels, mo
  */
 export function encode(image, model, { bytes = Infinity, levels = Infinity } = {}) {
   refuseUnless(levels >= 1, "levels must be at least 1");
+  const expected = 4 * image.width * image.height;
+  refuseUnless(image.data.length === expected, `image data must have ${expected} values`);
   const alpha = shrinkAlpha(image);
   const head = alpha ? writeAlpha(alpha) : [];
   const codes = encodeCodes(alpha ? withoutHoles(image) : image, model).slice(0, levels);
