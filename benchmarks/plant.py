@@ -1,6 +1,6 @@
 """Measure trees that are planted on the codebooks of trained runs (docs/data/plant-cifar10).
 
-python -m benchmarks.plant images OUT RUN CODEWORDS BEAMS [LIMIT]: errors of a run, to OUT/rows.jsonl
+python -m benchmarks.plant images OUT RUN CODEWORDS BEAMS [LIMIT]: errors, to OUT/rows.jsonl
 python -m benchmarks.plant times OUT: seconds, to OUT/times.jsonl
 python -m benchmarks.plant report OUT: comparisons
 """
@@ -44,14 +44,15 @@ class Subject:
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the latents (B, H, W, D) of images."""
-        batches = [self.model.latents(batch.float() / 255) for batch in images.split(50)]
+        batches = [self.model.latents(batch.float() / 255) for batch in torch.split(images, 50)]
         return torch.cat(batches)
 
     def error(self, quantized: Tensor) -> float:
         """Return the squared error of images that are decoded from quantized latents (N, D)."""
         squared = 0.0
         latents = quantized.view(self.latents.shape)
-        for batch, images in zip(latents.split(50), self.images.split(50), strict=True):
+        batches = zip(torch.split(latents, 50), torch.split(self.images, 50), strict=True)
+        for batch, images in batches:
             decoded = (self.model.pixels(batch, self.config.data.image_size) + 1) / 2
             error = decoded.clamp(0, 1) - images.float() / 255
             squared += float(error.double().square().sum())
@@ -69,8 +70,8 @@ def pair_order(words: Tensor, weights: Tensor, rows: Tensor, _: Sequence[int]) -
         added = torch.cdist(means, means).square() * mass * mass[:, None]
         added /= mass + mass[:, None]
         added.fill_diagonal_(torch.inf)
-        pairs = []
-        for _ in range(len(groups) // 2):
+        pairs: list[Tensor] = []
+        while len(pairs) < len(groups) // 2:
             left, right = divmod(int(added.argmin()), len(groups))
             pairs.append(torch.cat([groups[left], groups[right]]))
             added[[left, right]] = torch.inf
