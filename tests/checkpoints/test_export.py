@@ -143,7 +143,6 @@ def test_what_is_stale_is_left_out_with_a_line(changed, tmp_path, caplog):
     files = export(changed, tmp_path / "out")
     assert [path.name for path in files] == ["README.md", "config.json", "model.safetensors"]
     assert "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt" in caplog.text
-    assert f"hrvqvae refresh {changed}" in caplog.text
     assert "| priors | none |" in RunFolder(tmp_path / "out").card.read_text()
 
 

@@ -24,8 +24,8 @@ from hrvqvae.config.parsing import from_file, override
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.distributed.launch import process_group
 from hrvqvae.models.objective import MODEL
+from hrvqvae.training import prior
 from hrvqvae.training.autoencoder import AutoencoderTask
-from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.errors import InputError
@@ -76,8 +76,7 @@ def train_all(folder, systems):
     run = RunFolder(folder / f"priors-{size}")
     if run.path.is_dir():
         for path, network in ((run.path, GIVEN), (folder / f"gpt-{size}", GIVEN_GPT)):
-            configs = resolve_priors(path, None, network | PRIOR, resume=False)
-            train_priors(path, configs, say=silent)
+            prior.train(path, network | PRIOR, callbacks=(), say=silent)
         for name in ("progressive", "generation"):
             case = Case(name, run.path, with_training(run.read_config(), batch_size=12))
             changes = {"generation.redraw": "0", "generation.class_dropout": "0"}
