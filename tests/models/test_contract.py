@@ -1,19 +1,15 @@
 """The contract of every system."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from hrvqvae.checkpoints.run import save_model
-from hrvqvae.config import Config, DataConfig, QuantizerConfig
-from hrvqvae.data.batches import Batch
+from hrvqvae.config import Config, DataConfig
 from hrvqvae.model import Model
-from hrvqvae.models.distortion import evaluate
 from tests.conftest import (
-    approx,
     generator,
     input_error,
     parametrize,
@@ -21,7 +17,7 @@ from tests.conftest import (
     same,
     state_of,
 )
-from tests.models.small import EVERY, FLAT, TREE, config_of, model_of
+from tests.models.small import EVERY, config_of, model_of
 
 
 @pytest.fixture(params=EVERY)
@@ -128,42 +124,6 @@ def test_a_start_is_seeded_and_dead_codewords_come_back(model):
         count.view(-1)[0] = 0
     restarted = model.restart_dead_codes(torch.rand(8, 3, 14, 14), generator())
     assert bool(restarted) == bool(counts) == bool(model.config.restart_every)
-
-
-@parametrize("leaves", [8, 512])
-def test_a_random_start_has_codewords_apart_from_each_other(leaves):
-    for quantizer, size in ((FLAT, leaves), (TREE, round(leaves ** (1 / 3)))):
-        drawn = replace(quantizer, codewords=size, init_vectors=0)
-        model = model_of(config_of("hrvqvae", quantizer=drawn))
-        finest = model.quantizer.levels[-1].codewords
-        assert len(finest.flatten(0, 1).unique(dim=0)) > 0.95 * leaves
-        codes = model.codeword_indices(model.encode(torch.rand(64, 3, 14, 14)))[-1]
-        assert len(codes.unique()) > 0.3 * leaves  # they lie where latents are
-
-
-def test_what_a_quantizer_makes_of_one_architecture():
-    for name, codewords, linked in (
-        ("hrvqvae", (3, 9, 27), 3),
-        ("groups", (3, 9, 3, 9, 3), 0),
-        ("vqvae", (6,), 0),
-    ):
-        config = config_of(name)
-        assert config.num_codewords == codewords
-        assert len(model_of(config).linked_codebooks) == linked
-    with input_error(r"model\.quantizer\.levels is 2; it must be 1"):
-        config_of("vqvae2", quantizer=QuantizerConfig(levels=2))
-
-
-def test_prefixes_are_measured_on_some_images():
-    config = Config(data=DataConfig(channels=3, size=14), model=config_of("hrvqvae"))
-    model = model_of(config.model)
-    images = random_images(9, 3, 14, 14)
-    batches = [Batch(images, torch.zeros(9).long())]
-    report = evaluate(model, config, batches, "test", torch.device("cpu"), prefix_interval=4)
-    for levels, measured in ((1, images[::4]), (2, images[::4]), (3, images)):
-        decoded = model.decode(model.encode(measured), levels, (14, 14)).detach()
-        error = (decoded - measured / 255).square().mean()
-        assert report.levels[levels - 1].mse == approx(float(error), rel=1e-4)
 
 
 @parametrize("name", ["hrvqvae", "groups", "rqvae", "sizes"])

@@ -181,16 +181,6 @@ def test_weights_are_downloaded_once(network, tmp_path):
     assert "hrvqvae data get lpips-vgg16" in listed["lpips-vgg16"]
 
 
-def test_what_is_missing_or_damaged_leaves_nothing(network, tmp_path):
-    for _ in range(2):
-        assert "small could not be downloaded" in refused("data get small")
-        assert not any(network.path.parent.iterdir())
-        (tmp_path / NAME).write_bytes(CONTENT[1:])
-    message = "small is not on this machine: hrvqvae data get small"
-    with input_error(message), network.reading():
-        pass
-
-
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setattr(published.importlib.util, "find_spec", lambda name: None)
     assert not published.INCEPTION.available

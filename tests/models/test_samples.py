@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from hrvqvae.config import presets
 from hrvqvae.models.adversarial import FeatureHead, SampleObjective
 from hrvqvae.models.perceptual import EfficientNetDistance
-from tests.conftest import generator, parametrize, same
+from tests.conftest import generator, same
 
 CLASSES = torch.tensor([0, -1, 1, 1])  # of two images and two samples
 
@@ -81,13 +81,6 @@ def test_each_network_follows_its_own_losses(objective, images, decoder):
     assert not any(parameter.requires_grad for parameter in objective.distance.parameters())
 
 
-@parametrize("step, names", [(99, 2), (100, 3)])
-def test_the_discriminator_joins_later(objective, images, decoder, step, names):
-    losses, _ = objective.judge(images, decoder(INPUTS), CLASSES, decoder.weight, step)
-    assert len(losses["model"]) == names
-    assert ("discriminator" in losses) == (step == 100)
-
-
 def test_the_discriminator_learns_classes_from_images_that_have_one(objective, images, decoder):
     """It learns none from samples."""
     classifier = objective.discriminator[0].classify.weight
@@ -100,16 +93,6 @@ def test_the_discriminator_learns_classes_from_images_that_have_one(objective, i
     assert first.any()
     assert same(gradient(torch.tensor([0, -1, 0, -1]), INPUTS.flip(2)), first)
     assert not gradient(torch.tensor([-1, -1, 1, 1]), INPUTS).any()
-
-
-def test_images_without_classes(images, decoder):
-    torch.manual_seed(0)
-    objective = SampleObjective(presets.get("treevq-deep/cifar10").config)  # 0 classes
-    classes = torch.full((4,), -1)
-    losses, _ = objective.judge(images, decoder(INPUTS), classes, decoder.weight, 100)
-    assert losses["discriminator"]["classes"] == 0
-    sum(losses["model"].values()).backward()
-    assert decoder.weight.grad.isfinite().all()
 
 
 def test_a_score_is_a_mean_over_positions_and_a_projection_on_the_class():

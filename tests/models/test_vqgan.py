@@ -10,7 +10,6 @@ from torch.nn.functional import relu
 from torch.testing import assert_close
 
 from hrvqvae.config.schema import decide_auto
-from hrvqvae.models import adversarial
 from hrvqvae.models.adversarial import (
     PatchDiscriminator,
     VQGANObjective,
@@ -18,7 +17,6 @@ from hrvqvae.models.adversarial import (
     fix_gradient,
 )
 from hrvqvae.models.build import build
-from hrvqvae.models.perceptual import PerceptualDistance
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 from tests.conftest import (
@@ -144,28 +142,6 @@ def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan):
     with nonfinite_error("discriminator nan"):
         started.step()
     assert same(before, list(started.model.parameters()))
-
-
-class Halved(PerceptualDistance):
-    name = title = "halved"
-
-    def forward(self, left, right):
-        return (left - right).abs().mean() / 2
-
-
-def test_the_perceptual_loss_is_named_for_its_network(gan, monkeypatch):
-    name = "efficientnet-lite0"
-    monkeypatch.setattr(adversarial, "perceptual_distance", {name: Halved()}.__getitem__)
-    started = Started(with_model(gan, perceptual=name, perceptual_weight=2.0))
-    images = started.model(started.images).images
-    expected = 2 * started.objective.distance(started.images.float() / 255, images)
-    metrics, _ = started.step()
-    assert metrics["perceptual (halved)"] == approx(float(expected.detach()), rel=1e-4)
-
-
-def test_the_best_distance_is_decided_when_a_run_begins(gan, monkeypatch):
-    monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda _: "none")
-    assert decide_auto(with_model(gan, perceptual="auto"), "model") == gan
 
 
 @parametrize("layers", [1, 3])

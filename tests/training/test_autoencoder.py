@@ -1,6 +1,5 @@
 """Training an autoencoder: loss and files, restarted codewords, images."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.loading import load_images
-from hrvqvae.model import load
 from hrvqvae.models.build import build
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.drawing import draw_training
@@ -31,8 +29,8 @@ from tests.conftest import (
 )
 from tests.data.stored import paths_of
 from tests.kills import at_step
-from tests.trained_run import silent, tiny_systems
-from tests.training.tasks import Case, untrained_run
+from tests.trained_run import tiny_systems
+from tests.training.tasks import Case
 
 FAR = 50.0
 FIRST = "quantizer.codebooks.0.codewords"
@@ -178,35 +176,6 @@ def test_broken_images_are_counted_and_do_not_shift_the_data(pictures, picture_f
     assert last == [record for record in records if record["step"] == 40]
 
 
-@parametrize("name", ["progressive", "generation"])
-def test_decoders_count_broken_images_too(name, mnist_root, picture_folder, tmp_path):
-    for path in sorted(picture_folder.rglob("*.png"))[:3]:
-        path.write_bytes(b"broken")
-    data = {"dataset": "pictures", "root": str(picture_folder), "crop": "random"}
-    config = with_data(tiny_systems(mnist_root)["hrvqvae"], **data, on_error="skip")
-    case = untrained_run(name, config, tmp_path)
-    case.train(max_steps=12)
-    assert max(record.get("broken_images", 0) for record in case.records()) == 3
-
-
-def test_an_evaluation_and_an_entropy_model_can_leave_out_broken_images(pictures, tmp_path, caplog):
-    untrained_run("autoencoder", pictures, tmp_path)
-    run = str(tmp_path / "run")
-    paths = paths_of(load_images(pictures.data, "train"))
-    paths[0].write_bytes(b"broken")
-    skip = {"data.on_error": "skip", "data.workers": 0}
-    with input_error("leave it out with data.on_error skip"):
-        load(run).evaluate(split="train")
-    assert "without labels" not in caplog.text
-    assert load(run).evaluate(split="train", **skip).report.images == len(paths) - 1
-    fit = partial(Run(run).entropy_model.fit, effort=0.01, say=silent)
-    with input_error("--data.on_error skip"):
-        fit()
-    with input_error("--data.size does not say how data is read"):
-        fit(fields={"data.size": "8"})
-    assert fit(fields=skip).is_file()
-
-
 def test_a_checkpoint_is_written_before_a_broken_image(pictures, tmp_path, monkeypatch):
     case = Case("autoencoder", tmp_path / "run", with_training(pictures, batch_size=2))
     images = load_images(pictures.data, "train")
@@ -215,13 +184,6 @@ def test_a_checkpoint_is_written_before_a_broken_image(pictures, tmp_path, monke
     with input_error("--data.on_error skip"):
         case.train(max_steps=10, checkpoint_every=100)
     assert case.last_step == 3
-
-
-def test_messages_about_broken_images_are_bounded(tiny):
-    state = TrainState.start(build(tiny), tiny.training)
-    for start in range(0, 3_000, 500):
-        state.add_broken(f"{start + index}.png is broken" for index in range(500))
-    assert len(state.meta()["broken"]) == 1_000
 
 
 def test_a_long_average_forgets_the_first_weights():

@@ -5,23 +5,18 @@ import math
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.run import Run
 from hrvqvae.config.parsing import override
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import ProcessSync
-from hrvqvae.utils.errors import explain_write_errors
 from hrvqvae.utils.outputs import TEMPORARY
-from hrvqvae.utils.progress import say
 from tests.checkpoints.test_damage import DAMAGES
 from tests.conftest import (
     damage_error,
@@ -68,16 +63,6 @@ def test_torchs_generator_depends_on_the_step(case, monkeypatch):
         at_step(monkeypatch, case.kind, step, lambda _: drawn.append(torch.rand(3)))
     case.train(max_steps=2)
     assert not same(*drawn)
-
-
-@of_the_trainer
-def test_torchs_generator_goes_on_after_a_training(case):
-    torch.manual_seed(5)
-    case.train(max_steps=2)
-    Run(case.path).load()
-    after = torch.rand(())
-    torch.manual_seed(5)
-    assert torch.rand(()) == after
 
 
 def test_nothing_is_trained_for_an_autoencoder_that_still_trains(case):
@@ -137,24 +122,6 @@ def test_signals_end_it_after_the_step(case, unstopped, signum, handler, monkeyp
         monkeypatch.undo()
         assert case.resume().signal is None
     assert same(case.state(), unstopped.state())
-
-
-@of_the_trainer
-def test_a_terminal_that_is_closed_ends_no_training(case, unstopped, monkeypatch):
-    write = Mock(side_effect=OSError(errno.EIO, "closed"))
-    monkeypatch.setattr(sys, "stdout", Mock(isatty=lambda: False, write=write))
-    case.train(say=say)
-    assert same(case.state(), unstopped.state())
-
-
-@of_the_trainer
-def test_a_signal_in_the_last_evaluation_is_told(case):
-    def stop(*_):
-        signal.raise_signal(signal.SIGTERM)
-
-    outcome = case.train(callbacks=(stop,), evaluate_every=100)
-    assert outcome.step == 12
-    assert outcome.signal == signal.SIGTERM
 
 
 def test_an_evaluation_that_fails_loses_no_step(case, unstopped, monkeypatch):
@@ -224,22 +191,6 @@ def test_a_full_disk(case, unstopped, full, monkeypatch):
 
 
 @of_the_trainer
-def test_a_full_disk_while_it_is_drawn_or_logged(case, monkeypatch):
-    def fails(*_):
-        with explain_write_errors("x.png"):
-            raise OSError(errno.ENOSPC, "full")
-
-    told = (
-        r"step 4 could not be {} \(.*full.*step-000000004.*: make room and continue with --resume"
-    )
-    with input_error(told.format("evaluated")):
-        case.train(callbacks=(fails,))
-    monkeypatch.setattr("hrvqvae.training.loggers.write_atomic", fails)
-    with input_error(told.format("logged")):
-        case.resume()
-
-
-@of_the_trainer
 def test_a_finished_run_stays_as_it_is(case):
     def written():
         files = case.folder.path.rglob("*.safetensors")
@@ -262,16 +213,6 @@ def test_a_finished_run_stays_as_it_is(case):
     with input_error("no checkpoint to go on from.*--init-from"):
         case.resume(max_steps=4)
     assert written() == before
-
-
-@of_the_trainer
-def test_a_rate_that_rises_again_is_told(case):
-    told = []
-    for steps in (2, 5, 5):
-        said = []
-        case.train(resume=steps > 2, max_steps=steps, schedule="cosine", say=said.append)
-        told.append(any("had come down to 0" in line for line in said))
-    assert told == [False, True, False]
 
 
 @of_the_trainer

@@ -10,7 +10,7 @@ from hrvqvae.config.parsing import autoencoder_config, override, stage_config
 from hrvqvae.config.schema import decide_auto
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.loggers import read_records
-from hrvqvae.utils.device import Compute, exact_float32
+from hrvqvae.utils.device import Compute
 from tests.conftest import input_error, needs_gpu, parametrize, with_training
 from tests.kills import at_step
 from tests.trained_run import fields, train_autoencoder
@@ -46,28 +46,6 @@ def test_float32_stays_float32_in_a_training(tiny, tmp_path, monkeypatch):
     train_autoencoder(with_training(tiny, max_steps=2), tmp_path / "run")
     assert seen == [False]
     assert cudnn.allow_tf32
-
-
-@pytest.mark.skipif(
-    not hasattr(torch.backends.cudnn, "conv"), reason="this torch has no fp32_precision"
-)
-def test_a_precision_that_was_set_the_new_way_is_kept():
-    matmul = torch.backends.cuda.matmul
-    convolution = torch.backends.cudnn.conv
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32"
-    with exact_float32():
-        assert matmul.fp32_precision == "ieee"
-        assert convolution.fp32_precision == "ieee"
-    assert matmul.fp32_precision == "tf32"
-    assert convolution.fp32_precision == "tf32"
-    matmul.fp32_precision = before
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    with exact_float32():
-        assert not matmul.allow_tf32
-    assert torch.get_float32_matmul_precision() == "medium"
-    torch.set_float32_matmul_precision(before)
 
 
 def test_what_is_decided_is_kept(left_open, monkeypatch):

@@ -41,27 +41,8 @@ def test_matrices_are_the_weights_between_layers():
     assert matrices == {"1.weight", "3.above", "3.left", "4.weight"}
 
 
-def test_a_matrix_that_layers_share_counts_once():
-    plain = nn.Linear(8, 8, bias=False)
-    module = nn.Sequential(nn.Embedding(8, 8), plain, nn.Linear(8, 8, bias=False))
-    module[0].weight = module[2].weight = plain.weight
-    (matrix,) = select_matrices(module)
-    assert matrix is plain.weight
-    assert len(muon(module).param_groups) == 1
-
-
 def muon(module):
     return Muon(module, 0.01, (0.9, 0.99))
-
-
-def test_moments_and_their_steps_go_to_the_device_of_the_weights():
-    here = network()
-    saved = muon(here)
-    trained(here, saved)
-    there = muon(network().to("meta"))
-    there.load_state_dict(saved.state_dict())
-    moments = [tensor for state in there.state.values() for tensor in state.values()]
-    assert {tensor.device.type for tensor in moments} == {"meta"}
 
 
 def network(form=torch.contiguous_format):

@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 import signal
-from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
@@ -159,27 +158,6 @@ def test_nothing_is_begun_that_can_not_be_finished(run):
     train_levels(run, changes="training.max_steps=13", resume=True)
     assert [record["step"] for record in evaluations(run, 0)] == [4, 8, 12, 13]
     assert evaluations(run, 1)[-1]["step"] == 13
-
-
-def test_an_exported_run_gets_priors(run, tiny, tmp_path):
-    export(run, tmp_path / "exported")
-    train_levels(tmp_path / "exported", 1, of=GIVEN | {"data.root": str(tiny.data.root)})
-    assert prior_folder(tmp_path / "exported", 0).model.is_file()
-
-
-def test_codes_that_another_process_extracts_are_waited_for(run):
-    folder = RunFolder(run).codes
-    said = []
-    with ExitStack() as held:
-        pid = held.enter_context(in_another_process(folder))
-
-        def release(line):
-            said.append(line)
-            held.close()
-
-        train_levels(run, 1, of=GIVEN | SLOWLY, say=release)
-    assert said[0] == f"{folder} is in use by another process (pid {pid}); waiting for it"
-    assert prior_folder(run, 0).begun()
 
 
 def interrupt(monkeypatch, step):
