@@ -1,5 +1,4 @@
 # make demo   set up, then MNIST from nothing to reconstructions
-# make test-browser   the page of `hrvqvae play` in Chromium, which it installs (Debian)
 # make test   set up, then format check, lint, types and tests
 # make test-newest   all tests under Python 3.13 and the newest torch, and every training step on fake GPU tensors
 # make torture   damaged files for every reader; kills and full disks for every command that writes (MINUTES=10, SEED=0)
@@ -10,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
 
-.PHONY: demo test test-browser test-newest torture docs setup setup-dev clean
+.PHONY: demo test test-newest torture docs setup setup-dev clean
 
 demo: setup
 	$(BIN)/hrvqvae demo
@@ -21,13 +20,8 @@ test: setup-dev
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-test-browser: setup-dev
-	command -v chromium && command -v chromedriver || apt-get install --yes --no-install-recommends chromium chromium-driver
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
-	$(BIN)/pytest -o addopts= -q tests/play/served tests/web/served
-
 test-newest: $(NEWEST)/.installed
-	$(NEWEST)/bin/pytest -o addopts= -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/play/served --ignore=tests/web/served
+	$(NEWEST)/bin/pytest -o addopts= -q -n 2 --dist loadfile --no-loadscope-reorder
 
 torture: setup-dev
 	$(BIN)/python -m benchmarks.torture --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0)

@@ -67,7 +67,7 @@ NEED = cells_of("""
     shards | detokenize tokens decoded
 """)
 _MODULES = metadata.packages_distributions()
-NOT_IN_ALL = {"all", "browser", "dev", "play"}
+NOT_IN_ALL = {"all", "dev", "play"}
 
 
 def modules_of(package):

@@ -62,15 +62,10 @@ def _get(arguments: Arguments) -> None:
 
 
 def _play(arguments: Arguments) -> None:
-    from hrvqvae.play.address import check_address
-
-    # before the slow import of the page
-    check_address(arguments.host, arguments.port)
     from hrvqvae.model import Model
     from hrvqvae.play.page import serve
 
-    model = Model(arguments.run, arguments.device)
-    serve(model, arguments.host, arguments.port, arguments.max_bytes, arguments.max_pixels)
+    serve(Model(arguments.run, arguments.device), arguments.host, arguments.port)
 
 
 _NAME = option("name USER/NAME", "repository of the hub")
@@ -137,7 +132,7 @@ COMMANDS = (
     ),
     Command(
         "play",
-        "serve a local page to try a model in a browser (docs/play.md)",
+        "serve a local page to try a model in a browser (docs/share.md)",
         _play,
         option("run RUN", "run folder or model (default: mnist)", nargs="?", default="mnist"),
         option(
@@ -149,17 +144,5 @@ COMMANDS = (
             type=integer(1, 65535),
         ),
         option("--device NAME", "cpu, cuda or cuda:N (default: cpu)", default="cpu"),
-        option(
-            "--max-bytes N",
-            "largest upload (default: 16 MiB)",
-            type=integer(1),
-            default=16 << 20,
-        ),
-        option(
-            "--max-pixels N",
-            "pixels per image (default: 16 Mi)",
-            type=integer(1),
-            default=1 << 24,
-        ),
     ),
 )
