@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 import hrvqvae
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import prior_folders
 
 SYSTEMS = ("hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae", "treevq-deep")
 MODELS = ("mnist", "cifar10", "treevq-mnist", "treevq-cifar10", "thumb")
@@ -53,9 +55,9 @@ def digest_training(system: str, folder: Path) -> Iterator[tuple[str, str]]:
     if system in ("hrvqvae", "treevq-deep"):
         fields = {"prior.training.batch_size": 8, "prior.training.evaluation_images": 64}
         model.train_prior(level=1, max_steps=2, **fields)
-        prior = hrvqvae.load(folder).run.priors
-        first = min(prior, key=lambda levels: levels.start)
-        yield "prior", digest_tensors(value for _, value in sorted(prior[first].read()[0].items()))
+        first = next(iter(prior_folders(folder).values()))
+        weights, _ = storage.read(first.model)
+        yield "prior", digest_tensors(value for _, value in sorted(weights.items()))
 
 
 def digest_model(name: str) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ from benchmarks.laboratory.instruments import Validation
 from benchmarks.laboratory.report import compare, draw_curves, group_rows
 from benchmarks.laboratory.settings import make_trial
 from benchmarks.laboratory.systems import Case, Comparison
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import open_run
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
 from hrvqvae.quantize import functional as vq
@@ -230,7 +230,7 @@ def searches_of(linked: Sequence[bool]) -> list[str]:
 @torch.inference_mode()
 def encode_error(run: Path, fields: Fields) -> Row:
     """Return the error of test images that a run encodes with another search."""
-    trained, config = Run(run).load()
+    trained, config = open_run(run).load()
     model = build(override(config, fields))
     model.load_state_dict(trained.state_dict())
     model.eval()
@@ -253,7 +253,7 @@ def leaf_error(run: Path, passes: int) -> Row:
     and decoder stay.
     """
     model: Any
-    model, config = Run(run).load()
+    model, config = open_run(run).load()
     model.eval()
 
     def read_latents(split: str) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ import numpy as np
 import pillow_jxl  # noqa: F401  # opens JPEG XL
 from PIL import Image
 
-from hrvqvae.checkpoints.codemaps import write_array
+from hrvqvae.checkpoints.storage import write_array
 from hrvqvae.config.presets import get
 from hrvqvae.data.loading import load_images
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import open_run
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 
 
@@ -34,7 +34,7 @@ def means(model: SingleGridAutoencoder, layer: nn.Module, images: Tensor) -> Ten
 @torch.no_grad()
 def main() -> None:
     """Write the weights."""
-    (model, _), (rounded, _) = Run(sys.argv[1]).load(), Run(sys.argv[1]).load()
+    (model, _), (rounded, _) = open_run(sys.argv[1]).load(), open_run(sys.argv[1]).load()
     export = Path(sys.argv[3], "model.safetensors")
     images = torch.from_numpy(
         np.load(Path(sys.argv[2], "train_images.npy"), mmap_mode="r")[::350].copy()

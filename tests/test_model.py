@@ -192,7 +192,7 @@ def use_all(images, data, out):
     codes = model.encode(images)
     report = model.evaluate([*images], rate=False).report
     files = model.compress(images)
-    return [*codes, model.sample(2), files, trained.run.weights_digest, report.mse, report.ssim]
+    return [*codes, model.sample(2), files, trained.run.digest, report.mse, report.ssim]
 
 
 @shared_fixture

@@ -4,9 +4,8 @@ import shutil
 from functools import cache
 
 from benchmarks.common import TINY, fields
-from hrvqvae.checkpoints import codemaps
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.entropy import fit_entropy_model
+from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.config import QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
@@ -41,7 +40,7 @@ def tiny_run_with_priors(mnist_root):
 def tiny_run_with_entropy_model(mnist_root):
     folder = mnist_root.parent / "tiny-with-entropy-model"
     shutil.copytree(tiny_run_with_priors(mnist_root), folder)
-    Run(folder).entropy_model.fit(effort=0.2, say=silent)
+    fit_entropy_model(open_run(folder), effort=0.2, say=silent)
     return folder
 
 
@@ -122,11 +121,3 @@ def tiny_systems(mnist_root):
         config = tiny_run(mnist_root).replace(name=f"{name}/mnist", model=model)
         configs[name] = override(config, _NETWORK | changes)
     return configs
-
-
-def load_stored(folder, digest, config, split):
-    """Return the codes of a split in a folder; None if they are missing, damaged, or of another
-    model or other data.
-    """
-    source = codemaps.describe_source(folder, digest, config, split)
-    return codemaps.read_maps(folder, split, source, config.model.num_symbols)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.files.curves import Count, FileCodec, Images, Shape
-from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder, locate
+from hrvqvae.checkpoints.folder import PROGRESSIVE, decoder_folder, open_run
 from hrvqvae.model import Model
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 
@@ -39,10 +39,10 @@ class TrainedFiles(FileCodec):
         self.model = Model(run)
         self.counts = (Count(f"{self.model.config.model.system} {Path(run).name}"),)
         self.settings = tuple(self._settings())
-        weights = locate(run)
-        needed = [weights, RunFolder(weights.parent).tables]
+        folder = open_run(run)
+        needed = [folder.model, folder.tables]
         if getattr(self.model.autoencoder, "progressive_decoder", None) is not None:
-            needed.append(decoder_folder(weights.parent, PROGRESSIVE).model)
+            needed.append(decoder_folder(folder.path, PROGRESSIVE).model)
         self.model_bytes = sum(path.stat().st_size for path in needed if path.is_file())
 
     def _settings(self) -> Iterator[TrainedSetting]:

@@ -10,8 +10,7 @@ from torch import Tensor, empty
 
 from benchmarks.common import read_images, side_by_side
 from benchmarks.laboratory.systems import codewords_searched
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.config import Config
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.samples import CLASSIFIER, RealImages, choose_features
@@ -100,7 +99,7 @@ class Instruments:
         report = evaluate_run(run.path, rate=False).report
 
         # distances, on the images of the features
-        model, config = Run(run.path).load()
+        model, config = open_run(run.path).load()
         size = config.data.image_size
         decoded = [model.decode(model.encode(images), size=size) for images in self.images]
         shown = torch.cat(decoded)[:_SHOWN]

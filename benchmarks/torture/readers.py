@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hrvqvae.tokens.shards import Plan, find_shards, read_rows
 from safetensors.torch import load, save
 
 from hrvqvae.checkpoints import codemaps, export, storage
@@ -36,7 +37,6 @@ from hrvqvae.config.parsing import from_file
 from hrvqvae.data.images import decode_image
 from hrvqvae.data.loading import load_images, open_whole
 from hrvqvae.model import Model
-from hrvqvae.tokens.shards import Plan, find_shards, read_rows
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.utils.errors import InputError
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import open_run
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
@@ -235,7 +235,7 @@ def draw(
         if path is not None:
             tree = Tree(tree.codebooks, None, tree.name, path)
     else:
-        model, config = Run(run).load()
+        model, config = open_run(run).load()
         books = get_codebooks(model)
         if position is not None:
             name = f"{config.name}, position ({position[0]}, {position[1]}) of the first test image"

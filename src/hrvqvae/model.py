@@ -10,9 +10,8 @@ from __future__ import annotations
 import inspect
 import math
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from pkgutil import resolve_name
@@ -23,17 +22,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.checkpoints import hub, storage
-from hrvqvae.checkpoints.export import export, push_run
-from hrvqvae.checkpoints.folder import is_hub_name, run_folder, shipped_runs
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints import hub
+from hrvqvae.checkpoints.entropy import (
+    bare_entropy_model,
+    fit_entropy_model,
+    has_entropy_model,
+    load_entropy_model,
+)
+from hrvqvae.checkpoints.export import export
+from hrvqvae.checkpoints.folder import list_models, open_run
 from hrvqvae.compression import hrv
 from hrvqvae.compression.decoder_search import open_encoder
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import decode_images, make_files
 from hrvqvae.config import Grid
+from hrvqvae.config.parsing import OWN_IMAGES
 from hrvqvae.data.images import as_images, list_images
-from hrvqvae.models.base import Autoencoder, pad_to_grid, to_unit_images
+from hrvqvae.data.loading import open_images
+from hrvqvae.distributed import RankSlice
+from hrvqvae.models.base import Autoencoder, Encode, pad_to_grid, to_unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors import generative
 from hrvqvae.priors.base import Priors
@@ -44,15 +51,14 @@ from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import exact_float32, resolve_device, torch_defaults
 from hrvqvae.utils.errors import InputError, check_kinds, expand_home, name_arguments, require
 from hrvqvae.utils.grouping import slices
-from hrvqvae.utils.progress import tracked
+from hrvqvae.utils.locks import InUseError, lock_folder
+from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
 Images = Any
 """Tensors, arrays, PIL images, paths, or a sequence of these (`data.images.list_images`)."""
 Mask = Tensor | NDArray[np.bool_]
 _BATCH_SIZE = 64
-_PUSH_OPTIONS = ("private", "token", "commit_message", "branch", "create_pr")
-_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
 class Model:
@@ -68,13 +74,11 @@ class Model:
     def __init__(
         self, run: str | Path, device: str | torch.device = "cpu", beam: int | None = None
     ) -> None:
-        self.run = Run(run)
+        self.run = open_run(run)
         self.autoencoder, self.config = self.run.load(str(device), beam)
         self.beam = beam
         self.device = resolve_device(device)
-        self._makers = dict[bytes, Model]()  # this model or an earlier state, by fingerprint
         self._entropy_model: EntropyModel | None = None
-        self._weight_versions: list[tuple[int, int]] = []  # of the last use of the entropy model
         self._priors: Priors | None = None
         self._generators = dict[tuple[int | None, str | None], Autoencoder]()  # by levels, decoder
 
@@ -90,7 +94,6 @@ class Model:
         self.device = resolve_device(str(device))
         self.autoencoder.to(self.device)
         self._generators.clear()
-        self._makers.clear()
         self._priors = None
         return self
 
@@ -103,51 +106,31 @@ class Model:
         beam: int | None = None,
         **options: Any,
     ) -> Self:
-        """Load a model as `load` does, or user/name from the hub. Raises InputError if there is no
-        such model.
+        """Load a model as `load` does, or user/name from the Hugging Face hub.
 
-        Options are for the hub: revision, cache_dir, token, local_files_only, force_download.
+        Options are those of `huggingface_hub.snapshot_download`: revision, token, cache_dir, ...
         """
-        if unknown := options.keys() - _HUB_OPTIONS:
-            raise InputError(
-                f"from_pretrained has no option {min(unknown)}; it has device, beam,"
-                f" {', '.join(_HUB_OPTIONS)}"
-            )
-        path = run_folder(expand_home(name))
-        is_on_hub = is_hub_name(name) and not path.exists()
-        if options.get("revision") and path.exists():
-            raise InputError(f"{name} is on this machine, and has no revisions")
-        return cls(hub.fetch(str(name), **options) if is_on_hub else path, device, beam)
+        if hub.is_hub_name(name) and not expand_home(name).exists():
+            name = hub.fetch(str(name), **options)
+        return cls(name, device, beam)
 
     @name_arguments
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
-        """Write the model with its priors, config.json and a model card into a new folder, or raise
-        InputError.
-
-        The autoencoder's weights are written as they are in memory. If they were changed, priors,
-        both decoders and the entropy model are left out, because they were made for the old
-        weights.
+        """Write the model with its priors, config.json and a card into a new folder; see
+        `hrvqvae export`.
         """
-        weights = self.autoencoder.state_dict()
-        export(self.run.place, expand_home(folder), license=license, weights=weights)
+        export(self.run.path, expand_home(folder), license=license)
 
     def push_to_hub(self, name: str, *, license: str | None = None, **options: Any) -> str:
-        """Upload the folder of `save_pretrained` to the hub as user/name; return its address, or
-        raise InputError.
+        """Upload the folder of `save_pretrained` to the hub as user/name; return its address.
 
-        Options are private, token, commit_message, branch and create_pr.
+        Options are private, and those of `huggingface_hub.HfApi.upload_folder`: token, ...
         """
-        if unknown := options.keys() - _PUSH_OPTIONS:
-            raise InputError(
-                f"push_to_hub has no option {min(unknown)}; it has license,"
-                f" {', '.join(_PUSH_OPTIONS)}"
-            )
-        weights = self.autoencoder.state_dict()
-        return push_run(self.run.place, name, license=license, weights=weights, **options)
+        return hub.push(self.run.path, name, license=license, **options)
 
     @property
     def priors(self) -> Priors:
-        """The priors of all levels. Raises InputError if a prior is missing or stale."""
+        """The priors of all levels. Raises InputError if a prior is missing or of another state."""
         return self.load_priors(len(self.config.model.num_symbols))
 
     @torch_defaults()
@@ -167,7 +150,7 @@ class Model:
         return self.load_priors(1).classes
 
     def load_generator(self, levels: int | None = None, decoder: str | None = None) -> Autoencoder:
-        """Return the autoencoder with the decoder of samples; see `Run.load_generator`."""
+        """Return the autoencoder with the decoder of samples; see `RunFolder.load_generator`."""
         key = (levels, decoder)
         if key not in self._generators:
             self._generators[key] = self.run.load_generator(self.autoencoder, self.config, *key)
@@ -175,19 +158,28 @@ class Model:
 
     @property
     def entropy_model(self) -> EntropyModel:
-        """The entropy model, which writes and reads files of codes. Raises InputError if it is
-        damaged, or was made for other weights than those in memory.
+        """The entropy model, which writes and reads files of codes; one without networks if none
+        was fitted. Raises InputError if it is damaged or was fitted for other weights.
         """
-        # torch counts the changes of a tensor in place; a digest at each use would take longer
-        weights = self.autoencoder.state_dict()
-        versions = [
-            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
-            for tensor in weights.values()
-        ]
-        if self._entropy_model is None or versions != self._weight_versions:
-            self._entropy_model = self.run.entropy_model.load(storage.weights_digest(weights))
-            self._weight_versions = versions
+        if self._entropy_model is None:
+            self._entropy_model = load_entropy_model(self.run)
         return self._entropy_model
+
+    def fit_entropy_model(self) -> None:
+        """Fit the entropy model to the training images, unless the run has one for its weights.
+
+        Without the training images, files are written without it, with a note.
+        """
+        if has_entropy_model(self.run):
+            return
+        note(f"{self.run} has no entropy model: fitting it to the training images, once")
+        try:
+            self._entropy_model = fit_entropy_model(self.run, device=self.device)
+        except InUseError:
+            raise
+        except InputError as error:
+            note(f"files are larger without an entropy model: {error}")
+            self._entropy_model = bare_entropy_model(self.run)
 
     @overload
     def encode(
@@ -305,11 +297,10 @@ class Model:
             effort: As for `encode`, for the error of the written levels.
 
         Raises:
-            InputError: As for `encode`; levels are out of range; max_bytes is too small; the run
-                was trained further after the model was loaded.
+            InputError: As for `encode`; levels are out of range; max_bytes is too small.
         """
         self.encoder(levels, effort)  # raises InputError first
-        self.run.keep_state()  # the files stay readable after further training
+        self.fit_entropy_model()
         model = self.autoencoder
         entropy_model = self.entropy_model
         listed = list_images(images, model.channels, self.config.data.max_pixels)
@@ -341,35 +332,56 @@ class Model:
         """
         self.autoencoder.check_levels(levels)
         files = [files] if isinstance(files, bytes) else files
-        images = dict[int, Tensor]()
         max_pixels = max_pixels or self.config.data.max_pixels
-        headers = [
-            hrv.read_header(content, f"file {number}", max_pixels)
-            for number, content in enumerate(files, start=1)
-        ]
-        makers = [self.find_maker(header.fingerprint) for header in headers]
-        for maker in dict.fromkeys(makers):
-            indices = [index for index, model in enumerate(makers) if model is maker]
-            contents = [files[index] for index in indices]
-            names = [f"file {index + 1}" for index in indices]
-            codes = hrv.read(maker.entropy_model, contents, levels, names, max_pixels)
-            decoded = decode_images(maker.autoencoder, codes, self.device, levels, names)
-            images |= zip(indices, decoded, strict=True)
-        return [images[index] for index in range(len(files))]
+        names = [f"file {number}" for number in range(1, len(files) + 1)]
+        codes = hrv.read(self.entropy_model, files, levels, names, max_pixels)
+        return decode_images(self.autoencoder, codes, self.device, levels, names)
 
-    def find_maker(self, fingerprint: bytes) -> Model:
-        """Return the model that made the files of codes with a fingerprint: an earlier state that
-        the run has kept, otherwise this model.
+    def tokenize(
+        self,
+        source: str | Path,
+        out: str | Path,
+        *,
+        split: str = "all",
+        effort: int = 0,
+        part: tuple[int, int] = (1, 1),
+        on_error: str = "stop",
+        ray: bool = False,
+    ) -> int:
+        """Write the codes of the images in a folder as Parquet files, from which priors are
+        trained; return the number of images. A second call goes on.
+
+        Args:
+            source: A folder of images, or what else `hrvqvae train --data` takes.
+            out: The folder of the codes.
+            split: "all", "train" or "test".
+            effort: As for `encode`.
+            part: (i, n) writes part i of n, so that n machines share the work.
+            on_error: "skip" leaves out images that can't be read.
+            ray: Encode on a cluster of Ray, or on all cores of this machine.
+
+        Raises InputError if there are no images, or the folder holds other codes.
         """
-        if fingerprint not in self._makers:
-            # The default is this model, which refuses a fingerprint that is not its own.
-            maker = self
-            with suppress(InputError):  # a state that can't be read
-                run = _find_writer((self.run, *self.run.earlier_states()), fingerprint)
-                if run is not None and run is not self.run:
-                    maker = Model(run.folder.path, str(self.device))
-            self._makers[fingerprint] = maker
-        return self._makers[fingerprint]
+        from hrvqvae.codes import store
+
+        number, count = part
+        require(1 <= number <= count, "part", f"{number}/{count}", "from 1/N to N/N")
+        data = {"data.dataset": OWN_IMAGES, "data.root": str(source), "data.on_error": on_error}
+        config = self.config.replace(**data)
+        images = open_images(config.data, split)
+        about = store.describe_codes(images, self.run.digest, config, effort)
+        out = expand_home(out)
+        with lock_folder(out, note):
+            if ray:
+                opener = partial(_open_encoder, self.run.path, self.beam, effort)
+                gpus = int(self.device.type == "cuda")
+                store.write_on_ray(out, about, opener, images, gpus=gpus)
+                return len(images)
+            store.begin_codes(out, about)
+        share = RankSlice(number - 1, count)
+        encode = self.encoder(effort=effort)
+        store.write_codes(out, about, encode, images, self.device, share=share)
+        return len(images)
 
     @name_arguments
     def sample(
@@ -588,7 +600,7 @@ class Model:
         fields = collect_fields("training", read_options, "the data set", data)
         root = fields.pop("data.root", None)
         options = {"device": str(self.device), "beam": self.beam, **options}
-        return evaluate_run(self.run.place, root=root, fields=fields, **options)
+        return evaluate_run(self.run.path, root=root, fields=fields, **options)
 
     @name_arguments
     @torch_defaults()
@@ -609,7 +621,7 @@ class Model:
         from hrvqvae.training import options as arguments
         from hrvqvae.training import prior
 
-        run = self.run.place
+        run = self.run.path
         fields = arguments.collect_fields("prior.training", options, run, data)
         with process_group():
             outcomes = prior.train(run, fields, level=level, resume=resume)
@@ -658,8 +670,7 @@ def train(
 
 
 def load(run: str | Path, device: str | torch.device = "cpu", beam: int | None = None) -> Model:
-    """Load a trained model: a run folder, a weights file, or the name of a model inside the
-    package.
+    """Load a trained model: a run folder, or the name of a model inside the package.
 
     The encoder's search keeps the `beam` best partial sums at every level up to the last one
     (default: as in training). More of them give less error and take more time (docs/results.md).
@@ -681,38 +692,42 @@ def _as_mask(mask: Mask) -> Tensor:
         raise InputError(f"the mask is {reprlib.repr(mask)}; it must be (Y, X) bool") from error
 
 
+def find_model(fingerprint: bytes) -> Model | None:
+    """Return the model of the package that made files of codes with a fingerprint, if any."""
+    for name in list_models():
+        entropy_model = load_entropy_model(open_run(name))
+        if fingerprint in (entropy_model.fingerprint, entropy_model.bare.fingerprint):
+            return Model(name)
+    return None
+
+
 def find_models(
     files: Sequence[tuple[str, bytes]], name: str | None
 ) -> tuple[list[Model | None], list[str]]:
     """Return the model that made each file of codes, and a line for each file whose model is
-    unknown (None): a state of the run `name`, or by default a model of the package.
+    unknown (None): the run `name`, or by default a model of the package.
 
     `files` are pairs of a place, for messages, and the fingerprint of a file. Raises InputError if
     all models are unknown.
     """
     if name is not None:
-        model = Model(name)
-        return [model.find_maker(fingerprint) for _, fingerprint in files], []
-    # Files of one model share their fingerprint: look for its run once, and load it once.
-    load_once = cache(Model)
-    find_run = cache(partial(_find_writer, [*map(Run, shipped_runs())]))
-    models: list[Model | None] = []
-    faults = []
-    for place, fingerprint in files:
-        run = find_run(fingerprint)
-        models.append(None if run is None else load_once(run.name))
-        if run is None:
-            faults.append(
-                f"{place} was made by a model whose fingerprint is {fingerprint.hex()} (or the file"
-                " is damaged), which is not inside the package: name it with --model RUN"
-            )
+        return [Model(name)] * len(files), []
+    makers = {fingerprint: find_model(fingerprint) for fingerprint in {mark for _, mark in files}}
+    models = [makers[fingerprint] for _, fingerprint in files]
+    faults = [
+        f"{place} was made by a model whose fingerprint is {fingerprint.hex()} (or the file is"
+        " damaged), which is not inside the package: name it with --model RUN"
+        for place, fingerprint in files
+        if makers[fingerprint] is None
+    ]
     if faults and not any(models):
         raise InputError(faults[0])
     return models, faults
 
 
-def _find_writer(runs: Iterable[Run], fingerprint: bytes) -> Run | None:
-    return next((run for run in runs if run.wrote(fingerprint)), None)
+def _open_encoder(run: Path, beam: int | None, effort: int, device: str) -> Encode:
+    """Return the encoder of a run, in a worker of Ray."""
+    return Model(run, device, beam).encoder(effort=effort)
 
 
 def _to_tensor(values: Any) -> Tensor:

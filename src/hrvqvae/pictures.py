@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrvqvae.compression.hrv import ImageCodes
-from hrvqvae.compression.images import decode_images
 from hrvqvae.config import level_names
 from hrvqvae.data.images import decode_image, note_conversions, read_image, to_pil, write_image
 from hrvqvae.image_files import Resumption
@@ -27,21 +25,6 @@ _COMPLETIONS_PER_ROW = 8
 _SHEET_PIXELS = 1 << 24  # of the samples on a sheet
 _RECORD = "samples.json"
 _PIXEL_ROWS = 1024  # that are compared at once, so that no float32 copy of a large image is made
-
-
-def draw_levels(model: Model, codes: ImageCodes, out: Path) -> None:
-    """Write a sheet of the images that the model decodes from the first level, the first two
-    levels, and so on.
-    """
-    rows = []
-    for level in model.autoencoder.prefixes:
-        if level <= len(codes.codes):
-            (image,) = decode_images(model.autoencoder, [codes], model.device, level)
-            pixels = (image * 255).round().to(torch.uint8)  # a quarter of the memory
-            num_bytes = sum(codes.lengths[: level + 1])
-            caption = f"{level_names(range(level))}: {num_bytes} bytes"
-            rows.append(sheets.SheetRow(caption, [pixels]))
-    write_image(sheets.draw(rows), out)
 
 
 def reconstruct(
@@ -141,10 +124,10 @@ def _write_samples(
     """Write the samples that a folder lacks, and return the paths of all."""
     check_output(folder / _RECORD, force=True)
     weights = hashlib.blake2b(digest_size=16)
-    for file in (model.run.path, *(network.file for network in model.run.networks)):
-        weights.update(file.read_bytes() if file.is_file() else b"")
+    for file in sorted(model.run.path.glob("**/model.safetensors")):
+        weights.update(file.read_bytes())
     options = {"weights": weights.hexdigest(), "seed": seed, "class": class_name, **vars(params)}
-    options["decoder"] = params.decoder or model.run.folder.read_sampling().decoder
+    options["decoder"] = params.decoder or model.run.read_sampling().decoder
     if options["decoder"] is None:  # so that folders of earlier versions go on
         del options["decoder"]
     resumption = Resumption(folder / _RECORD, options)

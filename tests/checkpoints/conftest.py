@@ -7,8 +7,14 @@ import shutil
 import pytest
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import GENERATION, PROGRESSIVE, RunFolder, decoder_folder
-from hrvqvae.checkpoints.run import Run, save_model
+from hrvqvae.checkpoints.folder import (
+    GENERATION,
+    PROGRESSIVE,
+    RunFolder,
+    decoder_folder,
+    open_run,
+    save_model,
+)
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.models.build import (
     build_progressive_decoder,
@@ -27,7 +33,7 @@ def run(mnist_root, tmp_path):
 
 def write_decoder(run, name, shift):
     """Write a decoder of prefixes: the autoencoder's decoder with `shift` added to its weights."""
-    trained = Run(run)
+    trained = open_run(run)
     model, config = trained.load(decoder=None)
     build_decoder = build_sample_decoder if name == GENERATION else build_progressive_decoder
     weights = build_decoder(require_several_levels(model, config), config).state_dict()
@@ -44,15 +50,15 @@ def full_run(mnist_root, tmp_path):
     """
     run = shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run")
     write_decoder(run, PROGRESSIVE, 0.05)
-    trained = Run(run)
+    trained = open_run(run)
     shape = trained.config.model
-    fitted = EntropyModel("tiny", trained.weights_digest, shape.geometry, shape.num_symbols)
+    fitted = EntropyModel("tiny", trained.digest, shape.geometry, shape.num_symbols)
     RunFolder(run).tables.write_bytes(fitted.content)
     return run
 
 
 def fit_entropy_model(run, effort=0.01):
-    Run(run).entropy_model.fit(effort=effort, say=silent)
+    open_run(run).entropy_model.fit(effort=effort, say=silent)
 
 
 def change(run):

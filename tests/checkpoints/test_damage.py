@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 import hrvqvae
 from hrvqvae.checkpoints import codemaps, storage
-from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.checkpoints.export import export
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import RunFolder, open_run
+from hrvqvae.codes.maps import CodeMaps
 from hrvqvae.models.build import build
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.conftest import damage_error, parametrize, same, with_data, with_quantizer
@@ -45,7 +44,7 @@ DAMAGES = {
 
 
 def load_priors(run):
-    return Run(run).load_priors()
+    return open_run(run).load_priors()
 
 
 TENSORS = {
@@ -175,7 +174,7 @@ def test_every_symbol_fits(symbols, kind, tiny, tmp_path):
 
 
 def test_codes_are_those_of_the_model(full_run):
-    run = Run(full_run)
+    run = open_run(full_run)
     model, config = run.load()
     load = partial(load_stored, run.folder.codes, split="train")
     assert equal(load(run.digest, config), codemaps.extract_codes(model, config, "train"))

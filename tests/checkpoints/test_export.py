@@ -15,8 +15,7 @@ from torch.testing import assert_close
 from hrvqvae import load
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import export, without_paths
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import RunFolder, open_run, prior_folder
 from hrvqvae.checkpoints.storage import compact_weights, restore_weights
 from hrvqvae.config import flatten
 from hrvqvae.config.parsing import override
@@ -47,7 +46,7 @@ def commands(text):
 
 def prior_tensors(exported, original):
     """Yield the name of each tensor of the priors of two runs, and the tensor in each run."""
-    networks = (Run(run).load_priors().networks for run in (exported, original))
+    networks = (open_run(run).load_priors().networks for run in (exported, original))
     for pair in zip(*networks, strict=True):
         first, second = (network.state_dict() for network in pair)
         yield from ((name, tensor, second[name]) for name, tensor in first.items())
@@ -245,7 +244,7 @@ def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(full_run
         assert same(drawn, coarse)
     assert same(model.sample(2, guidance=1), plain)  # the prior itself
     export(full_run, tmp_path / "out")
-    exported = Run(tmp_path / "out")
+    exported = open_run(tmp_path / "out")
     told = "guidance 1,1 and levels 1 to 2; `--guidance 1` draws from the prior itself"
     assert told in exported.folder.card.read_text()
     assert exported.sampling_options() == {"guidance": [1, 1], "levels": 2}

@@ -12,10 +12,11 @@ from hrvqvae.checkpoints.folder import (
     GENERATION,
     PROGRESSIVE,
     RunFolder,
+    config_of,
     decoder_folder,
+    open_run,
     prior_folder,
 )
-from hrvqvae.checkpoints.run import Run, config_of
 from hrvqvae.config.parsing import override
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.priors.generative import sample_codes
@@ -64,7 +65,7 @@ def test_a_decoder_of_samples_is_exported_and_named_on_the_card(generative, tmp_
     for compact in (True, False):
         shutil.rmtree(out.path, ignore_errors=True)
         export(generative, out.path, compact=compact)
-        assert Run(out.path).stale_artifacts() == []
+        assert open_run(out.path).stale_artifacts() == []
         assert "| decoder for samples | trained 5 steps |" in out.card.read_text()
     assert same(decode(out.path), decode(generative))
 
@@ -127,11 +128,11 @@ def test_samples_of_the_first_levels_need_their_priors_alone(full_run, tmp_path)
     model = load(full_run)
     assert same(model.sample(3, levels=2), before)
     assert model.classes == tuple("0123456789")
-    run = Run(full_run)
+    run = open_run(full_run)
     assert run.missing_priors(2) == ""
     for text, levels in (('{"guidance": 2, "levels": 2}', 2), ("{}", None)):
         run.folder.sampling.write_text(text)
-        assert Run(full_run).sampling_options(3.0) == {"guidance": 3.0, "levels": levels}
+        assert open_run(full_run).sampling_options(3.0) == {"guidance": 3.0, "levels": levels}
     do(f"sample {full_run} -n 2 --levels 2 -o {tmp_path}/sheet.png")
     with input_error(
         r"lacks priors; train them: .*train-prior .* --level 3, or draw levels 1 to 2 alone$"
@@ -165,7 +166,7 @@ def test_samples_of_the_priors_are_drawn_and_looked_at(full_run):
     line = f"train-decoder {full_run} --max-steps 4 --device cpu --generation.levels 2"
     small = "--generation.samples 6 --generation.sample_batch 4 --generation.training.batch_size 4"
     do(f"{line} {small} --generation.adversarial_start 1 --generation.redraw 0")
-    meta = Run(full_run).decoders[GENERATION].read()[1]
+    meta = open_run(full_run).decoders[GENERATION].read()[1]
     task = SampleTask(full_run, config_of(meta, full_run))
     task.open(silent)
     codes, classes = task.samples
@@ -197,7 +198,7 @@ def test_half_of_the_samples_have_the_guidance_of_sampling_json(full_run, monkey
     monkeypatch.setattr("hrvqvae.training.decoder.sample_codes", record)
     monkeypatch.setattr("hrvqvae.training.decoder._DRAWN_AT_ONCE", 2)
     changes = {"generation.levels": 2, "generation.samples": 8}
-    task = SampleTask(full_run, Run(full_run).config.replace(**changes))
+    task = SampleTask(full_run, open_run(full_run).config.replace(**changes))
     codes, classes = task.draw_samples()
     assert guidances == [1, 1, [1, 4], [1, 4]]
     assert len(codes[0]) == len(classes) == 8

@@ -15,10 +15,10 @@ from hrvqvae.checkpoints.folder import (
     PROGRESSIVE,
     RunFolder,
     decoder_folder,
+    open_run,
     prior_folder,
     require_trainable,
 )
-from hrvqvae.checkpoints.run import Run
 from hrvqvae.data.images import as_images, read_image
 from hrvqvae.models.build import build
 from hrvqvae.plots.sheets import draw_grid
@@ -95,12 +95,12 @@ def test_a_configuration_that_was_edited_is_refused(run):
     before = folder.read_config()
     # what a run that goes on may change
     folder.write_config(with_training(before, max_steps=7, device="cpu"))
-    assert Run(run).load()[1].model == before.model
+    assert open_run(run).load()[1].model == before.model
     folder.write_config(with_quantizer(before, beta=0.5))
     with input_error("run/config.yaml describes another model than model.safetensors"):
         load(run)
     folder.config.unlink()
-    assert Run(run).load()[1] == before  # the weights know their configuration
+    assert open_run(run).load()[1] == before  # the weights know their configuration
 
 
 def test_a_run_of_version_1_0_0_with_large_levels(run, monkeypatch):
@@ -111,7 +111,7 @@ def test_a_run_of_version_1_0_0_with_large_levels(run, monkeypatch):
     assert load(run).compress(images) == files
 
     # a run that begins with its weights has none of these sums
-    config = with_training(Run(run).load()[1], init_from=str(run))
+    config = with_training(open_run(run).load()[1], init_from=str(run))
     model = build(config)
     AutoencoderTask(config, RunFolder(run)).init_from(model)
     assert not any(name.endswith("total") for name in model.state_dict())
@@ -124,7 +124,7 @@ def test_priors_that_are_missing(full_run):
         content = folder.model.read_bytes()
         folder.model.with_suffix(".kept").write_bytes(content)
         folder.model.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
-    assert Run(full_run).missing_priors() == ""
+    assert open_run(full_run).missing_priors() == ""
     for path in list(full_run.rglob("*.kept")):
         path.replace(path.with_suffix(".safetensors"))
     levels[1].model.unlink()
@@ -134,10 +134,10 @@ def test_priors_that_are_missing(full_run):
         ("", full_run),
     ):
         lacking = f"hrvqvae train-prior {full_run}{option}"
-        assert Run(full_run).missing_priors() == lacking
+        assert open_run(full_run).missing_priors() == lacking
         instead = "" if folder == full_run else ", or draw level 1 alone"
         with input_error(f"{full_run} lacks priors; train them: {lacking}{instead}$"):
-            Run(full_run).load_priors()
+            open_run(full_run).load_priors()
         shutil.rmtree(folder)
 
 
@@ -147,14 +147,14 @@ def test_priors_of_other_classes_are_refused(full_run):
     # of more images is no fault
     counts = [count + 1 for count in meta["class_counts"]]
     storage.write(path, tensors, {**meta, "class_counts": counts})
-    assert Run(full_run).load_priors().class_counts == tuple(meta["class_counts"])
+    assert open_run(full_run).load_priors().class_counts == tuple(meta["class_counts"])
     # version 1.0.0 gave numbers to some classes that have names now
     names = [f"a {name}" for name in meta["classes"]]
     storage.write(path, tensors, {**meta, "classes": names})
-    assert Run(full_run).load_priors().classes == tuple(meta["classes"])
+    assert open_run(full_run).load_priors().classes == tuple(meta["classes"])
     storage.write(path, tensors, {**meta, "classes": meta["classes"][::-1]})
     with input_error(r"level-2.* trained on other classes than level 1"):
-        Run(full_run).load_priors()
+        open_run(full_run).load_priors()
 
 
 def test_a_digest_is_of_the_weights_that_were_read(run, monkeypatch):
@@ -171,7 +171,7 @@ def test_a_digest_is_of_the_weights_that_were_read(run, monkeypatch):
         return content
 
     monkeypatch.setattr(Path, "read_bytes", read_and_replace)
-    trained = Run(run)
+    trained = open_run(run)
     model, _ = trained.load()
     monkeypatch.undo()
     assert any(bool(parameter.any()) for parameter in model.parameters())

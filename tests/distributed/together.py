@@ -17,8 +17,7 @@ from unittest.mock import patch
 import torch
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config.parsing import from_file, override
 from hrvqvae.data.images import BrokenImageError
@@ -143,7 +142,7 @@ def main(folder, systems):
         seen = dict(train_all(folder, systems))
         if distributed.world_size() == 2:
             seen["failures"] = fail_in_each_way(folder, systems[0])
-            run = Run(folder / "priors-2")
+            run = open_run(folder / "priors-2")
             fit = partial(run.entropy_model.fit, effort=0.01, say=silent)
             seen["fitted"] = distributed.on_rank_zero(fit).name
         (folder / f"seen-{distributed.world_size()}-{distributed.rank()}.json").write_text(

@@ -21,8 +21,8 @@ from torchmetrics.image.kid import poly_mmd
 
 from hrvqvae import load
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.checkpoints.folder import prior_folder
+from hrvqvae.codes.maps import CodeMaps
 from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.learning import fit

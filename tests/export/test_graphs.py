@@ -11,8 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder
-from hrvqvae.checkpoints.run import Run, save_model
+from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder, open_run, save_model
 from hrvqvae.config.parsing import from_dict, override
 from hrvqvae.export import graphs as export
 from hrvqvae.export.graphs import OnnxModel, count_errors
@@ -73,14 +72,14 @@ def test_graphs_do_what_the_model_does(system, beam, tmp_path):
     run = saved(system, tmp_path)
     printed = do(f"export {run} {tmp_path}/out --onnx {f'--beam {beam}' if beam else ''}")
     assert "codes equal, 0 tied; decoded images differ by at most" in printed
-    check(Run(run).load(beam=beam)[0], OnnxModel(tmp_path / "out"), "out of")
+    check(open_run(run).load(beam=beam)[0], OnnxModel(tmp_path / "out"), "out of")
     check_paths(tmp_path / "out")
 
 
 def test_onnx_of_the_shipped_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "mnist-onnx/encoder.onnx" in do("export --onnx mnist")
-    model, config = Run("mnist").load()
+    model, config = open_run("mnist").load()
     check(model, OnnxModel(Path("mnist-onnx")), "out of data bounds")
     session = onnxruntime.InferenceSession("mnist-onnx/encoder.onnx")
     assert session.get_inputs()[0].shape == ["batch", 1, "height", "width"]
@@ -130,7 +129,7 @@ def test_a_code_that_rounding_decides_is_no_error_and_any_other_is(system):
 
 def test_graphs_that_do_not_agree_or_fail_are_not_written(tmp_path, monkeypatch):
     run = saved("vqvae", tmp_path)
-    model = Run(run).load()[0]
+    model = open_run(run).load()[0]
 
     def other_codes(images):
         return tuple((code + 1) % 27 for code in model.encode(images))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hrvqvae.checkpoints.run import save_model
+from hrvqvae.checkpoints.folder import save_model
 from hrvqvae.config import Config, DataConfig
 from hrvqvae.model import Model
 from tests.conftest import (

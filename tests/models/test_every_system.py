@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import RunFolder, open_run, prior_folder
 from hrvqvae.config import presets
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
@@ -86,7 +85,7 @@ def test_a_system_of_several_grids_draws_all_levels_or_none(runs, tmp_path):
     run = shutil.copytree(runs / "vqvae2", tmp_path / "run")
     shutil.rmtree(prior_folder(run, 1).path)
     with input_error("lacks priors; train them: .* --level 2$"):
-        Run(run).load_priors()
+        open_run(run).load_priors()
     do(f"export {run} {tmp_path / 'exported'}")
     card = RunFolder(tmp_path / "exported").card.read_text()
     assert "model.sample" not in card

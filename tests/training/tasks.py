@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, decoder_folder, prior_folder
-from hrvqvae.checkpoints.run import Run, save_model
+from hrvqvae.checkpoints.folder import RunFolder, decoder_folder, open_run, prior_folder, save_model
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
@@ -76,7 +75,7 @@ class Case:
             return AutoencoderTask(config, self.folder)
         if self.name != "prior":
             return self.kind(self.path, config)
-        run = Run(self.path)
+        run = open_run(self.path)
         return PriorTask(self.path, range(1, 2), config, (*run.load(), run.digest))
 
     def train(

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.build import build
@@ -45,7 +44,7 @@ def test_training_lowers_the_loss_and_fills_the_run_folder(tiny, tmp_path):
     first, last = case.records("evaluation")
     assert last["mse"] < first["mse"]
     run = case.folder
-    assert run.read_config() == config == Run(run.path).load()[1]
+    assert run.read_config() == config == open_run(run.path).load()[1]
     assert names_in(run.pictures) == ["curves.png", "reconstructions.png", "usage.png"]
     tensors = case.state()
     for name in ("decoder.0.weight", "quantizer.codebooks.1.codewords"):

@@ -8,8 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import prior_folder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import open_run, prior_folder
 from hrvqvae.data.batches import make_rng
 from hrvqvae.data.copies import list_copies
 from hrvqvae.data.loading import load_images
@@ -80,7 +79,7 @@ def test_samples_are_drawn_for_copy_0(config):
 
 @parametrize("given", [GIVEN, GIVEN_GPT], ids=["pixelsnail", "gpt"])
 def test_an_epoch_has_each_copy_of_an_image_once_with_its_label(run, given):
-    model, config = Run(run).load()
+    model, config = open_run(run).load()
     images = torch.from_numpy(load_images(config.data, "train").pixels)
     kept, _ = split_held_out(len(images), 0.05, 0)
     expected = [
@@ -99,7 +98,7 @@ def test_an_epoch_has_each_copy_of_an_image_once_with_its_label(run, given):
     assert sorted(seen) == sorted(expected)
 
     # the embedding of copy 0 stays 0, the others learn
-    (prior,) = Run(run).priors.values()
+    (prior,) = open_run(run).priors.values()
     moved = storage.read(prior.file)[0]["copies.weight"].any(1)
     assert moved.tolist() == [False, True, True, True]
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.config.parsing import autoencoder_config, override, stage_config
 from hrvqvae.config.schema import decide_auto
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -98,4 +97,4 @@ def test_a_run_on_a_gpu_goes_on_where_it_stopped(tiny, tmp_path):
     assert all(bool(torch.isfinite(values).all()) for values in tensors.values())
     steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
     assert steps == list(range(1, 11))
-    assert next(Run(run.path).load()[0].parameters()).device.type == "cpu"
+    assert next(open_run(run.path).load()[0].parameters()).device.type == "cpu"

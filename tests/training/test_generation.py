@@ -8,8 +8,7 @@ from torch.testing import assert_close
 
 import hrvqvae
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import GENERATION, RunFolder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import GENERATION, RunFolder, open_run
 from hrvqvae.priors.generative import sample_codes
 from hrvqvae.training.decoder import SampleTask, resolve_samples
 from tests.conftest import approx, check_refusals, do, input_error, same
@@ -49,8 +48,8 @@ def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case):
 def test_its_levels_are_those_of_the_prior_that_is_there(case):
     config = case.base.replace(**{"generation.levels": 0, "generation.samples": 0})
     with patch("hrvqvae.training.decoder.prior_folders", return_value={range(2): None}):
-        assert resolve_samples(Run(case.path), config).generation.levels == 2
-    assert resolve_samples(Run(case.path), config).generation.levels == 1
+        assert resolve_samples(open_run(case.path), config).generation.levels == 2
+    assert resolve_samples(open_run(case.path), config).generation.levels == 1
 
 
 def test_a_resumed_training_is_the_one_that_never_stopped(case, tmp_path):
@@ -64,9 +63,9 @@ def test_a_resumed_training_is_the_one_that_never_stopped(case, tmp_path):
 
 def test_it_begins_with_the_progressive_decoder_and_its_shape(case):
     Case("progressive", case.path, case.base).train()
-    progressive = Run(case.path).decoders["prefixes"].read()[0]
+    progressive = open_run(case.path).decoders["prefixes"].read()[0]
     do(f"{command(case)} --generation.training.learning_rate 1e-30")
-    trained, meta = Run(case.path).decoders[GENERATION].read()
+    trained, meta = open_run(case.path).decoders[GENERATION].read()
     assert_close(trained.pop("refiner.outward.weight").abs().max(), torch.tensor(0.0))
     for name, tensor in progressive.items():
         # every class, and none, begins as two levels do

@@ -13,8 +13,7 @@ from torch.testing import assert_close
 
 from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.export import export
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import RunFolder, open_run, prior_folder, prior_folders
 from hrvqvae.config.parsing import override
 from hrvqvae.distributed import RankSlice
 from hrvqvae.evaluation.report import evaluate_run
@@ -70,7 +69,7 @@ def test_every_level_learns_and_can_be_loaded(run):
         record = evaluations(run, level)[-1]
         assert record["bits_per_code"] < math.log2(3) - 0.1
         assert record["bits_per_image"] == approx(record["bits_per_code"] * 49)
-    priors = Run(run).load_priors()
+    priors = open_run(run).load_priors()
     assert [len(prior.level.coarser) for prior in priors.networks] == [0, 1]
     assert priors.classes == tuple("0123456789")
     assert sum(priors.class_counts) == 96
@@ -96,7 +95,7 @@ def test_replaced_images(tiny, picture_folder, tmp_path, caplog):
 
 def test_the_best_held_out_state_is_kept_and_ends_the_training(run, monkeypatch):
     train_levels(run, 1)
-    model, config = Run(run).load()
+    model, config = open_run(run).load()
     maps = codemaps.extract_codes(model, config, "train")
     noise = np.random.default_rng(0).integers(0, 3, (96, 7, 7)).astype(np.uint8)
     # what can only be learned by heart
@@ -114,7 +113,7 @@ def test_the_best_held_out_state_is_kept_and_ends_the_training(run, monkeypatch)
     )
     held_out = prior_training.split_held_out(len(maps), 0.05, 0)[1]
     batch = read_codes([maps], model, range(1, 2), held_out)
-    prior = Run(run).load_priors().networks[1]
+    prior = open_run(run).load_priors().networks[1]
     with torch.inference_mode():
         nats = torch.cat(compute_nats(prior, batch.codes, batch.coarser, batch.label)).double()
     assert float(nats.mean()) / 49 / math.log(2) == approx(best["bits_per_code"], rel=1e-5)
@@ -224,12 +223,12 @@ def test_a_level_has_one_prior(run):
     assert not prior_folder(run, 0, 1).config.exists()
     aside = shutil.move(prior_folder(run, 0).path, run / "aside")
     train_levels(run, changes="training.max_steps=1", of=GIVEN_GPT)
-    assert Run(run).missing_priors() == ""
+    assert open_run(run).missing_priors() == ""
     with input_error(r"delete \S+/levels-1-2 to train"):
         train_levels(run, 2)
     shutil.move(aside, prior_folder(run, 0).path)
     with input_error("level-1 and levels-1-2 both hold a prior of level 1; delete one"):
-        Run(run).load_priors()
+        open_run(run).load_priors()
 
 
 _LEVEL = Level(grid=(1, 1), symbols=3, classes=4, unconditional=True)
@@ -254,7 +253,7 @@ def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch):
 
 
 def test_images_without_classes_are_no_ground_for_class_dropout(run, monkeypatch):
-    model, config = Run(run).load()
+    model, config = open_run(run).load()
     maps = dataclasses.replace(codemaps.extract_codes(model, config, "train"), classes=())
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
     with input_error("prior.class_dropout is 0.3; it must be 0"):

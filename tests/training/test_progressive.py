@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from hrvqvae import load
-from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder, open_run
 from hrvqvae.data.batches import Batch
 from hrvqvae.training.decoder import PrefixTask, compute_relative_errors
 from hrvqvae.training.state import TrainState
@@ -76,7 +75,7 @@ def test_each_image_is_cut_to_a_prefix_in_turn(system, mnist_root, tmp_path, ima
     task = PrefixTask(case.path, case.config())
     state = TrainState.start(task.build(), task.training)
     pixels = (images * 255).round().byte()
-    model = Run(case.path).load()[0]
+    model = open_run(case.path).load()[0]
     codes = model.encode(pixels)
 
     def step(count):

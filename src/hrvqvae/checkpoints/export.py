@@ -1,71 +1,45 @@
-"""Export a run to a folder to share, or to the hub: a run folder (`folder.py`) with config.json and
-a model card.
-"""
+"""Export a run to a folder to share: a run folder (`folder.py`) with config.json and a card."""
 
-import dataclasses
 import json
-import math
-import re
-import shlex
-import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
 
-from hrvqvae.checkpoints import hub, storage
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.entropy import has_entropy_model
 from hrvqvae.checkpoints.folder import (
-    GENERATION,
-    PROGRESSIVE,
+    DECODERS,
     RunFolder,
-    SamplingDefaults,
-    is_hub_name,
+    config_of,
+    decoder_folder,
     list_models,
+    open_run,
+    prior_folders,
 )
-from hrvqvae.checkpoints.run import Run, config_of, copy_state, count_leading, stale_notice
-from hrvqvae.config import Config, Levels, bits_per_image, flatten, level_names, to_dict
-from hrvqvae.config.parsing import OWN_IMAGES, mark_own_images
-from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
+from hrvqvae.config import Config, flatten, to_dict
+from hrvqvae.config.parsing import mark_own_images
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.config.schema import TRAINING_SECTIONS
-from hrvqvae.priors.guidance import format_guidance
-from hrvqvae.utils.errors import InputError, printable
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import create_folder, write_atomic
-from hrvqvae.utils.progress import note_once
 
-_FENCE = "---\n"  # before and after the YAML at the top of a card
-_MORE_VARIETY = "; `--guidance 1` draws from the prior itself, with more variety"
-_UNMEASURED = "not in training; `hrvqvae evaluate` measures it"
-_SAMPLE_LINE = "new = {call:<38} # (16, C, Y, X), float32 in [0, 1]\n"
+_TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation", "pytorch")
 _CARD = """\
-# Model card: {name}
+# {name}
 
-{title}: images to small grids of discrete codes, and codes to images{drawing}.
-
-| | |
-|---|---|
-{table}
-## How to use it
-
-With the Python package hrvqvae:
+{title} of images ({dataset}, {height}x{width} pixels), trained for {step:,} steps by the preset
+`{preset}`. Levels, coarse first: {levels}. Every field of the training is in config.json.
 
 ```python
 from hrvqvae import Model
 
 model = Model.from_pretrained("{name}")
-codes = model.encode(images)                 # images: (B, C, Y, X), uint8 or float32 in [0, 1]
-decoded = model.decode(codes)                # levels=1: from the coarsest level alone
-{sample_line}```
-
-In a shell, beside the folder `{folder}`:
-
-```console
-{get_line}$ hrvqvae reconstruct {folder} x.png -o y.png
+codes = model.encode(images)   # images: (B, C, Y, X), uint8 or float32 in [0, 1]
+decoded = model.decode(codes)  # levels=1: from the coarsest level alone
 ```
 """
-_TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation", "pytorch")
 
 
 def export(
@@ -75,95 +49,64 @@ def export(
     name: str | None = None,
     license: str | None = None,
     compact: bool = False,
-    weights: Mapping[str, Tensor] | None = None,
 ) -> list[Path]:
-    """Write the model of a run, its artifacts and a model card to a folder, and return the files.
+    """Write the model of a run, its priors, decoders and entropy model to a folder; return the
+    files.
 
-    Priors are written in half precision. The card is the run's README.md, if there is one. Stale
-    artifacts are left out, with a notice. After an error nothing is left of the folder.
+    Priors are written in half precision. The card is the run's README.md, if there is one. After an
+    error nothing is left of the folder.
 
     Args:
         name: Name of the model on its card (default: the name of `out`).
         license: Identifier of the license on the hub: mit, cc-by-4.0, ...
-        compact: Write the autoencoder in half precision, and the matrices of the priors and the
-            progressive decoder in 8 bits. Codes can differ from the run's codes where two codewords
-            are about equally near.
-        weights: Weights of the autoencoder (default: those in the run). If they differ from the
-            run's weights, all artifacts are left out.
+        compact: Write the autoencoder in half precision, and the matrices of the other networks in
+            8 bits. A few codes change, so the entropy model is left out.
 
     Raises:
-        InputError: The run has no model, a file of the run is damaged, or `out` exists or can't be
-            written.
+        InputError: The run has no model, a file of the run is damaged or of another state of the
+            autoencoder, or `out` exists or can't be written.
     """
-    source = Run(run)
-    source_folder = source.folder
-    config = without_paths(mark_own_images(source.config))
-    weights = source.weights if weights is None else weights
-    weights_digest = storage.weights_digest(weights)
+    source = open_run(run)
+    weights, meta = storage.read(source.model)
+    config = without_paths(mark_own_images(config_of(meta, source.model)))
+    if license is not None and source.card.is_file():
+        raise InputError(f"{source.card} is the card of this model: state the license there")
 
-    # Leave out what was made for other weights.
-    stale = source.stale_artifacts()
-    left_out = stale_notice(run)
-    has_changed = weights_digest != source.weights_digest
-    if has_changed:
-        stale = [*source.networks, source.entropy_model]
-        left_out = [f"card, priors, decoders and entropy model, made for the weights of {run}"]
-    for line in left_out:
-        note_once(f"left out of {out}: {line}")
-
-    abouts = {}  # metadata of the exported networks, by their folders, such as priors/level-1
-    with create_folder(out) as folder:
-        target = RunFolder(folder)
-        meta = {**storage.read_meta(source.path), "config": to_dict(config)}
+    networks = [(folder, "prior") for folder in prior_folders(source.path).values()]
+    networks += [(decoder_folder(source.path, kind), kind) for kind in DECODERS]
+    with create_folder(out) as path:
+        target = RunFolder(path)
         if compact:
             weights = storage.compact_weights(weights, matrices=False)
-        storage.write(target.model, weights, meta)
-        autoencoder_digest = storage.digest(target.model)
-        for network in source.networks:
-            if network in stale or not network.file.is_file():
-                continue
-            network_weights, about = network.read()
-            if network.kind == "prior" or compact:
-                network_weights = storage.compact_weights(network_weights, matrices=compact)
-            about["config"] = to_dict(without_paths(config_of(about, network.file)))
-            about["autoencoder"] = autoencoder_digest
-            abouts[str(network)] = about
-            network_target = RunFolder(folder / str(network))  # such as OUT/priors/level-1
-            network_target.path.mkdir(parents=True)
-            storage.write(network_target.model, network_weights, about)
-        if compact:
-            note_once(
-                f"{out} has other weights than {run}, so no entropy model: hrvqvae"
-                f" fit-entropy-model {shlex.quote(str(out))}"
-            )
-        elif source.entropy_model.file.is_file() and source.entropy_model not in stale:
-            write_atomic(target.tables, source.entropy_model.load().content)
-        if source_folder.sampling.is_file() and abouts:  # without networks nothing is sampled
-            write_atomic(target.sampling, source_folder.sampling.read_bytes())
-        for state in source.earlier_states():
-            if compact:
-                note_once(
-                    f"left out of {out}: {source_folder.states}, by which {run} reads its older"
-                    " files of codes"
-                )
-            # The state of these weights is the export itself.
-            elif state.weights_digest != weights_digest:
-                copy_state(state, target)
-                _remove_paths(Run(target.states / state.weights_digest))
-        if source_folder.card.is_file() and not has_changed:
-            try:
-                card = source_folder.card.read_text("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{source_folder.card} is not UTF-8: save it as UTF-8, or move it away"
-                ) from error
+        storage.write(target.model, weights, {**meta, "config": to_dict(config)})
+        for network, kind in networks:
+            if network.model.is_file():
+                copy = RunFolder(path / network.path.relative_to(source.path))
+                _export_network(network, kind, source.digest, copy, target.digest, compact)
+        if has_entropy_model(source) and not compact:
+            write_atomic(target.tables, source.tables.read_bytes())
+        if source.sampling.is_file():
+            write_atomic(target.sampling, source.sampling.read_bytes())
+        if source.card.is_file():
+            card = source.card.read_text("utf-8")
         else:
-            measured = _UNMEASURED if has_changed else _read_evaluation(source_folder)
-            title = printable(name or out.name)
-            card = _card(source_folder, config, title, meta, abouts, license, measured)
-        write_atomic(target.card, _with_front_matter(card, config, license))
+            card = _write_card(config, name or out.name, meta, license)
+        write_atomic(target.card, card.encode())
         write_atomic(target.config_json, f"{json.dumps(to_dict(config), indent=2)}\n".encode())
     return sorted(path for path in out.rglob("*") if path.is_file())
+
+
+def _export_network(
+    network: RunFolder, kind: str, digest: str, target: RunFolder, new_digest: str, compact: bool
+) -> None:
+    """Copy a prior or a decoder of the autoencoder `digest`, for the exported `new_digest`."""
+    weights, meta = network.read_network(kind, digest)
+    if kind == "prior" or compact:
+        weights = storage.compact_weights(weights, matrices=compact)
+    meta["config"] = to_dict(without_paths(config_of(meta, network.model)))
+    meta["autoencoder"] = new_digest
+    target.path.mkdir(parents=True)
+    storage.write(target.model, weights, meta)
 
 
 def without_paths(config: Config) -> Config:
@@ -177,166 +120,25 @@ def without_paths(config: Config) -> Config:
     return config.replace(**{"data.root": None, "prior.codes": None, **emptied})
 
 
-def _remove_paths(state: Run) -> None:
-    """Write the networks of a copied state again, without the paths of this machine."""
-    decoder = state.decoders[PROGRESSIVE]
-    networks = [(state.path, *storage.read(state.path))]
-    if decoder.file.is_file():
-        networks.append((decoder.file, *decoder.read()))
-    for path, weights, meta in networks:
-        meta["config"] = to_dict(without_paths(config_of(meta, path)))
-        if path == decoder.file:
-            meta["autoencoder"] = storage.digest(state.path)
-        storage.write(path, weights, meta)
-
-
-def push_run(
-    run: str | Path,
-    name: str,
-    *,
-    license: str | None = None,
-    weights: Mapping[str, Tensor] | None = None,
-    **options: Any,
-) -> str:
-    """Export a run, upload it to the hub as user/name, and return its address. `options` go to
-    `hub.push`.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        export(run, Path(folder) / "model", name=name, license=license, weights=weights)
-        return hub.push(Path(folder) / "model", name, **options)
-
-
-def _card(
-    source: RunFolder,
-    config: Config,
-    name: str,
-    meta: Mapping[str, Any],
-    abouts: Mapping[str, Mapping[str, Any]],
-    license: str | None,
-    measured: str,
-) -> str:
-    """Return a model card in Markdown, with a table of the data, the training, the networks and the
-    figures, which `measured` tells.
-
-    `meta` and `abouts` are the metadata of the autoencoder and of the other networks.
-    """
-    priors = [about for about in abouts.values() if about["kind"] == "prior"]
-    data = config.data
-    training = config.training
-    model = config.model
-    images = "images of one's own" if data.dataset == OWN_IMAGES else data.dataset
-    about_images = images
-    if data.dataset in DATASETS:  # without the size: images may be resized for training
-        about_images = re.sub(r",? \d+x\d+ \w+", "", DATASETS.get(data.dataset).about)
-    height, width = data.image_size
-    grids = model.geometry.grids(*data.image_size)
-    colours = "greyscale" if data.channels == 1 else "colour"
-    levels = ", ".join(
-        f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True)
-    )
-    steps = f", {meta['step']:,} steps" if meta.get("step") else ""
-    rows = {
-        "data": f"{about_images}; trained on {height}x{width} pixels, {colours}",
-        "recipe": (
-            f"`{config.name}`, batches of {training.batch_size}, {training.optimizer.capitalize()}"
-            f" at {training.learning_rate:g}, seed {training.seed}{steps}; every field is in"
-            " config.json"
-        ),
-        "codes": (
-            f"grids and symbols of the levels, coarse first: {levels}; "
-            f"{bits_per_image(model, height, width):,.0f} bits per image before priors"
-        ),
-        "priors": _describe_priors(priors),
-    }
-    titles = {PROGRESSIVE: "progressive decoder", GENERATION: "decoder for samples"}
-    for decoder, decoder_title in titles.items():
-        if decoder in abouts:
-            rows[decoder_title] = f"trained {abouts[decoder]['step']:,} steps"
-    sample_line = ""
-    num_drawn = count_leading(map(_levels_of, priors))
-    draws_all = num_drawn == len(model.num_symbols)
-    if draws_all or (num_drawn and model.decodes_prefixes):
-        defaults = source.read_sampling()
-        options = "16, seed=0"
-        if defaults.levels is None and not draws_all:
-            defaults = dataclasses.replace(defaults, levels=num_drawn)
-            options += f", levels={num_drawn}"
-        rows["samples"] = _describe_sampling(defaults)
-        sample_line = _SAMPLE_LINE.format(call=f"model.sample({options})")
-    rows["measured"] = measured
-    rows["license"] = license or "not stated"
-    table = "".join(f"| {label} | {value} |\n" for label, value in rows.items())
-    on_hub = is_hub_name(name)
-    return _CARD.format(
-        name=name,
-        title=f"{SYSTEMS.get(model.system).title} of {images}",
-        drawing=", with priors that draw new ones" if sample_line else "",
-        table=table,
-        sample_line=sample_line,
-        folder=shlex.quote(name.rpartition("/")[2] if on_hub else name),
-        get_line=f"$ hrvqvae hub get {name}\n" if on_hub else "",
-    )
-
-
-def _levels_of(prior: Mapping[str, Any]) -> Levels:
-    return range(prior["level"], prior["level"] + prior.get("levels", 1))
-
-
-def _describe_priors(priors: Sequence[Mapping[str, Any]]) -> str:
-    if not priors:
-        return "none"
-    titles = []
-    bits = list[str]()
-    for about in priors:
-        kind = about["config"]["prior"]["network"]["kind"]
-        title = PRIORS.get(kind).title if kind in PRIORS else kind
-        titles.append(f"{title} of {level_names(_levels_of(about))}")
-        per_level = about.get("level_bits_per_code", [about["bits_per_code"]])
-        # NaN: the training was stopped before it was measured
-        bits += ["unmeasured" if math.isnan(value) else f"{value:.3f}" for value in per_level]
-    return f"{'; '.join(titles)}; {', '.join(bits)} bits per code on held-out images"
-
-
-def _describe_sampling(defaults: SamplingDefaults) -> str:
-    levels = "all levels" if defaults.levels is None else level_names(range(defaults.levels))
-    hint = "" if defaults.guidance == 1 else _MORE_VARIETY
-    return f"drawn by default with guidance {format_guidance(defaults.guidance)} and {levels}{hint}"
-
-
-def _read_evaluation(run: RunFolder) -> str:
-    """Return a sentence about the last evaluation in a run's metrics.jsonl."""
-    text = _UNMEASURED
-    # The file may be missing, end in half a line after a kill, or hold other figures.
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        for row in map(json.loads, run.metrics.read_text().splitlines()):
-            if row["kind"] == "evaluation":
-                usage = ", ".join(f"{share:.1%}" for share in row["usage"])
-                ssim = "" if row["ssim"] is None else f", SSIM {row['ssim']:.4f}"
-                text = (
-                    f"at step {row['step']:,}, on {row['images']:,} test images: MSE"
-                    f" {row['mse']:.4e}, PSNR {row['psnr']:.2f} dB{ssim}; codewords in use, level"
-                    f" by level: {usage}"
-                )
-    return text
-
-
-def _with_front_matter(card: str, config: Config, license: str | None) -> bytes:
-    """Return a card with YAML for the hub at its top. If the card has YAML already, only the
-    license is set there.
-    """
+def _write_card(config: Config, name: str, meta: Mapping[str, Any], license: str | None) -> str:
+    """Return a model card in Markdown, with YAML for the hub at its top."""
     front_matter = {
         "library_name": "hrvqvae",
         "tags": [*_TAGS, config.model.system, config.data.dataset],
     }
-    body = f"\n{card}"
-    if card.startswith(_FENCE):
-        if license is None:
-            return card.encode()
-        try:
-            _, head, body = card.split(_FENCE, 2)
-            front_matter = dict(yaml.safe_load(head))
-        except (yaml.YAMLError, ValueError, TypeError) as error:
-            raise InputError("the lines at the top of the model card are not YAML") from error
     if license is not None:
         front_matter["license"] = license
-    return f"{_FENCE}{yaml.safe_dump(front_matter, sort_keys=False)}{_FENCE}{body}".encode()
+    height, width = config.data.image_size
+    grids = config.model.geometry.grids(height, width)
+    levels = zip(grids, config.model.num_symbols, strict=True)
+    card = _CARD.format(
+        name=name,
+        title=SYSTEMS.get(config.model.system).title,
+        dataset=config.data.dataset,
+        height=height,
+        width=width,
+        step=meta["step"],
+        preset=config.name,
+        levels=", ".join(f"{rows}x{columns} of {count}" for (rows, columns), count in levels),
+    )
+    return f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---\n\n{card}"

@@ -1,4 +1,4 @@
-"""The run folder: its files, its checkpoints, and the search for a run by name.
+"""The run folder: its files, its checkpoints, its networks; and the search for a run by name.
 
 RUN/config.yaml         the resolved configuration
     config.json         the configuration, in an exported run
@@ -15,45 +15,63 @@ RUN/config.yaml         the resolved configuration
     priors/level-1/     the run folder of a prior; its model.safetensors has the lowest held-out
                         loss; priors/levels-1-3/ where one prior covers several levels
     sampling.json       default guidance, levels and decoder of samples
-    states/DIGEST/      earlier model.safetensors, tables.hrvt and prefixes/, to read older files of
-                        codes
-    autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that this
-                        network is trained for
+    autoencoder.txt     in prefixes/, generation/ and priors/level-1/: digest of the autoencoder
+                        that this network is trained for
     .lock               held by the process that trains here
-    .job                the id of the torchrun job that trains here; a restart of the same job
-                        resumes the run
+
+A prior, a decoder and an entropy model store the digest of the autoencoder's weights. They are
+refused with an autoencoder of another digest.
 """
 
+from __future__ import annotations
+
+import copy
 import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.config import Config, Levels, presets, to_dict
-from hrvqvae.config.parsing import from_file
-from hrvqvae.distributed.launch import job_id
+from hrvqvae.config import Config, Levels, QuantizerConfig, level_names, presets, to_dict
+from hrvqvae.config.parsing import from_dict, from_file
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.build import (
+    build,
+    build_progressive_decoder,
+    build_sample_decoder,
+    require_several_levels,
+)
+from hrvqvae.priors.base import Priors, build_prior
 from hrvqvae.priors.guidance import Guidance, list_weights
+from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import (
     DamagedFileError,
     InputError,
+    expand_home,
     explain_write_errors,
     near_names,
     one_line,
+    require,
+    require_made_for,
 )
 from hrvqvae.utils.outputs import remove_temporaries, write_atomic
 
 PROGRESSIVE = "prefixes"  # folder of the decoder of prefixes with the least squared error
 GENERATION = "generation"  # folder of the decoder of prefixes for samples and completions
+DECODERS = (PROGRESSIVE, GENERATION)
 _NUM_CHECKPOINTS = 2
 _SHIPPED = Path(__file__).parent.parent / "weights"  # one folder per model, as `export` writes them
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -67,10 +85,11 @@ class SamplingDefaults:
 
 
 class RunFolder:
-    """The paths in a run folder, and its checkpoints. The folder need not exist."""
+    """The paths in a run folder, its checkpoints and its networks. The folder need not exist."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
+        self.name = name or str(path)  # for messages
         self.config = path / "config.yaml"
         self.config_json = path / "config.json"
         self.card = path / "README.md"
@@ -78,58 +97,41 @@ class RunFolder:
         self.model = path / "model.safetensors"
         self.autoencoder_digest = path / "autoencoder.txt"
         self.tables = path / "tables.hrvt"
-        self.job = path / ".job"
         self.pictures = path / "pictures"
         self.codes = path / "priors" / "codes"
-        self.states = path / "states"
         self.sampling = path / "sampling.json"
         self.checkpoints = path / "checkpoints"
 
+    def __str__(self) -> str:
+        return self.name
+
+    # ---- configuration and checkpoints ----
+
     def prepare(self, config: Config) -> None:
-        """Create the folders, and write the configuration and the job id. The caller must hold the
-        lock.
-        """
+        """Create the folders, and write the configuration. The caller must hold the lock."""
         with explain_write_errors(f"the run folder {self.path}", "; choose another --out"):
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_temporaries(folder)
             self.write_config(config)
-            if job_id():
-                write_atomic(self.job, job_id().encode())
-
-    def belongs_to_this_job(self) -> bool:
-        """Return whether the run was begun by the torchrun job of this process, which then resumes
-        it.
-        """
-        return bool(job_id()) and self.job.is_file() and self.job.read_text() == job_id()
 
     def begun(self) -> bool:
         """Return whether the folder holds a checkpoint or a model."""
         return bool(self.saved()) or self.model.is_file()
-
-    def is_stale(self, digest: str) -> bool:
-        """Return whether this network was trained for an autoencoder of another digest. Raises
-        DamagedFileError.
-        """
-        if self.model.is_file():
-            meta = storage.read_meta(self.model)
-            if "autoencoder" not in meta:
-                raise DamagedFileError(f"{self.model} does not say which autoencoder it is of")
-            return bool(meta["autoencoder"] != digest)
-        file = self.autoencoder_digest
-        return self.begun() and file.is_file() and file.read_bytes() != digest.encode()
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml. Raises OSError."""
         write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
     def read_config(self) -> Config:
-        """Return the configuration. Raises InputError if config.yaml is missing or can't be
-        read.
+        """Return the configuration in config.yaml; without this file, that of the weights. Raises
+        InputError if neither is there.
         """
-        if not self.config.is_file():
+        if self.config.is_file():
+            return from_file(self.config)
+        if not self.model.is_file():
             raise InputError(f"{self.path} is not a run folder (it has no {self.config.name})")
-        return from_file(self.config)
+        return config_of(storage.read_meta(self.model), self.model)
 
     def read_sampling(self) -> SamplingDefaults:
         """Return what sampling.json says. Raises DamagedFileError if a field is wrong."""
@@ -138,15 +140,8 @@ class RunFolder:
         try:
             defaults = SamplingDefaults(**json.loads(self.sampling.read_bytes()))
             list_weights(defaults.guidance)
-            if defaults.levels is not None and type(defaults.levels) is not int:
-                raise ValueError("levels is no whole number")
-            if defaults.decoder not in ("progressive", GENERATION, None):
-                raise ValueError(f"decoder is neither progressive nor {GENERATION}")
-        except (ValueError, TypeError, RecursionError) as error:
-            reason = one_line(error).removeprefix("SamplingDefaults.__init__() ")
-            raise DamagedFileError(
-                f"{self.sampling} is damaged: {reason}; delete it, or mend it"
-            ) from error
+        except (ValueError, TypeError) as error:
+            raise DamagedFileError(f"{self.sampling} is damaged: {one_line(error)}") from error
         return defaults
 
     def saved(self) -> list[Path]:
@@ -166,30 +161,225 @@ class RunFolder:
     def load_newest(
         self, say: Callable[[str], None]
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the newest intact checkpoint; None without a checkpoint. Raises DamagedFileError
-        if all are damaged.
+        """Return the newest intact checkpoint; None without a checkpoint.
 
-        Damaged checkpoints are reported with `say`, and renamed to *.damaged if an older checkpoint
-        is intact.
+        A damaged checkpoint is reported with `say`. Raises DamagedFileError if all are damaged.
         """
-        damaged = []
-        for path in self.saved():
+        checkpoints = self.saved()
+        for path in checkpoints:
             try:
-                state = storage.read(path)
+                return storage.read(path)
             except DamagedFileError as error:
-                say(str(error))
-                damaged.append(path)
-                continue
-            for damaged_path in damaged:
-                damaged_path.replace(damaged_path.with_suffix(".damaged"))
-            if damaged:
-                say(f"{path.name} is loaded instead")
-            return state
-        if damaged:
+                say(f"{error}; an older checkpoint is loaded instead")
+        if checkpoints:
             raise DamagedFileError(
                 f"every checkpoint in {self.checkpoints} is damaged; train anew with another --out"
             )
         return None
+
+    # ---- the weights in this folder ----
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the weights, without their configuration."""
+        return storage.weights_digest(storage.read(self.model)[0])
+
+    def is_stale(self, digest: str) -> bool:
+        """Return whether this network was trained for an autoencoder of another digest."""
+        if self.model.is_file():
+            return bool(storage.read_meta(self.model).get("autoencoder") != digest)
+        file = self.autoencoder_digest
+        return self.begun() and file.is_file() and file.read_text() != digest
+
+    def read_network(self, kind: str, digest: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the weights and the metadata of a prior or a decoder of an autoencoder.
+
+        Args:
+            kind: "prior", PROGRESSIVE or GENERATION.
+            digest: Digest of the autoencoder.
+
+        Raises InputError if the file is missing, damaged, or of another autoencoder.
+        """
+        weights, meta = storage.read(self.model)
+        if meta.get("kind") != kind:
+            raise DamagedFileError(f"{self.model} is no file of the kind {kind}")
+        require_made_for(self.path, meta, {"autoencoder": digest})
+        return weights, meta
+
+    # ---- the autoencoder of a run, with its decoders and priors ----
+
+    @torch.inference_mode(False)  # a search with the decoder takes gradients through the weights
+    def load(
+        self, device: str = "cpu", beam: int | None = None, decoder: str | None = PROGRESSIVE
+    ) -> tuple[Autoencoder, Config]:
+        """Return the autoencoder in evaluation mode, and its configuration; see `hrvqvae.load`.
+
+        `decoder` names the decoder of prefixes to use, if the run has it. With None, the
+        autoencoder's decoder decodes them.
+
+        Raises:
+            InputError: config.yaml describes another model, `beam` is given for a model with a
+                single level per grid, there is no such device, or the decoder was made for another
+                state of the autoencoder.
+            DamagedFileError: Weights are damaged, or do not fit their configuration.
+        """
+        weights, meta = storage.read(self.model)
+        config = config_of(meta, self.model)
+        _check_agreement("model", config, self)
+        if beam is not None:
+            quantizer = getattr(config.model, "quantizer", None)
+            if not isinstance(quantizer, QuantizerConfig) or quantizer.levels == 1:
+                raise InputError(
+                    f"{config.model.system} has a single level per grid; a beam needs several"
+                )
+            require(beam != 0, "beam", beam, "at least 1")
+            config = config.replace(**{"model.quantizer.encoding_beam": beam})
+        model = _build_with_weights(lambda: build(config), weights, self.model)
+        self.digest = storage.weights_digest(weights)
+        if decoder is not None and decoder_folder(self.path, decoder).model.is_file():
+            config = self._use_decoder(model, config, decoder)
+        return model.to(resolve_device(device)), config
+
+    def load_generator(
+        self,
+        autoencoder: Autoencoder,
+        config: Config,
+        levels: int | None = None,
+        decoder: str | None = None,
+    ) -> Autoencoder:
+        """Return an autoencoder that decodes samples. It shares the networks of `autoencoder`, but
+        decodes prefixes with the decoder of samples, if there is one for these levels.
+
+        Args:
+            config: The configuration that `load` returned.
+            levels: Number of levels of the samples (default: those of the decoder of samples).
+            decoder: "progressive" or "generation" (default: as in sampling.json, else the decoder
+                of samples).
+
+        Raises InputError if "generation" is given, and is missing or was trained for other levels.
+        """
+        name = decoder or self.read_sampling().decoder or GENERATION
+        folder = decoder_folder(self.path, GENERATION)
+        is_trained = folder.model.is_file()
+        if decoder == GENERATION and not is_trained:
+            raise InputError(
+                f"{self} has no decoder of samples: train it with hrvqvae train-decoder"
+                f" {shlex.quote(str(self))}"
+            )
+        if name != GENERATION or not is_trained:
+            return autoencoder
+
+        # The copy shares all submodules. The decoder of samples is none: only the copy gets it.
+        generator = copy.copy(autoencoder)
+        trained = self._use_decoder(generator, config, GENERATION).generation.levels
+        if levels is None or trained in (0, levels):  # 0: any number of levels
+            return generator
+        if decoder is None:
+            return autoencoder
+        raise InputError(
+            f"the decoder of samples of {self} decodes {level_names(range(trained))}, not"
+            f" {level_names(range(levels))}: give --levels {trained}, or --decoder progressive"
+        )
+
+    def _use_decoder(self, model: Autoencoder, config: Config, name: str) -> Config:
+        """Let a model decode prefixes with a decoder of this run. Return the configuration with the
+        settings of the decoder.
+        """
+        folder = decoder_folder(self.path, name)
+        weights, meta = folder.read_network(name, self.digest)
+        stored = config_of(meta, folder.model)
+        config = replace(config, progressive=stored.progressive, generation=stored.generation)
+        autoencoder = require_several_levels(model, config)
+        build_decoder = build_sample_decoder if name == GENERATION else build_progressive_decoder
+        make = partial(build_decoder, autoencoder, config)
+        network = _build_with_weights(make, weights, folder.model)
+        device = next(model.parameters()).device
+        autoencoder.use_progressive_decoder(network.to(device))
+        return config
+
+    def count_prior_levels(self) -> int:
+        """Return how many levels, from the first on, have a trained prior. Reads no weights."""
+        count = 0
+        for levels, prior in prior_folders(self.path).items():
+            if levels.start == count and prior.model.is_file():
+                count = levels.stop
+        return count
+
+    def load_priors(self, num_levels: int | None = None) -> Priors:
+        """Return the priors of the first levels (default: of all levels).
+
+        Raises:
+            InputError: A level has no prior or two priors; a prior is damaged, was made for another
+                state of the autoencoder, or was trained on other classes than the first prior.
+        """
+        num_levels = num_levels or len(self.read_config().model.num_symbols)
+        present = self.count_prior_levels()
+        if present < num_levels:
+            raise InputError(
+                f"{self} has no prior of level {present + 1}; train it: hrvqvae train-prior"
+                f" {shlex.quote(str(self))}"
+            )
+        networks = []
+        first = dict[str, Any]()  # the metadata of the first prior
+        for levels, folder in prior_folders(self.path).items():
+            if levels.start >= num_levels:
+                break
+            weights, meta = folder.read_network("prior", self.digest)
+            config = config_of(meta, folder.model)
+            first = first or meta
+            if meta["classes"] != first["classes"]:
+                raise InputError(
+                    f"{folder.model} was trained on other classes than level 1; delete"
+                    f" {folder.path}, train anew"
+                )
+            _check_agreement("prior.network", config, folder)
+            make = partial(build_prior, config, levels, len(meta["classes"]))
+            networks.append(_build_with_weights(make, weights, folder.model))
+        return Priors(tuple(networks), tuple(first["classes"]), tuple(first["class_counts"]))
+
+    def sampling_options(
+        self, guidance: Guidance | None = None, levels: int | None = None
+    ) -> dict[str, Any]:
+        """Return the options `guidance` and `levels` of samples.
+
+        If neither is given, both come from sampling.json. If only levels are given, guidance is 1.
+        If only guidance is given, levels are None, which stands for all levels; but they come from
+        sampling.json if a level has no prior. Raises DamagedFileError as `read_sampling`.
+        """
+        defaults = self.read_sampling()
+        if guidance is None and levels is None:
+            guidance = defaults.guidance
+            levels = defaults.levels
+        if levels is None and not self.has_all_priors():
+            levels = defaults.levels
+        return {"guidance": 1.0 if guidance is None else guidance, "levels": levels}
+
+    def has_all_priors(self) -> bool:
+        """Return whether every level has a trained prior. Reads no weights."""
+        return self.count_prior_levels() == len(self.read_config().model.num_symbols)
+
+
+def save_model(
+    path: Path,
+    config: Config,
+    weights: Mapping[str, Tensor],
+    step: int,
+    kind: str = "autoencoder",
+    **about: Any,
+) -> None:
+    """Write weights with their configuration and further metadata (see `RunFolder.read_network`).
+    Raises OSError.
+    """
+    storage.write(path, weights, {"kind": kind, "config": to_dict(config), "step": step, **about})
+
+
+def config_of(meta: Mapping[str, Any], path: Path) -> Config:
+    """Return the configuration in the metadata of a weights file. Raises DamagedFileError if it is
+    missing.
+    """
+    if "config" not in meta:
+        raise DamagedFileError(f"{path} holds no configuration: it is not a model of hrvqvae")
+    return from_dict(meta["config"], str(path))
 
 
 def prior_folder(run: str | Path, *levels: int) -> RunFolder:
@@ -227,14 +417,9 @@ def decoder_folder(run: str | Path, name: str) -> RunFolder:
     return RunFolder(Path(run) / name)
 
 
-def shipped_runs() -> list[Path]:
-    """Return the folders of the trained models inside the package."""
-    return sorted(path for path in _SHIPPED.glob("*") if RunFolder(path).model.is_file())
-
-
 def list_models() -> list[str]:
     """Return the names of the trained models inside the package."""
-    return [path.name for path in shipped_runs()]
+    return sorted(path.parent.name for path in _SHIPPED.glob("*/model.safetensors"))
 
 
 def run_folder(run: str | Path) -> Path:
@@ -242,47 +427,25 @@ def run_folder(run: str | Path) -> Path:
     path.
     """
     path = Path(run)
-    is_run = path.is_file() or RunFolder(path).config.is_file() or RunFolder(path).model.is_file()
+    is_run = RunFolder(path).config.is_file() or RunFolder(path).model.is_file()
     return _SHIPPED / path if str(run) in list_models() and not is_run else path
 
 
-def require_trainable(run: str | Path) -> None:
-    """Raise InputError unless a run is a folder outside the package, where networks can be
-    trained.
+def open_run(name: str | Path) -> RunFolder:
+    """Return the run folder of a trained model: a folder, or the name of a model in the package.
+    Raises InputError if there is none.
     """
-    locate(run)
-    if run_folder(run) != Path(run) or not Path(run).is_dir():
-        raise InputError(
-            f"{run} is no run folder; write one and train there: hrvqvae export"
-            f" {shlex.quote(str(run))} DIR"
-        )
-
-
-def is_hub_name(name: str | Path) -> bool:
-    """Return whether a name has the form user/name, as models on the hub and some paths have."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII) is not None
-
-
-def locate(run: str | Path) -> Path:
-    """Return the weights file of a run, which is named as for `Run`. Raises InputError if there is
-    none.
-    """
+    run = expand_home(name)
     path = run_folder(run)
-    folder = RunFolder(path)
+    folder = RunFolder(path.absolute(), str(run))
     if folder.model.is_file():
-        return folder.model
-    if path.suffix == ".safetensors" and path.is_file():
-        return path
-    if path.is_file():
-        raise InputError(
-            f"{path} is no model: give a run folder, a file .safetensors or a model of the package"
-        )
+        return folder
     if folder.config.is_file():
         raise InputError(
             f"{path} has no model.safetensors yet; train it: hrvqvae train"
             f" {shlex.quote(str(path))} --resume"
         )
-    if path.is_dir():
+    if path.exists():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
     hint = f"models of the package: {', '.join(list_models())}"
     if matches := near_names(str(run).lower(), list_models()):
@@ -290,6 +453,44 @@ def locate(run: str | Path) -> Path:
     if str(run) in presets.names():
         command = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
         raise InputError(f"{run} is a preset, not a trained model; {hint}; train one: {command}")
-    if is_hub_name(run) and not path.parent.is_dir():
-        hint += f"; from the hub: hrvqvae hub get {run}"
     raise InputError(f"{path}: there is no such run folder; {hint}")
+
+
+def require_trainable(run: str | Path) -> None:
+    """Raise InputError unless a run is a folder outside the package, where networks can be
+    trained.
+    """
+    if open_run(run).path.is_relative_to(_SHIPPED):
+        raise InputError(
+            f"{run} is no run folder; write one and train there: hrvqvae export"
+            f" {shlex.quote(str(run))} DIR"
+        )
+
+
+def _check_agreement(section: str, config: Config, folder: RunFolder) -> None:
+    """Raise InputError if the section in config.yaml or config.json beside the weights differs from
+    `config`.
+    """
+    select = attrgetter(section)
+    for file in (folder.config, folder.config_json):
+        if file.is_file() and select(from_file(file)) != select(config):
+            raise InputError(
+                f"{file} describes another model than {folder.model.name} holds: undo the change"
+                " there, or train anew in another folder"
+            )
+
+
+def _build_with_weights(
+    make: Callable[[], _Network], weights: Mapping[str, Tensor], path: Path
+) -> _Network:
+    """Build a network in evaluation mode with the weights of a file. Raises DamagedFileError if
+    they do not fit.
+    """
+    # The random weights are replaced, so they take no numbers of the caller's generator.
+    with torch.random.fork_rng(devices=()):
+        network = make()
+    try:
+        network.requires_grad_(False).load_state_dict(weights)
+    except RuntimeError as error:
+        raise DamagedFileError(f"{path}: the weights do not fit their configuration") from error
+    return network.eval()

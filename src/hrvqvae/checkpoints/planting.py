@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.run import Run, save_model
+from hrvqvae.checkpoints.folder import RunFolder, open_run, save_model
 from hrvqvae.quantize.layer import TreeVQ
 from hrvqvae.utils.errors import InputError
 
@@ -22,7 +21,7 @@ def plant(run: str | Path, out: str | Path, codewords: int = 8) -> Path:
         InputError: The run is of another system.
         FileExistsError: There is a folder `out`.
     """
-    loaded: Any = Run(run).load(decoder=None)
+    loaded: Any = open_run(run).load(decoder=None)
     model, config = loaded
     if config.model.system not in ("vqvae", "rqvae"):
         raise InputError(f"{run} is a {config.model.system}; plant a vqvae or an rqvae")

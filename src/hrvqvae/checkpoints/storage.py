@@ -17,14 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
-from hrvqvae.utils.outputs import write_atomic
+from hrvqvae.utils.outputs import replace_file, write_atomic
 
 _SCALE = ":scale"
 _PRODUCT = ":product"
@@ -70,46 +72,44 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     write_atomic(path, len(header).to_bytes(8, "little") + header + content[header_end:])
 
 
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an .npy file atomically. Raises OSError."""
+    with replace_file(path) as temporary:
+        np.save(temporary, array, allow_pickle=False)
+
+
 @contextmanager
 def _explain_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
-    except (
-        SafetensorError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        ValueError,
-        RecursionError,
-    ) as error:
+    except (SafetensorError, KeyError, TypeError, OverflowError, ValueError) as error:
         reason = one_line(error) or type(error).__name__
         raise DamagedFileError(f"{path} is damaged: {reason}") from error
 
 
-def _header(content: bytes) -> tuple[str, dict[str, Any], str]:
-    """Return the text of `meta`, `meta` and the digest. `content` may end after the header."""
+def _read_header(content: bytes) -> dict[str, str]:
+    """Return the text fields of a header, `meta` and `digest`. `content` may end after it."""
     header_end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:header_end].decode())["__metadata__"]
-    meta = json.loads(header["meta"])
-    if not isinstance(meta, dict):
+    header = json.loads(content[8:header_end])["__metadata__"]
+    if not isinstance(json.loads(header["meta"]), dict):
         raise TypeError("meta is no JSON object")
-    return header["meta"], meta, header["digest"]
+    return dict(header)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Return `meta` of a file, without checking the digest. Raises as `read_with_digest`."""
+    """Return `meta` of a file, without checking the digest. Raises as `read`."""
     with _explain_damage(path), path.open("rb") as stream:
         length = stream.read(8)
         # A damaged length may be larger than the memory.
         size = min(int.from_bytes(length, "little"), path.stat().st_size)
-        _, meta, _ = _header(length + stream.read(size))
-        return meta
+        header = _read_header(length + stream.read(size))
+        return dict(json.loads(header["meta"]))
 
 
-def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Return the tensors (on the CPU), `meta` and the digest of a file that `write` made.
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors (on the CPU) and `meta` of a file that `write` made.
 
     Raises:
         InputError: There is no such file.
@@ -117,21 +117,11 @@ def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str
     """
     with _explain_damage(path):
         content = path.read_bytes()
-        meta_text, meta, stored_digest = _header(content)
+        header = _read_header(content)
         tensors = load_tensors(content)
-        if _digest(tensors, meta_text) != stored_digest:
+        if _digest(tensors, header["meta"]) != header["digest"]:
             raise ValueError("the content does not match the checksum")
-        return restore_weights(tensors), meta, stored_digest
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and `meta` of a file. Raises as `read_with_digest`."""
-    return read_with_digest(path)[:2]
-
-
-def digest(path: Path) -> str:
-    """Return the digest of a file. Raises as `read_with_digest`."""
-    return read_with_digest(path)[2]
+        return restore_weights(tensors), json.loads(header["meta"])
 
 
 def compact_weights(

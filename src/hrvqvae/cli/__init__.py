@@ -22,10 +22,10 @@ from hrvqvae.version import __version__
 
 GROUPS = {
     "Use a model": "sample complete reconstruct plant play",
-    "Train": "presets data train train-prior train-decoder runs demo",
+    "Train": "presets data train train-prior train-decoder demo",
     "Measure": "evaluate train-classifier doctor",
-    "Files of codes": "compress decompress inspect fit-entropy-model tokenize detokenize",
-    "Share": "export hub",
+    "Files of codes": "compress decompress tokenize",
+    "Share": "export",
 }
 """Commands by purpose, in the order of `hrvqvae --help`."""
 
@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
         )
     arguments, unknown = _parser().parse_known_args(words)
     if unknown:  # perhaps an argument after an option: `export mnist --compact small`
-        # the words after the command; `prog` is "hrvqvae export" or "hrvqvae hub push"
+        # the words after the command; `prog` is "hrvqvae export" or "hrvqvae data get"
         rest = words[len(arguments.parser.prog.split()) - 1 :]
         arguments, unknown = arguments.parser.parse_known_intermixed_args(rest)
     unknown += [f"--{name}" for name in fields if not arguments.command.fields]
@@ -114,8 +114,7 @@ def _explain(error: Exception) -> str:
         return (
             "out of memory: take a smaller batch (--training.batch_size,"
             " --prior.training.batch_size of priors, --generation.training.batch_size of"
-            " train-decoder) in a new run, smaller images, or fewer workers (--data.workers, of"
-            " tokenize --workers)"
+            " train-decoder) in a new run, smaller images, or fewer workers (--data.workers)"
         )
     # of `Path.resolve`, before Python 3.13
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):

@@ -2,7 +2,6 @@
 
 import os
 import platform
-from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -76,25 +75,6 @@ def _data_get(arguments: Arguments) -> None:
         fetch.get(arguments.name, find_data_root(None), print)
 
 
-def _runs(arguments: Arguments) -> None:
-    from hrvqvae.training.listing import list_runs
-
-    runs = list_runs(arguments.folder)
-    if arguments.json:
-        print_json(runs)
-        return
-    rows: list[Sequence[object]] = [
-        ("run", "system", "preset", "step", "budget", "test MSE", "priors", "stale", "")
-    ]
-    for run in runs:
-        error = "-" if run["mse"] is None else f"{run['mse']:.4e}"
-        lists = (", ".join(run[name]) or "-" for name in ("priors", "stale"))
-        state = run["fault"] or ("in use" if run["in_use"] else "")
-        cells = (run[name] or "-" for name in ("run", "system", "preset", "step", "budget"))
-        rows.append((*cells, error, *lists, state))
-    print_table(rows)
-
-
 def _doctor(arguments: Arguments) -> int:
     """Report versions (None: missing), device, folders of data and models, and the missing packages
     of each extra.
@@ -166,19 +146,6 @@ COMMANDS = (
         "list the presets, or show the values of a preset with their sources",
         _presets,
         option("name NAME", "show the preset NAME (default: list all)", nargs="?"),
-        "--json",
-    ),
-    Command(
-        "runs",
-        "list the runs below a folder: step, error, priors, what is stale",
-        _runs,
-        option(
-            "folder FOLDER",
-            "look below FOLDER (default: runs)",
-            nargs="?",
-            default=Path("runs"),
-            type=Path,
-        ),
         "--json",
     ),
     Group(

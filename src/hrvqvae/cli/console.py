@@ -161,7 +161,7 @@ class Command:
 
 
 class Group:
-    """A command with actions, such as `hub push` and `hub get`."""
+    """A command with actions, such as `data list` and `data get`."""
 
     def __init__(self, name: str, about: str, *actions: Command) -> None:
         self.name = name

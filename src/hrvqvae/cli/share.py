@@ -1,15 +1,13 @@
-"""Commands that share a trained run: export, hub push, hub get, play."""
+"""Commands that share a trained run: export, play."""
 
 from pathlib import Path
 
 from hrvqvae.cli.console import (
     Arguments,
     Command,
-    Group,
     flag,
     integer,
     option,
-    pick,
 )
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import base_name
@@ -45,22 +43,6 @@ def _export(arguments: Arguments) -> None:
         print(f"checked: {checked}")
 
 
-def _push(arguments: Arguments) -> None:
-    from hrvqvae.checkpoints.export import push_run
-
-    waiting(f"putting {arguments.name} on the hub")
-    private = arguments.private or None  # None: the hub's default
-    print(push_run(private=private, **pick(arguments, "run name license")))
-
-
-def _get(arguments: Arguments) -> None:
-    from hrvqvae.checkpoints.hub import fetch
-
-    out = arguments.out or Path(arguments.name.rpartition("/")[2])
-    waiting(f"getting {arguments.name} from the hub")
-    print(fetch(arguments.name, revision=arguments.revision, into=out))
-
-
 def _play(arguments: Arguments) -> None:
     from hrvqvae.model import Model
     from hrvqvae.play.page import serve
@@ -68,7 +50,6 @@ def _play(arguments: Arguments) -> None:
     serve(Model(arguments.run, arguments.device), arguments.host, arguments.port)
 
 
-_NAME = option("name USER/NAME", "repository of the hub")
 _LICENSE = option(
     "--license ID", "license in the model card, as the hub spells it, such as mit or cc-by-4.0"
 )
@@ -102,32 +83,6 @@ COMMANDS = (
                 "--web",
                 "write one file of 8-bit weights for the JavaScript module in web/ (docs/web.md)",
             ),
-        ),
-    ),
-    Group(
-        "hub",
-        "put models on the hub, and get them from there (docs/hub.md)",
-        Command(
-            "push",
-            "export a run and put it on the hub",
-            _push,
-            "run",
-            _NAME,
-            _LICENSE,
-            flag("--private", "make a new repository private"),
-        ),
-        Command(
-            "get",
-            "get a model from the hub into a folder",
-            _get,
-            _NAME,
-            option(
-                "out DIR",
-                "write to the new folder DIR (default: ./NAME)",
-                nargs="?",
-                type=Path,
-            ),
-            option("--revision REV", "get branch, tag or commit REV (default: the newest)"),
         ),
     ),
     Command(

@@ -260,8 +260,8 @@ COMMANDS = (
             type=int,
         ),
         option(
-            "--codes SHARDS",
-            "train from shards of codes (hrvqvae tokenize; default: the images of the run)",
+            "--codes FOLDER",
+            "train on the codes in FOLDER (hrvqvae tokenize; default: the images of the run)",
             type=Path,
         ),
         *_TRAINING,

@@ -132,10 +132,10 @@ def _reconstruct(arguments: Arguments) -> None:
 
 def _collect_sampling_options(arguments: Arguments) -> dict[str, Any]:
     """Return the keyword arguments that `pictures.sample` and `pictures.complete` share."""
-    from hrvqvae.checkpoints.run import Run
+    from hrvqvae.checkpoints.folder import open_run
     from hrvqvae.priors.sampling import SamplingParams
 
-    options = Run(arguments.run).sampling_options(arguments.guidance, arguments.levels)
+    options = open_run(arguments.run).sampling_options(arguments.guidance, arguments.levels)
     options |= pick(arguments, "temperature top_p")
     params = SamplingParams(top_k=arguments.top_k or 0, decoder=arguments.decoder, **options)
     return {"params": params, **pick(arguments, "run count out seed class_name force")}

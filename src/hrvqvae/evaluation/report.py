@@ -20,8 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.checkpoints.codemaps import CodeMaps, CodeRecorder
-from hrvqvae.checkpoints.run import renewal_advice
+from hrvqvae.codes.maps import CodeMaps, CodeRecorder
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.levels import CodeArray, encode_level
@@ -250,11 +249,7 @@ def load_fitting_priors(model: Model, classes: Sequence[str]) -> tuple[Priors | 
     """
     num_levels = model.run.count_prior_levels()
     if not num_levels:
-        return None, f"train them: {model.run.missing_priors()}"
-    folders = {prior.path for prior in model.run.priors.values()}
-    stale = [part for part in model.run.stale_artifacts() if part.path in folders]
-    if stale:
-        return None, f"{', '.join(map(str, stale))}: {renewal_advice(model.run.name)}"
+        return None, f"train them: hrvqvae train-prior {model.run}"
     try:
         priors = model.load_priors(num_levels)
     except InputError as error:
@@ -314,8 +309,8 @@ def evaluate_run(
     guidances: Sequence[Guidance] = [guidance] if isinstance(guidance, int | float) else guidance
     compute = Compute(TrainingConfig(epochs=1, device=device, precision="fp32"))
     model = Model(run, str(compute.device), beam)
-    if sample_levels is None and model.run.missing_priors():
-        sample_levels = model.run.folder.read_sampling().levels
+    if sample_levels is None and not model.run.has_all_priors():
+        sample_levels = model.run.read_sampling().levels
     num_drawn = model.autoencoder.check_levels(sample_levels)
     samples = samples if rate else 0
     if samples and not model.load_priors(num_drawn).classes:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
-from hrvqvae.checkpoints.codemaps import CodeMaps
+from hrvqvae.codes.maps import CodeMaps
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import Batch, ImageSet, chunk_samples, make_rng, read_batches
 from hrvqvae.data.loading import load_images
@@ -264,7 +264,7 @@ def measure_samples(
     tests = load_images(config, "test")
     train = load_images(config, "train")
     size = choose_set_size(count, tests, train)
-    classifier_path = model.run.folder.path / CLASSIFIER
+    classifier_path = model.run.path / CLASSIFIER
     trained = obtain_classifier(config, classifier_path)
 
     # What samples are compared with. `choose_features` may take the same classifier from its file.

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from hrvqvae.checkpoints.export import without_paths
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import open_run
 from hrvqvae.config import Config, to_dict
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
@@ -279,7 +279,7 @@ def export_graphs(
             importlib.import_module(package)
 
         # trace and write
-        model, config = Run(run).load(beam=beam)
+        model, config = open_run(run).load(beam=beam)
         encoder, decoder, smallest = trace(model, config)
         for name, content in zip(_GRAPHS, (encoder, decoder), strict=True):
             (folder / f"{name}.onnx").write_bytes(content)

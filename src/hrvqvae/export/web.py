@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.entropy import load_entropy_model
 from hrvqvae.checkpoints.export import without_paths
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import open_run
 from hrvqvae.compression.entropy_model import FINGERPRINT_BYTES
 from hrvqvae.config import to_dict
 from hrvqvae.models.single_grid import SingleGridAutoencoder
@@ -35,7 +36,7 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     file, NAME.hrvw. Raises InputError if the model has several latent grids or another quantizer,
     or `out` can't be written.
     """
-    loaded = Run(run)
+    loaded = open_run(run)
     model, config = loaded.load()
     if not isinstance(model, SingleGridAutoencoder) or not isinstance(
         model.quantizer, ResidualQuantizer
@@ -69,7 +70,7 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         if tensor.is_floating_point():
             arrays[key] = tensor.float()  # a bundle has no half precision
 
-    entropy_model = loaded.entropy_model.load()
+    entropy_model = load_entropy_model(loaded)
     header = {
         "name": name,
         "config": to_dict(without_paths(config)),

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.run import Run, save_model
+from hrvqvae.checkpoints.folder import RunFolder, open_run, save_model
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import autoencoder_config
 from hrvqvae.data.batches import Batch, ImageSet, batches, evaluation_batches
@@ -130,7 +129,7 @@ class AutoencoderTask(ImageTask):
 
     def init_from(self, model: nn.Module) -> str:
         name = self.training.init_from
-        source, config = Run(name).load(decoder=None)
+        source, config = open_run(name).load(decoder=None)
         copy_weights(model, source.state_dict(), name)  # with the counts of the codewords
         return f"beginning with the weights of {name}, trained on {config.data.dataset}"
 

@@ -16,11 +16,13 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import (
     GENERATION,
     PROGRESSIVE,
+    RunFolder,
     decoder_folder,
+    open_run,
     prior_folders,
     require_trainable,
+    save_model,
 )
-from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.config.parsing import stage_config
 from hrvqvae.config.schema import with_batch_size
@@ -44,7 +46,7 @@ from hrvqvae.training.autoencoder import ImageTask
 from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.training.trainer import Outcome, Trainer, require_divisible
-from hrvqvae.utils.errors import InputError, expand_home
+from hrvqvae.utils.errors import InputError, expand_home, require_made_for
 from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import Say, tracked
 
@@ -63,7 +65,7 @@ class DecoderTask(ImageTask):
     parent_run: Path
 
     def __init__(self, path: str | Path, config: Config) -> None:
-        run = Run(path)
+        run = open_run(path)
         model, stored = run.load(decoder=None)
         self.autoencoder_digest = run.digest
         self.model = require_several_levels(model, stored)
@@ -79,7 +81,7 @@ class DecoderTask(ImageTask):
         self.compute.place_model(self.model)
 
     def init_from(self, model: nn.Module) -> str:
-        run = Run(self.training.init_from).folder
+        run = open_run(self.training.init_from)
         source = decoder_folder(run.path, self.kind).model
         copy_weights(model, storage.read(source)[0], str(source))
         return f"beginning with the decoder in {source}"
@@ -195,7 +197,7 @@ class SampleTask(DecoderTask):
         settings = self.config.generation
         if not settings.samples:
             return super().describe_source()
-        run = Run(self.parent_run)
+        run = open_run(self.parent_run)
         content = blake2b(digest_size=16)
         for levels, folder in prior_folders(self.parent_run).items():
             if levels.start < settings.levels:
@@ -222,11 +224,7 @@ class SampleTask(DecoderTask):
             levels = {f"level-{level}": codes.int() for level, codes in enumerate(drawn, 1)}
             storage.write(file, {**levels, "classes": classes}, source)
         stored, meta = storage.read(file)
-        if any(meta[name] != value for name, value in source.items()):
-            raise InputError(
-                f"{file} has samples of other priors or of another guidance: delete"
-                f" {self.run.path}, and train the decoder again"
-            )
+        require_made_for(self.run.path, meta, source)
         names = [f"level-{level}" for level in range(1, settings.levels + 1)]
         return tuple(stored[name].long() for name in names), stored["classes"]
 
@@ -237,7 +235,7 @@ class SampleTask(DecoderTask):
         """
         settings = self.config.generation
         seed = _FIRST_SEED + settings.training.seed
-        run = Run(self.parent_run)
+        run = open_run(self.parent_run)
         priors = run.load_priors(settings.levels)
         for network in priors.networks:
             self.compute.place_model(network)
@@ -268,7 +266,7 @@ class SampleTask(DecoderTask):
         decoder = build_sample_decoder(self.model, self.config)
 
         # begin with the run's decoder of prefixes, unless its network is another
-        model, stored = Run(self.parent_run).load()
+        model, stored = open_run(self.parent_run).load()
         trained = getattr(model, "progressive_decoder", None)
         if trained is not None and stored.progressive.network == self.config.progressive.network:
             weights = trained.state_dict()
@@ -345,7 +343,7 @@ class SampleTask(DecoderTask):
         return report.captions()[self.config.generation.levels - 1]
 
 
-def resolve_samples(run: Run, config: Config) -> Config:
+def resolve_samples(run: RunFolder, config: Config) -> Config:
     """Return a configuration with the number of levels and of classes of a decoder of samples, and
     with the section `progressive` of the run's decoder of prefixes.
 
@@ -385,10 +383,10 @@ def train(
     def resolve() -> Config:
         require_trainable(run)
         begun = folder.read_config() if resume and folder.config.is_file() else None
-        config = stage_config(_SECTIONS[kind], Run(run).folder_config, fields, begun)
+        config = stage_config(_SECTIONS[kind], open_run(run).read_config(), fields, begun)
         if begun is not None or kind == PROGRESSIVE:
             return config
-        return resolve_samples(Run(run), config)
+        return resolve_samples(open_run(run), config)
 
     config = distributed.on_rank_zero(resolve)
     task = PrefixTask(run, config) if kind == PROGRESSIVE else SampleTask(run, config)

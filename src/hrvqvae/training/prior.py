@@ -19,14 +19,16 @@ from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_extract
 from hrvqvae.checkpoints.folder import (
     RunFolder,
+    open_run,
     prior_folder,
     prior_folders,
     require_trainable,
+    save_model,
 )
-from hrvqvae.checkpoints.run import Run, save_model
+from hrvqvae.codes.maps import CodeMaps
+from hrvqvae.codes.store import load_or_make, read_codes
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import stage_config
 from hrvqvae.data.batches import make_rng, sample_stream
@@ -35,7 +37,6 @@ from hrvqvae.data.loading import open_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.priors.base import Level, Prior, build_prior, compute_nats, measure_bits
-from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
@@ -76,7 +77,7 @@ class CodeBatch(NamedTuple):
         return CodeBatch(*map(move, self))
 
 
-def read_codes(
+def read_batch(
     maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]
 ) -> CodeBatch:
     """Read the codes of images for the prior of `levels`. Indices count through the images of all
@@ -171,7 +172,7 @@ class PriorTask(Task):
         if prior.codes is None:
             copies = list(list_copies(prior.flip, prior.shifts, prior.variants))
             self.maps = [
-                load_or_extract(
+                load_or_make(
                     codes_folder.with_name(copy.folder),
                     self.model,
                     self.autoencoder_digest,
@@ -190,7 +191,7 @@ class PriorTask(Task):
                 " --prior.flip false --prior.shifts 0 --prior.variants 0, or leave out prior.codes"
             )
         else:
-            self.maps = [load_shard_maps(codes_folder, Path(prior.codes), self.model, config, say)]
+            self.maps = [read_codes(Path(prior.codes), self.autoencoder_digest)]
         self.labels = self.maps[0].labels
         self.classes = self.maps[0].classes
         if prior.class_dropout and not self.classes:
@@ -232,7 +233,7 @@ class PriorTask(Task):
         """
         assert isinstance(model, Prior)
         name = self.training.init_from
-        folder = prior_folders(Run(name).folder.path).get(self.levels)
+        folder = prior_folders(open_run(name).path).get(self.levels)
         if folder is None or not folder.model.is_file():
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
         weights, meta = storage.read(folder.model)
@@ -263,7 +264,7 @@ class PriorTask(Task):
         ):
             map_indices, rows = np.divmod([index for index, _ in samples], len(self.train_indices))
             indices = map_indices * len(self.labels) + self.train_indices[rows]
-            batch = read_codes(self.maps, self.model, self.levels, indices)
+            batch = read_batch(self.maps, self.model, self.levels, indices)
             if self.config.prior.variants:
                 batch = batch._replace(copies=self.copy_labels[map_indices])
             yield batch
@@ -292,7 +293,7 @@ class PriorTask(Task):
         held_out = self.held_out[: self.training.evaluation_images]
         share = held_out[distributed.rank_slice().of(len(held_out))]  # of this process
         for indices in slices(share, self.training.batch_size):
-            batch = read_codes(self.maps[:1], self.model, self.levels, indices)
+            batch = read_batch(self.maps[:1], self.model, self.levels, indices)
             batch = batch.to(self.compute.device)
             with self.compute.autocast():
                 bits += torch.tensor(measure_bits(prior, *batch[:3]))
@@ -389,7 +390,7 @@ def train(
     """
     path = expand_home(path)
     configs = distributed.on_rank_zero(partial(resolve_priors, path, level, fields, resume=resume))
-    run = Run(path)
+    run = open_run(path)
     autoencoder = (*run.load(decoder=None), run.digest)
     tasks = [PriorTask(path, levels, config, autoencoder) for levels, config in configs.items()]
     trainers = [Trainer(task, resume=resume, callbacks=callbacks, say=say) for task in tasks]
@@ -422,7 +423,7 @@ def resolve_priors(
     level is returned. Raises InputError if there is no such run or level, or as `stage_config`.
     """
     require_trainable(path)
-    stored = Run(path).folder_config
+    stored = open_run(path).read_config()
     num_levels = len(stored.model.num_symbols)
     if level is not None and not 1 <= level <= num_levels:
         raise InputError(f"--level is {level}; this model has levels 1 to {num_levels}")

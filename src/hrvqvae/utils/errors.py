@@ -43,6 +43,21 @@ def require(holds: bool, name: str, value: object, requirement: str) -> None:
         raise InputError(f"{name} is {reprlib.repr(value)}; it must be {requirement}")
 
 
+def require_made_for(path: Path, made: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise InputError if a file or folder was made for something else than is there now.
+
+    Args:
+        path: The file or folder.
+        made: What it was made for, such as the digest of the autoencoder, by name.
+        wanted: What is there now, by the same names.
+    """
+    for name, value in wanted.items():
+        if made.get(name) != value:
+            raise InputError(
+                f"{path} was made for another state of the {name}; delete it, and make it again"
+            )
+
+
 @contextmanager
 def explain_write_errors(target: object, advice: str = "") -> Iterator[None]:
     """Turn an OSError into an InputError with the target that can't be written, the reason and

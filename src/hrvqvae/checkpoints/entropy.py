@@ -1,0 +1,89 @@
+"""The entropy model of a run, which writes and reads its files of codes."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.codes.maps import encode_images
+from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
+from hrvqvae.compression.learning import fit
+from hrvqvae.config.parsing import override_reading
+from hrvqvae.data.copies import list_copies
+from hrvqvae.data.loading import open_images
+from hrvqvae.utils.errors import explain_write_errors, require_made_for
+from hrvqvae.utils.locks import lock_file
+from hrvqvae.utils.outputs import write_atomic
+from hrvqvae.utils.progress import Say, note
+
+
+def has_entropy_model(run: RunFolder) -> bool:
+    """Return whether a run has an entropy model that was fitted for the weights of now."""
+    if not run.tables.is_file():
+        return False
+    return read_entropy_model(run.tables.read_bytes(), str(run.tables)).model == run.digest
+
+
+def bare_entropy_model(run: RunFolder) -> EntropyModel:
+    """Return an entropy model without networks, by which all codes of a level take equal bits."""
+    model = run.read_config().model
+    return EntropyModel(str(run), run.digest, model.geometry, model.num_symbols)
+
+
+def load_entropy_model(run: RunFolder) -> EntropyModel:
+    """Return the entropy model of a run; one without networks if none was fitted. Raises InputError
+    if it is damaged or was fitted for other weights.
+    """
+    if not run.tables.is_file():
+        return bare_entropy_model(run)
+    fitted = read_entropy_model(run.tables.read_bytes(), str(run.tables))
+    require_made_for(run.tables, {"autoencoder": fitted.model}, {"autoencoder": run.digest})
+    return fitted
+
+
+def fit_entropy_model(
+    run: RunFolder,
+    root: str | None = None,
+    effort: float = 1.0,
+    shifts: int = 0,
+    device: torch.device | None = None,
+    say: Say = note,
+    small: bool = False,
+    fields: Mapping[str, Any] = MappingProxyType({}),
+) -> EntropyModel:
+    """Fit the entropy model to the codes of the training images, and write it beside the weights.
+
+    If the model was trained on mirror images too, their codes are fitted as well. An entropy model
+    of the same weights is kept, because files that were written with it can't be read without it.
+
+    Args:
+        root: Folder of the data (default: as in training).
+        effort: Duration of the fit, in multiples of the usual duration.
+        shifts: Number of further copies of the images to fit, each shifted by some pixels.
+        small: Limit the file to a few kilobytes per level, for a web page.
+        fields: Fields of reading the data, such as "data.on_error".
+
+    Raises InputError if the data is missing, or another process fits the model.
+    """
+    with lock_file(run.tables):
+        if has_entropy_model(run):
+            return load_entropy_model(run)
+        model, config = run.load(decoder=None)
+        config = override_reading(config.with_root(root), fields)
+        images = open_images(config.data, "train")
+        symbols = config.model.num_symbols
+        model.to(device or "cpu")
+        copies = []
+        for copy in list_copies(config.data.flip, shifts):
+            maps = encode_images(model.encode, images, symbols, device, copy.augment)
+            copies.append(maps.levels)
+        levels = [np.concatenate(arrays) for arrays in zip(*copies, strict=True)]
+
+        bare = EntropyModel(config.name, run.digest, config.model.geometry, symbols)
+        fitted = fit(bare, levels, effort, say, len(copies), small)
+        with explain_write_errors(run.tables):
+            write_atomic(run.tables, fitted.content)
+        return fitted

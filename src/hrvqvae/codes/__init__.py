@@ -1,0 +1,1 @@
+"""Codes of a set of images: made, stored and read."""
