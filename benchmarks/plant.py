@@ -1,7 +1,7 @@
 """Measure trees that are planted on the codebooks of trained runs (docs/data/plant-cifar10).
 
 python -m benchmarks.plant images OUT RUN CODEWORDS BEAMS [LIMIT]: errors, to OUT/rows.jsonl
-python -m benchmarks.plant times OUT: seconds, to OUT/times.jsonl
+python -m benchmarks.plant times OUT: CPU seconds, to OUT/times.jsonl
 python -m benchmarks.plant report OUT: comparisons
 """
 
@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.common import Row, read_images, side_by_side
+from benchmarks.common import Row, read_images
 from benchmarks.laboratory.report import welch
 from hrvqvae import TreeVQ
 from hrvqvae.checkpoints.run import Run
@@ -119,15 +119,17 @@ def _measure_tree(subject: Subject, tree: TreeVQ, latents: Tensor, name: str) ->
 
 
 def measure_times() -> Iterator[Row]:
-    """Yield the seconds of planting, and of encoding 65,536 vectors by a flat and a tree search."""
+    """Yield the CPU seconds of planting, and of encoding 65,536 vectors by flat and tree searches:
+    of one thread, the least of three calls after the first, since the machine may be busy.
+    """
     for count in (512, 4_096, 16_384):
         for dim in (16, 64, 256):
             rng = torch.Generator().manual_seed(0)
             codebook = torch.randn(count, dim, generator=rng)
             vectors = torch.randn(_VECTORS, dim, generator=rng)
-            begun = time.perf_counter()
+            begun = time.process_time()
             tree = TreeVQ.from_codebook(codebook)
-            row = {"words": count, "dim": dim, "plant": time.perf_counter() - begun}
+            row: Row = {"words": count, "dim": dim, "plant": time.process_time() - begun}
             books = [level.codewords for level in tree.quantizer.levels]
 
             def call(books: Sequence[Tensor], width: int, vectors: Tensor = vectors) -> Any:
@@ -135,7 +137,15 @@ def measure_times() -> Iterator[Row]:
 
             calls = {"flat": call([codebook[None]], 1)}
             calls |= {f"beam {width}": call(books, width) for width in (1, 4, 8)}
-            yield row | side_by_side(calls, rounds=1 if count * dim > 2**20 else 3)
+            for name, encode in calls.items():
+                encode()
+                spent = []
+                for _ in range(3):
+                    begun = time.process_time()
+                    encode()
+                    spent.append(time.process_time() - begun)
+                row[name] = min(spent)
+            yield row
 
 
 def report(folder: Path) -> None:

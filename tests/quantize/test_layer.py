@@ -488,9 +488,6 @@ def test_what_it_is_made_of_is_checked():
         codewords: [4, 4] | codewords is \(4, 4\); it must be a number or 3 values
         codewords: [8, null, 8] | codewords is \(8, None, 8\); it must be a whole number
         {level_betas: -5.0, levels: 1} | level_betas is \(-5.0,\); it must be at least 0
-        num_quantizers: 3 | TreeVQ has no argument num_quantizers; it is called levels here
-        coarse_weights: 0.1 | TreeVQ has no argument coarse_weights; did you mean .*weight\?
-        colour: 1 | TreeVQ has no argument colour
         start_vectors: 0 | start_vectors is 0; it must be a whole number from 1
         start_vectors: 2.5 | start_vectors is 2.5; it must be a whole number or None
         total_steps: -5 | total_steps is -5; it must be a whole number from 1

@@ -27,34 +27,13 @@ from hrvqvae.quantize.planting import plant
 from hrvqvae.quantize.quantized import Quantized, check_codes
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.schedule import CodebookSchedule
-from hrvqvae.utils.errors import InputError, name_arguments, near_names, require
+from hrvqvae.utils.errors import InputError, name_arguments, require
 
 PADDING = -1  # index at masked positions
 # default size of the k-means start
 _VECTORS_PER_CODEWORD = 8
 _MIN_VECTORS = 4_096
 _MAX_VECTORS = 65_536
-# arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-transformers
-_COUNTERPARTS = {
-    "num_quantizers": "levels",
-    "n_q": "levels",
-    "codebook_size": "codewords",
-    "bins": "codewords",
-    "n_e": "codewords",
-    "num_embeddings": "codewords",
-    "n_embed": "codewords",
-    "codebook_dim": "dim",
-    "e_dim": "dim",
-    "embedding_dim": "dim",
-    "commitment_weight": "beta",
-    "commitment_cost": "beta",
-    "accept_image_fmap": "channel_last",
-    "channel_first": "channel_last",
-    "ema_update": "update",
-    "threshold_ema_dead_code": "restart_below",
-    "kmeans_init": "start_vectors",
-    "beam_size": "beam",
-}
 
 
 class TreeVQ(nn.Module):
@@ -97,7 +76,7 @@ class TreeVQ(nn.Module):
         process_group: processes that train this layer together; None for all.
 
     Raises:
-        InputError: A value is out of its range, or an argument is unknown.
+        InputError: A value is out of its range.
     """
 
     rows: Tensor  # of a planted tree: the row of each leaf, (S, leaves)
@@ -124,15 +103,8 @@ class TreeVQ(nn.Module):
         restart_below: float = 0.03,
         total_steps: int | None = None,
         process_group: Any = None,
-        **unknown: Any,
     ) -> None:
         super().__init__()
-        for name in unknown:
-            near = near_names(name, self.__init__.__annotations__)  # type: ignore[misc]
-            hint = f"; did you mean {near}?" if near else ""
-            if name in _COUNTERPARTS:
-                hint = f"; it is called {_COUNTERPARTS[name]} here"
-            raise InputError(f"TreeVQ has no argument {name}{hint}")
         for name, value in (("start_vectors", start_vectors), ("total_steps", total_steps)):
             require(value is None or value >= 1, name, value, "a whole number from 1")
         sizes = tuple(codewords) if isinstance(codewords, Iterable) else ()
