@@ -25,7 +25,7 @@ from benchmarks.common import fields
 from hrvqvae.cli import main
 from hrvqvae.config import presets, to_dict
 from hrvqvae.config.parsing import from_dict, override
-from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.sets.mnist import write_idx
 from hrvqvae.utils import progress
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
@@ -181,17 +181,10 @@ def run(mnist_root):
 
 
 @pytest.fixture
-def site(tmp_path, monkeypatch):
-    """A folder of packages, from which registries that have looked before look again."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, "theirs", raising=False)
-    for table in (SYSTEMS, PRIORS, DATASETS):
-        monkeypatch.delitem(table.__dict__, "_entries", raising=False)
-    yield folder
-    for table in (SYSTEMS, PRIORS, DATASETS):
-        table.__dict__.pop("_entries", None)
+def added_systems():
+    """Forget the systems that a test registers."""
+    yield
+    SYSTEMS.added.clear()
     presets.get.cache_clear()
 
 

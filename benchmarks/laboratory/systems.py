@@ -11,7 +11,6 @@ from typing import Any
 from hrvqvae.config import Config, ModelConfig, presets
 from hrvqvae.config.model import CodebookConfig
 from hrvqvae.config.parsing import RESULT_FREE, override
-from hrvqvae.config.registry import RIVALS
 from hrvqvae.config.schema import TRAINING_SECTIONS, default_config
 from hrvqvae.config.section import flatten
 from hrvqvae.utils.errors import InputError
@@ -98,7 +97,7 @@ class Comparison:
                     f"--{name} must be a field of the data, the model or the training, or"
                     f" --NAME.model... or --NAME.training... with NAME of {', '.join(self.systems)}"
                 )
-        if set(self.systems.values()) & set(RIVALS):
+        if set(self.systems.values()) & {"fsq", "vqpytorch"}:
             import_module("benchmarks.rivals")
         for name in self.systems:  # a mistake is reported before any training
             self.config(name, 0)

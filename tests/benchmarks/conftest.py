@@ -11,7 +11,7 @@ import torch
 from benchmarks import sample, search
 from benchmarks.common import matrix_rate
 from hrvqvae.config import presets
-from hrvqvae.config.registry import RIVALS, SYSTEMS, register_system
+from hrvqvae.config.registry import SYSTEMS, register_system
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
 from tests.trained_run import tiny_systems
@@ -35,8 +35,7 @@ def rivals():
 
 
 def forget_rivals():
-    for name in RIVALS:
-        SYSTEMS._entries.pop(name, None)
+    SYSTEMS.added.clear()
     presets.get.cache_clear()
 
 

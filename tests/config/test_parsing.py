@@ -2,15 +2,12 @@
 clear line.
 """
 
-import shutil
-from functools import partial
 from pathlib import Path
-from typing import Optional
 
 import pytest
 
 from benchmarks.common import fields
-from hrvqvae.config import DataConfig, TrainingConfig, flatten, presets
+from hrvqvae.config import TrainingConfig, flatten, presets
 from hrvqvae.config.parsing import (
     absolute_paths,
     autoencoder_config,
@@ -134,14 +131,8 @@ def test_wrong_options(name, value, message):
             prior: {network: {kind: rnn}} | unknown network of priors 'rnn': there are pixelsnail,
             data: {root: 5} | data.root is 5; it must be text or null
             1: 2 | unknown field '1'
-            model: &model {inner: *model} | (*model is an alias: write its value instead)
-            {data: {size: 8}, data.size: 9} | data.size stands twice: keep one
-            {name: x, data: {size: 8, channels: 1, size: 9}} | (size stands twice: keep one)
-            {name: x, data: {size: 8}, model: {}, data: {channels: 1}} | (data stands twice: keep
         """),
         ("{a: " * 12 + "1" + "}" * 12, "is nested too deeply"),
-        ("name: " + "[" * 999, "can't be read as YAML or JSON (maximum recursion"),
-        ("a: {" * 900 + "}" * 900, "can't be read as YAML"),
     ],
 )
 def test_files_that_are_no_configuration(content, message, tmp_path):
@@ -184,33 +175,6 @@ def test_a_budget_is_replaced_by_one_that_is_given():
         TrainingConfig()
 
 
-def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path, caplog):
-    path = tmp_path / "mine.yaml"
-    text = "name: mine\ntraining: {{device: cpu, precision: fp32, max_steps: {}, seed: {}}}"
-    path.write_text(text.format(3, 5))
-    stored = from_file(path)
-    goes_on = partial(autoencoder_config, str(path))
-    assert goes_on({}, stored) == stored
-    began = goes_on({"training.learning_rate": "0.1"})
-    assert goes_on({}, began) == began  # the option need not be given again
-    path.write_text(text.format(4, 7))
-    with input_error(r"--training\.seed is 5 there, 7 here"):
-        goes_on({}, stored)
-    assert goes_on({"training.seed": "5"}, stored) == stored
-    with input_error(r"--training\.seed is 5 there, 0 here"):
-        goes_on({"training.seed": "0"}, stored)
-    options = fields("training", "seed=5 max_steps=9") | {"data.on_error": "skip"}
-    caplog.clear()
-    on = goes_on(options, stored)
-    assert on.training.max_steps == 9
-    assert on.data.on_error == "skip"
-    assert not caplog.text
-    path.write_text(text.format(9, 5))
-    assert goes_on({}, stored) == stored
-    told = "the file's training.max_steps is not used (9; 3 in the run): give it as"
-    assert told in caplog.text
-
-
 def test_paths_of_a_new_run_are_absolute(tmp_path, monkeypatch):
     """Later calls may start in other folders."""
     monkeypatch.chdir(tmp_path)
@@ -228,50 +192,11 @@ def test_paths_of_a_new_run_are_absolute(tmp_path, monkeypatch):
     }
 
 
-def test_a_run_of_relative_paths_goes_on(tmp_path, monkeypatch):
-    """As version 1.0.0 wrote them; also if the run that it began with is gone."""
-    monkeypatch.chdir(tmp_path)
-    Path("base").mkdir()
-    Path("base/config.yaml").touch()
-    Path("mine.yaml").write_text("training: {init_from: base, device: cpu, precision: fp32}")
-    began = autoencoder_config("mine.yaml", {})
-    old = began.replace(**{"training.init_from": "base"})
-    autoencoder_config("mine.yaml", {}, old)
-    shutil.rmtree("base")
-    autoencoder_config("mine.yaml", {}, began)
-    Path("mine.yaml").write_text("training: {init_from: other, device: cpu, precision: fp32}")
-    with input_error("init_from is .*base there, other here"):
-        autoencoder_config("mine.yaml", {}, began)
-
-
-def test_a_name_that_stands_twice_in_json(tmp_path):
-    path = tmp_path / "config.json"
-    path.write_text('{"training": {"seed": 1}, "data": {}, "training": {"epochs": 2}}')
-    with input_error("training stands twice: keep one"):
-        from_file(path)
-
-
 def test_a_prior_that_goes_on_keeps_its_held_out_images():
     with input_error(r"--prior\.training\.evaluation_images is 1000 there, 9 here"):
         stage_config("prior", mnist(), {"prior.training.evaluation_images": "9"}, mnist())
     with input_error("--model.stride"):
         stage_config("progressive", mnist(), {"model.stride": "4"})
-
-
-class TheirData(DataConfig):
-    """Types that a third party's configuration may have."""
-
-    ratio: Optional[float] = None  # noqa: UP045
-    names: tuple[str, ...] = ()
-
-
-def test_types_of_a_third_party():
-    config = mnist().replace(data=TheirData())
-    data = override(config, fields("data", "ratio=0.5 names=a,b")).data
-    assert data.ratio == 0.5
-    assert data.names == ("a", "b")
-    with input_error("data.ratio is 'wide'; it must be a number or null"):
-        TheirData(ratio="wide")
 
 
 @parametrize(

@@ -6,11 +6,12 @@ import dataclasses
 import re
 from pathlib import Path
 
+import pytest
+
 from hrvqvae.config import Geometry, ModelConfig, bits_per_image, compression_ratio, presets
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, register_system
 from hrvqvae.config.section import flatten
-from hrvqvae.utils.progress import note_once
-from tests.conftest import approx, cells_of, done, input_error, parametrize, refused
+from tests.conftest import approx, cells_of, input_error, parametrize
 
 
 def test_bits_of_an_uneven_grid():
@@ -121,55 +122,10 @@ def test_a_table_of_the_page_is_the_presets(table):
 
 
 REGISTRIES = (SYSTEMS, PRIORS, DATASETS)
-_SYSTEM = """
-import dataclasses
-from hrvqvae.config.registry import SYSTEMS
-SYSTEM = dataclasses.replace(SYSTEMS.get("vqvae"), name={name!r})
-"""
 
 
-def install(folder, package, source, **entries):
-    (folder / f"{package}.py").write_text(source)
-    info = folder / f"{package}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    lines = [f"{name} = {package}:{attribute}" for name, attribute in entries.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[hrvqvae.systems]", *lines]))
-
-
-def test_a_package_adds_a_system(site):
-    install(site, "theirs", _SYSTEM.format(name="other"), other="SYSTEM", vqvae2="SYSTEM")
-    assert SYSTEMS.get([*SYSTEMS][-1]) is SYSTEMS.entries()[-1]
-    assert SYSTEMS.get("vqvae2").title == "VQVAE-2"  # no package replaces a built-in system
-    code, printed, told = done("presets")
-    assert code == 0
-    assert "\nother/mnist " in printed
-    assert told == ""
-
-
-@parametrize(
-    "source, fault",
-    [
-        *cells_of(r"""
-            import nothing_of_this_name | can't be imported (ModuleNotFoundError:
-            raise SystemError('two\nlines') | can't be imported (SystemError: two lines)
-            SYSTEM = None | must be a System of that name
-        """),
-        (_SYSTEM.format(name="another"), "must be a System of that name"),
-    ],
-)
-def test_a_broken_package_is_named_and_breaks_nothing_else(source, fault, site):
-    install(site, "theirs", source, other="SYSTEM")
-    note_once.cache_clear()
-    code, printed, told = done("presets")
-    assert code == 0
-    assert told.startswith(f"hrvqvae: the system 'other' of the package theirs {fault}")
-    assert "other" not in printed
-    assert [entry.name for entry in SYSTEMS.entries()] == [*SYSTEMS][:-1]
-    assert told.splitlines() == [refused("train other/mnist")]
-
-
-def test_a_system_is_registered(site):
+@pytest.mark.usefixtures("added_systems")
+def test_a_system_is_registered():
     entry = register_system(dataclasses.replace(SYSTEMS.get("vqvae"), name="other"))
     assert SYSTEMS.get("other") is entry
     assert presets.get("other/mnist").config.model.system == "other"
@@ -177,7 +133,7 @@ def test_a_system_is_registered(site):
         register_system(entry)
 
 
-@parametrize("registry", REGISTRIES, ids=lambda registry: registry.group)
+@parametrize("registry", REGISTRIES, ids=lambda registry: registry.noun)
 def test_unknown_names(registry):
     for name in registry:
         with input_error(f"unknown {registry.noun} '{name}x': did you mean .*{name}"):

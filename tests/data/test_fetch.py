@@ -35,7 +35,7 @@ def register(monkeypatch, *ways, files=None):
     titles = tuple((way.__name__, way.__name__) for way in ways)
     entry = DATASETS.get("mnist")
     changed = dataclasses.replace(entry, ways=titles, files=files or entry.files)
-    monkeypatch.setitem(DATASETS._entries, "mnist", changed)
+    monkeypatch.setattr("hrvqvae.data.sets.mnist.MNIST", changed)
     monkeypatch.setattr(fetch, "resolve_name", {way.__name__: way for way in ways}.__getitem__)
 
 

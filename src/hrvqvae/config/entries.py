@@ -79,12 +79,3 @@ class PriorNetwork:
     title: str
     config: type[PriorNetworkConfig]  # its default `kind` is `name`
     network: str  # a `priors.base.Prior`, called with (config, *levels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Logger:
-    """A service that receives the records of a training, which are also in metrics.jsonl."""
-
-    name: str  # in `training.loggers`
-    sink: str  # a `training.loggers.Sink`, called with (run folder, first step)
-    needs: str  # module of the package that it needs

@@ -6,9 +6,8 @@ have the defaults of its `model.system` and `prior.network.kind`. An error names
 value and valid values.
 """
 
-import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ from hrvqvae.config.schema import (
     decide_auto,
     default_config,
 )
-from hrvqvae.config.section import AUTO, flatten
+from hrvqvae.config.section import flatten
 from hrvqvae.utils.errors import InputError, expand_home, one_line
-from hrvqvae.utils.progress import note
 
 OWN_IMAGES = "mine"  # `data.dataset` of images that are not the published set of the preset
 # Fields of a training that do not change its result: where it computes, and how often it logs,
@@ -42,36 +40,6 @@ _PATHS = ("prior.codes", *_INITIAL)
 _EARLIER = {"model.train_prefixes", "prior.class_weight"}
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses aliases, with which a few bytes stand for any number of fields, and names that stand
-    twice, of which the first would be lost.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            alias = self.peek_event().anchor  # type: ignore[no-untyped-call]
-            raise yaml.YAMLError(f"*{alias} is an alias: write its value instead")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        _refuse_repeated(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        return super().construct_mapping(node, deep)
-
-
-def _mapping_of_json(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    _refuse_repeated(name for name, _ in pairs)
-    return dict(pairs)
-
-
-def _refuse_repeated(names: Iterable[Any]) -> None:
-    """Raise InputError if a name stands twice."""
-    seen = set()
-    for name in names:
-        if name in seen:
-            raise InputError(f"{name} stands twice: keep one")
-        seen.add(name)
-
-
 def from_dict(tree: Any, where: str) -> Config:
     """Return a configuration from nested plain values; missing fields take their defaults.
 
@@ -81,12 +49,8 @@ def from_dict(tree: Any, where: str) -> Config:
     try:
         if not isinstance(tree, Mapping):
             raise InputError("a configuration is a mapping with data, model and training")
-        values = dict[str, Any]()
-        for name, value in tree.items():
-            leaves = flatten({name: value})
-            leaves = {field: leaf for field, leaf in leaves.items() if field not in _EARLIER}
-            _refuse_repeated([*values, *leaves])
-            values |= leaves
+        leaves = flatten(tree)
+        values = {name: value for name, value in leaves.items() if name not in _EARLIER}
         system = str(values.get("model.system", DEFAULT_SYSTEM))
         kind = str(values.get("prior.network.kind", DEFAULT_PRIOR))
         return override(default_config(system, kind), values)
@@ -99,16 +63,12 @@ def from_file(path: Path) -> Config:
     can't be read.
     """
     try:
-        content = path.read_bytes()
-        if path.suffix == ".json":
-            tree = json.loads(content, object_pairs_hook=_mapping_of_json)
-        else:
-            tree = yaml.load(content, _Loader)
+        tree = yaml.safe_load(path.read_text())  # YAML includes JSON
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: there is no such file; hrvqvae presets lists the presets"
         ) from error
-    except (OSError, yaml.YAMLError, ValueError, InputError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path} can't be read as YAML or JSON ({one_line(error)})") from error
     return from_dict(tree, str(path))
 
@@ -176,19 +136,7 @@ def autoencoder_config(
         return decide_auto(config, "model", "training")
     if stored.name != base.name:
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
-    must_agree = dict[str, Any]()
-    if is_file:
-        # Compare the values of the file that are not defaults: an option that replaced such a value
-        # when the run began must be given again. An option may also have replaced a default.
-        default = flatten(default_config(stored.model.system, stored.prior.network.kind))
-        must_agree = {
-            field: value
-            for field, value in flatten(base).items()
-            if value not in (AUTO, default.get(field))
-        }
-        if stored.data.dataset == OWN_IMAGES:
-            must_agree.pop("data.dataset", None)
-    return decide_auto(_resumed(stored, options, "training", must_agree), "model", "training")
+    return decide_auto(_resumed(stored, options, "training"), "model", "training")
 
 
 def absolute_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,7 +172,7 @@ def stage_config(
     if stored is None:
         config = override(run, options)
     else:
-        config = _resumed(stored, options, f"{section}.training", {})
+        config = _resumed(stored, options, f"{section}.training")
     num_levels = len(run.model.num_symbols)
     for name, values in flatten(getattr(config, section)).items():
         if isinstance(values, tuple) and len(values) not in (1, num_levels):
@@ -269,12 +217,10 @@ def _locate(path: Any) -> Path:
     return expand_home(str(path)).absolute()
 
 
-def _resumed(
-    stored: Config, options: Mapping[str, str], section: str, must_agree: Mapping[str, Any]
-) -> Config:
+def _resumed(stored: Config, options: Mapping[str, str], section: str) -> Config:
     """Return the stored configuration of a run whose training `section` resumes, with options.
 
-    Raises InputError if options change the run's result, or `must_agree` differs from it.
+    Raises InputError if options change the run's result.
     """
     may_change = _READING | {f"{section}.{name}" for name in (*RESULT_FREE, *BUDGET)}
     if section == "prior.training":  # the evaluations decide a prior's best state
@@ -283,21 +229,10 @@ def _resumed(
         may_change.add(f"{section}.evaluation_images")
     config = override(stored, options)
     before = flatten(stored)
-    required = {name: value for name, value in must_agree.items() if name not in options}
-    budget = {f"{section}.{name}" for name in BUDGET}
-    replaced = budget if budget & options.keys() else set()
-    for name, value in (flatten(config) | required).items():
-        differs = value != before.get(name)
-        if name in _PATHS:  # version 1.0.0 kept relative paths
-            differs = _locate(value) != _locate(before.get(name))
-        if differs and name not in may_change:
+    for name, value in flatten(config).items():
+        if value != before.get(name) and name not in may_change:
             raise InputError(
                 f"--resume continues the same run: --{name} is {before.get(name)} there, {value}"
                 " here; give the same, or train anew in another folder"
-            )
-        if differs and name in required.keys() - replaced and value != flatten(config)[name]:
-            note(
-                f"the file's {name} is not used ({value}; {flatten(config)[name]} in the run): give"
-                f" it as --{name}"
             )
     return config

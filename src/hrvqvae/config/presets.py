@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from hrvqvae.config.entries import Dataset, Settings, System
-from hrvqvae.config.registry import DATASETS, PRIORS, RIVALS, SYSTEMS
+from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 from hrvqvae.config.schema import (
     DEFAULT_PRIOR,
     Config,
@@ -89,8 +89,6 @@ def names() -> Iterator[str]:
 def get(name: str) -> Preset:
     """Return the preset `name`. Raises InputError if it does not exist."""
     first, _, data = name.partition("/")
-    if first in RIVALS:
-        SYSTEMS.get(first)  # raises an error that says where the rival is
     if first in SYSTEMS and data in DATASETS and DATASETS.get(data).column:
         return combine(SYSTEMS.get(first), DATASETS.get(data))
 

@@ -1,108 +1,79 @@
-"""Registries of systems, networks of priors, data sets and loggers, built in or from other
-packages.
-
-An entry is imported at its first use.
-"""
+"""Tables of systems, networks of priors and data sets. An entry is imported at its first use."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Generic, TypeVar
 
-from hrvqvae.config.entries import Dataset, Logger, PriorNetwork, System
-from hrvqvae.utils.errors import InputError, near_names, one_line
-from hrvqvae.utils.progress import note_once
+from hrvqvae.config.entries import Dataset, PriorNetwork, System
+from hrvqvae.utils.errors import InputError, near_names
 
-RIVALS = ("fsq", "vqpytorch")
-"""Systems that stood in the package before 1.0; `benchmarks/rivals.py` has them now."""
-
-E = TypeVar("E", bound=Dataset | System | PriorNetwork | Logger)
+E = TypeVar("E", bound=Dataset | System | PriorNetwork)
 
 
-@dataclass(eq=False)
+@dataclass
 class Registry(Generic[E]):
-    """Entries by name. Built-in entries come first; the entry points of other packages can't
-    replace them.
-    """
+    """Entries by name."""
 
-    kind: type[E]
     noun: str  # in messages
-    group: str  # of entry points
-    built_in: Mapping[str, str]  # module -> names of its entries, separated by spaces
-
-    @cached_property
-    def _entries(self) -> dict[str, E | EntryPoint]:
-        entries: dict[str, E | EntryPoint] = {}
-        for module, names in self.built_in.items():
-            for name in names.split():  # the entry "x-y" is the variable X_Y of the module
-                variable = name.upper().replace("-", "_")
-                entries[name] = EntryPoint(name, f"hrvqvae.{module}:{variable}", self.group)
-        for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
-            entries.setdefault(point.name, point)
-        return entries
+    built_in: Mapping[str, str]  # name -> "module:VARIABLE"
+    added: dict[str, E] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        yield from self.built_in
+        yield from self.added
 
     def register(self, entry: E) -> E:
-        """Add an entry and return it. Raises InputError if its name is taken."""
-        if entry.name in self._entries:
+        """Add an entry to the running process and return it. Raises InputError if its name is
+        taken.
+        """
+        if entry.name in [*self]:
             raise InputError(f"there is a {self.noun} {entry.name!r} already: choose another name")
-        self._entries[entry.name] = entry
+        self.added[entry.name] = entry
         return entry
 
     def get(self, name: str) -> E:
-        """Return the entry `name`. Raises InputError if there is no such entry, or its package is
-        broken.
-        """
-        if name not in self._entries:
-            near = near_names(name, self, cutoff=0.4)
-            hint = f"did you mean {near}?" if near else f"there are {', '.join(self)}"
-            if name in RIVALS and self.kind is System:
-                hint = "import benchmarks.rivals, in a clone of the repository, registers it"
-            raise InputError(f"unknown {self.noun} {name!r}: {hint}")
-        entry = self._entries[name]
-        if isinstance(entry, EntryPoint):
-            label = (
-                f"the {self.noun} {name!r} of the package"
-                f" {entry.dist.name if entry.dist else entry.module}"
-            )
-            try:
-                loaded = entry.load()
-            except Exception as error:  # any error that the other package raises
-                raise InputError(
-                    f"{label} can't be imported ({type(error).__name__}: {one_line(error)})"
-                ) from error
-            if not isinstance(loaded, self.kind) or loaded.name != name:
-                raise InputError(f"{label} must be a {self.kind.__name__} of that name")
-            entry = self._entries[name] = loaded
-        return entry
+        """Return the entry `name`. Raises InputError if there is no such entry."""
+        if name in self.added:
+            return self.added[name]
+        if name in self.built_in:
+            entry: E = resolve_name(f"hrvqvae.{self.built_in[name]}")
+            return entry
+        near = near_names(name, self, cutoff=0.4)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(self)}"
+        raise InputError(f"unknown {self.noun} {name!r}: {hint}")
 
     def entries(self) -> list[E]:
-        """Return the entries that can be loaded; warn once about each entry that can't."""
-        loaded = []
-        for name in self:
-            try:
-                loaded.append(self.get(name))
-            except InputError as error:
-                note_once(str(error))
-        return loaded
+        """Return all entries."""
+        return [self.get(name) for name in self]
 
 
-_SYSTEMS = {"config.systems": "hrvqvae treevq vqvae vqvae2 vqgan rqvae"}
-_DATASETS = {
-    "data.sets.mnist": "mnist fashion-mnist",
-    "data.sets.cifar10": "cifar10",
-    "data.sets.folders": "imagenet ffhq emoji32 photos",
-}
-SYSTEMS = Registry(System, "system", "hrvqvae.systems", _SYSTEMS)
-PRIORS = Registry(
-    PriorNetwork, "network of priors", "hrvqvae.priors", {"priors.configs": "pixelsnail gpt"}
+SYSTEMS = Registry[System](
+    "system",
+    {
+        "hrvqvae": "config.systems:HRVQVAE",
+        "treevq": "config.systems:TREEVQ",
+        "vqvae": "config.systems:VQVAE",
+        "vqvae2": "config.systems:VQVAE2",
+        "vqgan": "config.systems:VQGAN",
+        "rqvae": "config.systems:RQVAE",
+    },
 )
-DATASETS = Registry(Dataset, "data set", "hrvqvae.datasets", _DATASETS)
-LOGGERS = Registry(Logger, "logger", "hrvqvae.loggers", {"training.loggers": "tensorboard wandb"})
+PRIORS = Registry[PriorNetwork](
+    "network of priors",
+    {"pixelsnail": "priors.configs:PIXELSNAIL", "gpt": "priors.configs:GPT"},
+)
+DATASETS = Registry[Dataset](
+    "data set",
+    {
+        "mnist": "data.sets.mnist:MNIST",
+        "fashion-mnist": "data.sets.mnist:FASHION_MNIST",
+        "cifar10": "data.sets.cifar10:CIFAR10",
+        "imagenet": "data.sets.folders:IMAGENET",
+        "ffhq": "data.sets.folders:FFHQ",
+        "emoji32": "data.sets.folders:EMOJI32",
+        "photos": "data.sets.folders:PHOTOS",
+    },
+)
 register_system = SYSTEMS.register
 register_prior = PRIORS.register
-register_dataset = DATASETS.register
-register_logger = LOGGERS.register

@@ -118,8 +118,8 @@ class StageConfig(Section, section="training"):
     seed: Count = 0
     #: run folder, weights file or model of the package with the start weights (default: random)
     init_from: str = ""
-    #: names of further loggers beside metrics.jsonl, such as tensorboard, separated by commas
-    loggers: str = ""
+    #: where metrics go beside metrics.jsonl
+    loggers: Literal["", "tensorboard"] = ""
     log_every: Positive = 50  #: in steps, as are the next two fields
     evaluate_every: Positive = 500
     checkpoint_every: Positive = 500

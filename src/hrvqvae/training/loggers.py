@@ -1,44 +1,18 @@
-"""Write the records of a training to metrics.jsonl and to the sinks of further loggers.
+"""Write the records of a training to metrics.jsonl and to TensorBoard."""
 
-A `Logger` is an entry of a registry that names the class of a sink; the sink receives the records.
-The entries of this module are at its end, where `config.registry.LOGGERS` finds them.
-"""
-
-import importlib
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from pkgutil import resolve_name
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.export import without_paths
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.config import to_dict
-from hrvqvae.config.entries import Logger
-from hrvqvae.config.registry import LOGGERS
 from hrvqvae.models.objective import Metrics
-from hrvqvae.utils.errors import InputError, one_line
 from hrvqvae.utils.outputs import write_atomic
 
 Record = Mapping[str, Any]
-
-
-class Sink(Protocol):
-    """Receives the records of a training."""
-
-    def write(self, record: Record) -> None:
-        """Write a record, which has `kind` and `step`. Called between two steps, so it must be
-        fast.
-        """
-
-    def close(self) -> None:
-        """Finish writing."""
 
 
 class MetricsLog:
@@ -54,7 +28,7 @@ class MetricsLog:
         self,
         path: Path,
         first_step: int,
-        sinks: Sequence[Sink] = (),
+        sinks: Sequence["TensorBoardSink"] = (),
         window: list[Metrics] | None = None,
     ) -> None:
         self.path = path
@@ -140,32 +114,19 @@ def flatten_record(record: Record) -> dict[str, float]:
     return {title: float(value) for title, value in flat.items() if value is not None}
 
 
-def find_loggers(names: str) -> list[Logger]:
-    """Return loggers. Raises InputError if a logger is unknown, ModuleNotFoundError if its package
-    is missing.
-    """
-    entries = [LOGGERS.get(name.strip()) for name in names.split(",") if name.strip()]
-    for logger in entries:
-        importlib.import_module(logger.needs)
-    return entries
-
-
 @contextmanager
-def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
-    """Open the sinks of loggers in rank 0, and close them at the end. They receive records after
+def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list["TensorBoardSink"]]:
+    """Open TensorBoard in rank 0 if it is named, and close it at the end. It receives records after
     `first_step`.
     """
-    with ExitStack() as stack:
-        sinks: list[Sink] = []
-        for logger in find_loggers(names) if distributed.is_rank_zero() else ():
-            try:
-                sinks.append(resolve_name(logger.sink)(run, first_step))
-            except Exception as error:  # the logger's library may raise any error
-                raise InputError(
-                    f"the logger {logger.name} can't begin: {one_line(error)}"
-                ) from error
-            stack.callback(sinks[-1].close)
-        yield sinks
+    if not names or not distributed.is_rank_zero():
+        yield []
+        return
+    sink = TensorBoardSink(run, first_step)
+    try:
+        yield [sink]
+    finally:
+        sink.close()
 
 
 class TensorBoardSink:
@@ -182,45 +143,3 @@ class TensorBoardSink:
 
     def close(self) -> None:
         self._writer.close()
-
-
-class WandbSink:
-    """Log to a run of Weights & Biases, with the configuration.
-
-    The folder `wandb` of the run keeps the id, so that a resumed training goes on in the same run;
-    a training from step 0 begins another.
-    Steps between the last checkpoint and a kill are trained and logged again; Weights & Biases
-    keeps the first values of a step.
-    Environment variables of the library set entity, mode and project (default: "hrvqvae").
-    """
-
-    def __init__(self, run: Path, first_step: int) -> None:
-        import wandb
-
-        id_file = run / "wandb" / "id"
-        if first_step == 0 or not id_file.is_file():
-            id_file.parent.mkdir(exist_ok=True)
-            write_atomic(id_file, secrets.token_hex(8).encode())
-        config = to_dict(without_paths(RunFolder(run).read_config()))
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "hrvqvae"),
-            name=run.resolve().name,
-            id=id_file.read_text(),
-            resume="allow",
-            dir=str(run),
-            config=config,
-            allow_val_change=True,
-            settings=wandb.Settings(quiet=True, console="off", disable_git=True, disable_code=True),
-        )
-
-    def write(self, record: Record) -> None:
-        self._run.log(flatten_record(record), step=record["step"])
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-WANDB = Logger(name="wandb", sink="hrvqvae.training.loggers:WandbSink", needs="wandb")
-TENSORBOARD = Logger(
-    name="tensorboard", sink="hrvqvae.training.loggers:TensorBoardSink", needs="tensorboard"
-)

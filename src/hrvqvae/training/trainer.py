@@ -7,6 +7,7 @@ is killed, and a resumed run repeats the evaluation.
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import signal
 import sys
@@ -323,7 +324,8 @@ class Trainer:
         task = self.task
         training = task.training
         require_divisible("batch", training.batch_size)
-        loggers.find_loggers(training.loggers)
+        if training.loggers:
+            importlib.import_module("tensorboard")  # a missing package is reported first
         if distributed.is_distributed() and task.compute.device.index is not None:
             raise InputError(
                 f"device is {training.device!r}, one GPU for all; --device cuda gives each rank"
