@@ -63,8 +63,7 @@ NEED = cells_of("""
     train | demo --out demo
     train | evaluate mnist
     play | play mnist
-    shards | tokenize mnist . tokens
-    shards | detokenize tokens decoded
+    train | tokenize mnist . tokens
 """)
 _MODULES = metadata.packages_distributions()
 NOT_IN_ALL = {"all", "dev", "play"}

@@ -103,7 +103,7 @@ def test_a_path_may_begin_with_the_home_folder(model, tmp_path, monkeypatch):
     model.save_pretrained("~/saved")
     assert (tmp_path / "saved/model.safetensors").is_file()
     for load in (hrvqvae.load, hrvqvae.Model.from_pretrained):
-        assert load("~/saved").run.path == tmp_path / "saved/model.safetensors"
+        assert load("~/saved").run.path == tmp_path / "saved"
     assert choose_run_folder("mnist", "~/run").path == tmp_path / "run"
     assert choose_run_folder("./my/run.yaml", None).path == Path("runs/my-run.yaml")
 

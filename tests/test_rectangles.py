@@ -59,7 +59,7 @@ def test_every_stage_takes_rectangles(system, picture_folder, tmp_path):
         {train_prior}
         evaluate {run} --samples 4
         complete {run} {image} --keep left -n 2 -o {tmp_path}/left.png
-        tokenize {run} {picture_folder} {tmp_path}/codes --workers 0
+        tokenize {run} {picture_folder} {tmp_path}/codes
         sample {run} -n 3 --save-dir {samples} -o {tmp_path}/sheet.png
     """
     for command in commands.strip().splitlines():

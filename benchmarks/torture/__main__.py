@@ -45,7 +45,6 @@ from benchmarks.torture.bombs import BOMBS
 from benchmarks.torture.commands import COMMANDS, Disturbances
 from benchmarks.torture.escapes import WRITERS, run_case
 from benchmarks.torture.readers import MODEL, READERS, SECONDS, Measured
-from hrvqvae.checkpoints import codemaps
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.cli import main as hrvqvae
 from hrvqvae.config import presets, to_dict
@@ -184,7 +183,7 @@ def prepare(work: Path) -> None:
     of the package.
     """
     folders = (
-        "pictures/a pictures/b image data/mnist arrays maps tars parquets run zips tables metrics"
+        "pictures/a pictures/b image data/mnist arrays tars parquets run zips tables metrics"
         " configs"
     )
     for name in folders.split():
@@ -197,7 +196,7 @@ def prepare(work: Path) -> None:
 
 
 def _write_images(work: Path) -> None:
-    """Write images in files of every kind, and code maps."""
+    """Write images in files of every kind."""
     rng = np.random.default_rng(0)
     for number in range(12):
         grey = rng.integers(0, 256, (7, 7), np.uint8).repeat(4, 0).repeat(4, 1)
@@ -223,10 +222,6 @@ def _write_images(work: Path) -> None:
     np.save(work / "arrays" / "a-labels.npy", labels)
     np.savez(work / "arrays" / "b.npz", x=images, y=labels)
     np.savez_compressed(work / "arrays" / "c.npz", x=images, y=labels)
-    maps = [images[:, :5, :5] % 4, images.astype(np.uint16)[:, :6, :6], labels.astype(np.int64)]
-    for path, array in zip(codemaps.array_paths(work / "maps", "train", 2), maps, strict=True):
-        codemaps.write_array(path, array)
-    codemaps.write_maps(work / "maps", "train", {"of": 1}, 2, lambda _: ["a", "b"])
 
 
 def _write_config(work: Path) -> None:
@@ -248,10 +243,10 @@ def _write_config(work: Path) -> None:
 
 
 def _train(work: Path) -> None:
-    """Train the run, and write files of codes, zips and shards."""
+    """Train the run, and write files of codes, zips and codes."""
     _run(work, "train")
     shutil.copytree(work / "run", work / "start" / "run")
-    _run(work, "train-prior", "train-decoder", "fit-entropy-model")
+    _run(work, "train-prior", "train-decoder")
     (work / "run").rename(work / "trained")
     _run(work, "compress", "compress to a zip", "tokenize")
     shutil.copy(work / "x.zip", work / "zips")

@@ -171,15 +171,6 @@ def _long_labels(_: Path) -> bytes:
     return _to_parquet(pa.table({"image": image, "label": ["n" * 400_000] * 1000}))
 
 
-def _long_lists(work: Path) -> bytes:
-    table = pq.read_table(work / "shards" / "part-000000.parquet")
-    column = table.schema.get_field_index("codes_1")
-    field = table.schema.field(column)
-    offsets = pa.array(np.arange(len(table) + 1, dtype=np.int32) * 20_000_000)
-    codes = pa.ListArray.from_arrays(offsets, pa.array(np.zeros(20_000_000 * len(table), np.uint8)))
-    return _to_parquet(table.set_column(column, field, codes.cast(field.type)))
-
-
 _CONTENTS: dict[tuple[str, str], dict[str, Content]] = {
     ("zip", "x.zip"): {
         "an entry of 1 GB of zeros": _zip_zeros,
@@ -222,7 +213,6 @@ _CONTENTS: dict[tuple[str, str], dict[str, Content]] = {
     },
     ("tar", "x.tar"): {"a member of 2^60 bytes": _tar},
     ("Parquet of images", "x.parquet"): {"labels that are one long text": _long_labels},
-    ("shards of codes", "part-000000.parquet"): {"lists of 20 million codes": _long_lists},
 }
 """By the reader and its file: the content of each case."""
 BOMBS: dict[tuple[str, str], Bomb] = {

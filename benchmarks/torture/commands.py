@@ -57,13 +57,11 @@ _WORDS = parse_lines("""
 train: train {work}/tiny.yaml --out {box}/run --resume
 train-prior: train-prior {box}/run --resume
 train-decoder: train-decoder {box}/run --for prefixes --resume
-fit-entropy-model: fit-entropy-model {box}/run --effort 0.02
 export: export {work}/trained {box}/exported
 compress: compress {model} {work}/pictures -o {box}/codes
 compress to a zip: compress {model} {work}/pictures -o {box}/x.zip
 decompress: decompress {work}/zips/x.zip -o {box}/images
-tokenize: tokenize {model} {work}/pictures {box}/shards --shard-size 5 --workers 0
-detokenize: detokenize {work}/shards {box}/images
+tokenize: tokenize {model} {work}/pictures {box}/tokenized
 reconstruct: reconstruct {model} {work}/pictures/a/0.png -o {box}/y.png
 sample: sample {model} -n 1 -o {box}/y.png --save-dir {box}/each
 """)

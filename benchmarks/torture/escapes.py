@@ -14,9 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from benchmarks.common import parse_lines
 from benchmarks.torture.commands import Running
 from benchmarks.torture.readers import MODEL, digest
@@ -53,7 +50,7 @@ NAMES = (
     "same.png/x",
     'a|b?*<>"',
 )
-"""Names of classes, and of images in zips, shards and tars."""
+"""Names of classes, and of images in zips and tars."""
 
 
 def _make_zip(work: Path, folder: Path) -> Path:
@@ -80,17 +77,6 @@ def _make_tar(work: Path, folder: Path) -> Path:
     return path
 
 
-def _make_shards(work: Path, folder: Path) -> Path:
-    shutil.copytree(work / "shards", folder / "shards")
-    for path in sorted((folder / "shards").glob("[!.]*.parquet")):
-        table = pq.read_table(path)
-        keys = [NAMES[row % len(NAMES)] for row in range(len(table))]
-        keys[len(NAMES) :] = [name + path.stem for name in keys[len(NAMES) :]]
-        column = table.schema.get_field_index("key")
-        pq.write_table(table.set_column(column, table.schema.field(column), pa.array(keys)), path)
-    return folder / "shards"
-
-
 def _make_run(work: Path, folder: Path) -> Path:
     """Copy the trained run, with other names of the classes of its priors."""
     shutil.copytree(work / "trained", folder / "run")
@@ -105,7 +91,6 @@ def _make_run(work: Path, folder: Path) -> Path:
 _SOURCES: dict[str, Callable[[Path, Path], Path]] = {
     "named_zip": _make_zip,
     "named_tar": _make_tar,
-    "named_shards": _make_shards,
     "named_run": _make_run,
 }
 """By the name in a command: what makes its input, from the work folder, in another folder."""
@@ -114,14 +99,11 @@ decompress names: decompress {named_zip} -o {out}
 decompress over a link: decompress {named_zip} -o {linked} --force
 compress names to files: compress {model} {named_tar} -o {out}
 compress names to a zip: compress {model} {named_tar} -o {out}/x.zip
-detokenize names: detokenize {named_shards} {out}
-detokenize over a link: detokenize {named_shards} {linked} --force
 sample names: sample {named_run} -n 6 -o {out}/sheet.png --save-dir {out}/each
 reconstruct over a picture: reconstruct {model} {mine} -o {out}/mine.png
 reconstruct over its input: reconstruct {model} {mine} -o {mine} --force
 reconstruct over a link to its input: reconstruct {model} {mine} -o {link} --force
 complete over its input: complete {model} {mine} -n 1 -o {mine} --force
-inspect over a picture: inspect {file} -o {mine}
 compress over its input: compress {model} {mine} -o {mine} --force
 compress over a file: compress {model} {mine} -o {file}
 compress to a typo: compress {model} {mine} -o {out}/x.hvr
@@ -129,7 +111,6 @@ decompress over a picture: decompress {file} -o {mine}
 decompress over its input: decompress {file} -o {file} --force
 compress over a zip: compress {model} {mine} -o {zip}
 export over a folder: export {work}/trained {out}
-tokenize into a file: tokenize {model} {work}/pictures {mine} --workers 0
 """)
 """Words of a command by the name of its case."""
 

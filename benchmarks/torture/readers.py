@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from hrvqvae.tokens.shards import Plan, find_shards, read_rows
 from safetensors.torch import load, save
 
-from hrvqvae.checkpoints import codemaps, export, storage
-from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import open_run
+from hrvqvae.codes.store import read_codes
 from hrvqvae.compression import hrv, zips
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.config import DataConfig, to_dict
@@ -348,7 +348,7 @@ def _read_run(path: Path) -> Parts:
         "priors": [weights, priors.classes, priors.class_counts],
     }
     parts = {name: digest(value) for name, value in content.items()}
-    return parts | {"card": export._read_evaluation(RunFolder(run))}
+    return parts
 
 
 def _open_weights(content: bytes) -> bytes:
@@ -377,11 +377,6 @@ def _seal_tables(content: bytes, plain: bytes) -> bytes:
     return content[:8] + plain[:end] + zlib.compress(plain[end:] + check, 1)
 
 
-def _read_code_maps(path: Path) -> Parts | None:
-    maps = codemaps.read_maps(path.parent, "train", {"of": 1}, (4, 300))
-    return None if maps is None else {"": digest([maps.levels, maps.labels, maps.classes])}
-
-
 def _read_zip(path: Path) -> Parts:
     contents = [content for _, content in zips.read_zip(path)]  # no check covers the names
     parts = {digest(content): "whole" for content in contents if content is not None}
@@ -405,15 +400,9 @@ def _read_file_of_codes(path: Path) -> Parts:
     return parts
 
 
-def _read_shards(path: Path) -> Parts:
-    shards = find_shards(path.parent)
-    parts = Parts()
-    for rows in read_rows(shards.paths, 2):
-        for row, key in enumerate(rows.keys):
-            codes = [level[row] for level in rows.codes]
-            parts[key] = digest([rows.labels[row], rows.sizes[row], codes])
-    about = [shards.broken, shards.classes, str(Plan.read(path.parent))]
-    return parts | {"about": digest(about)}
+def _read_tokenized(path: Path) -> Parts:
+    maps = read_codes(path.parent, open_run(MODEL).digest)
+    return {"": digest([maps.levels, maps.labels, maps.classes])}
 
 
 def _read_images(path: Path) -> Parts:
@@ -440,10 +429,9 @@ READERS = {
     ),
     "tables": Reader("tables", _read_tables, check=32),
     "sealed tables": Reader("tables", _read_tables, open=_open_tables, seal=_seal_tables),
-    "code maps": Reader("maps", _read_code_maps, check=128),
     "zip": Reader("zips", _read_zip, check=32),
     "file of codes": Reader("codes", _read_file_of_codes, ("**/*.hrv",), 8),
-    "shards of codes": Reader("shards", _read_shards, ("[!.]*",)),
+    "codes of images": Reader("tokenized", _read_tokenized, ("[!.]*",)),
     "tar": Reader("tars", _read_images, ("*.tar",)),
     "Parquet of images": Reader("parquets", _read_images),
     "npy and npz": Reader("arrays", _read_images),

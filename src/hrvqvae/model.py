@@ -369,7 +369,7 @@ class Model:
         data = {"data.dataset": OWN_IMAGES, "data.root": str(source), "data.on_error": on_error}
         config = self.config.replace(**data)
         images = open_images(config.data, split)
-        about = store.describe_codes(images, self.run.digest, config, effort)
+        about = store.describe_codes(images, self.run.digest, config, effort, self.beam)
         out = expand_home(out)
         with lock_folder(out, note):
             if ray:

@@ -29,7 +29,7 @@ from benchmarks.files.formats import (
 )
 from benchmarks.files.linear import Linear, from_blocks, to_blocks
 from benchmarks.files.trained import TrainedFiles
-from hrvqvae.checkpoints.folder import locate
+from hrvqvae.checkpoints.folder import open_run
 from hrvqvae.utils.quantities import psnr
 from tests.conftest import approx, drawn_digits, input_error, names_in, parametrize, shared_fixture
 
@@ -242,7 +242,7 @@ def test_files_of_a_trained_model(monkeypatch):
         means = curve.sizes[[none, *weighed]].mean(1)
         assert (np.diff(means) <= 0).all()
         assert means[-1] < curve.sizes[usual].mean()
-    folder = locate("treevq-cifar10").parent
+    folder = open_run("treevq-cifar10").path
     needed = [folder / "model.safetensors", folder / "prefixes" / "model.safetensors"]
     needed += folder.glob("*.hrvt")
     assert TrainedFiles("treevq-cifar10").model_bytes == sum(path.stat().st_size for path in needed)

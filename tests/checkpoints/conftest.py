@@ -1,12 +1,12 @@
-"""Runs to look at: of an autoencoder alone, with all that can lie beside one, and with all of that
-stale.
-"""
+"""Runs to look at: of an autoencoder alone, and with all that can lie beside one."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.entropy import bare_entropy_model
 from hrvqvae.checkpoints.folder import (
     GENERATION,
     PROGRESSIVE,
@@ -15,13 +15,12 @@ from hrvqvae.checkpoints.folder import (
     open_run,
     save_model,
 )
-from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.models.build import (
     build_progressive_decoder,
     build_sample_decoder,
     require_several_levels,
 )
-from tests.trained_run import silent, tiny_run_with_priors
+from tests.trained_run import tiny_run_with_priors
 
 
 @pytest.fixture
@@ -50,15 +49,10 @@ def full_run(mnist_root, tmp_path):
     """
     run = shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run")
     write_decoder(run, PROGRESSIVE, 0.05)
-    trained = open_run(run)
-    shape = trained.config.model
-    fitted = EntropyModel("tiny", trained.digest, shape.geometry, shape.num_symbols)
-    RunFolder(run).tables.write_bytes(fitted.content)
+    RunFolder(run).tables.write_bytes(
+        replace(bare_entropy_model(open_run(run)), name="tiny").content
+    )
     return run
-
-
-def fit_entropy_model(run, effort=0.01):
-    open_run(run).entropy_model.fit(effort=effort, say=silent)
 
 
 def change(run):

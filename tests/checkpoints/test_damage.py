@@ -1,30 +1,23 @@
 """Damage to every kind of file that is read from a run: cut short, a bit turned, other content,
 another kind of file.
 
-It is one line that names the file, and nothing else; code maps, which are a cache, are made again.
-What is whole comes back as it was written.
+It is one line that names the file, and nothing else. What is whole comes back as it was written.
 """
 
 import contextlib
 import json
-from functools import partial
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hrvqvae
-from hrvqvae.checkpoints import codemaps, storage
+from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder, open_run
-from hrvqvae.codes.maps import CodeMaps
-from hrvqvae.models.build import build
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.conftest import damage_error, parametrize, same, with_data, with_quantizer
-from tests.trained_run import load_stored
+from tests.conftest import damage_error, parametrize, same
 
 
 def turn_a_bit(content):
@@ -35,11 +28,10 @@ def turn_a_bit(content):
 
 DAMAGES = {
     "cut": lambda content: content[:-3],
-    "empty": lambda _: b"",
     "bit": turn_a_bit,
+    "empty": lambda _: b"",
     "text": lambda _: b"this is text\n",
     "binary": lambda _: b"\xff\xfe\x00" * 40,
-    "nested": lambda _: b"[" * 2000,
 }
 
 
@@ -87,7 +79,6 @@ def of_another_shape(meta):
 
 METAS = {
     "of another kind": lambda meta: {**meta, "kind": "another"},
-    "without keys": lambda meta: {"kind": meta["kind"]},
     "of another shape": of_another_shape,
 }
 
@@ -103,83 +94,6 @@ def test_wrong_meta_is_one_line_that_names_the_file(kind, full_run):
         storage.write(path, tensors, METAS[how](meta))
         with damage_error(path.name):
             use(full_run)
-
-
-MAPS = CodeMaps(
-    tuple(np.random.default_rng(level).integers(0, 3, (9, 7, 7), np.uint8) for level in range(2)),
-    np.arange(9) % 3,
-    ("one", "two", "three"),
-)
-
-
-@pytest.fixture
-def taken(tiny, tmp_path, monkeypatch):
-    """Gives the code maps of a folder, where they are extracted if need be."""
-    assert tiny.model.num_symbols == (3, 3)
-    monkeypatch.setattr(codemaps, "extract_codes", lambda *_, **__: MAPS)
-    model = build(tiny)
-    return lambda: codemaps.load_or_extract(tmp_path, model, "digest", tiny, "train")
-
-
-def array(path, change):
-    np.save(path, change(np.load(path)))
-
-
-def content(path, change):
-    path.write_bytes(change(path.read_bytes()))
-
-
-CODES = Path("train-level-2.npy")
-LABELS = Path("train-labels.npy")
-ABOUT = Path("train.json")
-# damages of code maps, in their folder
-OF_MAPS = {
-    **{f"{name} of codes": partial(content, CODES, how) for name, how in DAMAGES.items()},
-    "header": lambda: content(CODES, lambda text: text.replace(b"}", b"{")),
-    "another code": lambda: array(CODES, lambda codes: (codes + 1) % 3),
-    "another type": lambda: array(CODES, lambda codes: codes.view(np.int8)),
-    "another shape": lambda: array(CODES, lambda codes: codes.reshape(9, 49, 1)),
-    "another label": lambda: array(LABELS, lambda labels: (labels + 1) % 3),
-    "labels gone": LABELS.unlink,
-    "JSON": lambda: ABOUT.write_text("[1]"),
-    "JSON without classes": lambda: content(ABOUT, lambda text: text.replace(b"cla", b"gla")),
-    "name of a class": lambda: content(ABOUT, lambda text: text.replace(b'"one"', b'"!"')),
-}
-
-
-def equal(first, second):
-    pairs = [*zip(first.levels, second.levels, strict=True), (first.labels, second.labels)]
-    alike = all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
-    return alike and first.classes == second.classes
-
-
-def test_damaged_code_maps_are_made_again(taken, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for damage, how in OF_MAPS.items():
-        assert equal(taken(), MAPS)
-        how()
-        assert equal(taken(), MAPS), damage
-
-
-@parametrize("symbols, kind", [(256, np.uint8), (257, np.uint16), (70_000, np.uint32)])
-def test_every_symbol_fits(symbols, kind, tiny, tmp_path):
-    config = with_quantizer(tiny, levels=1, codewords=symbols, dim=1)
-    model = build(config)
-    model.encode = lambda images: (torch.full((len(images), 7, 7), symbols - 1),)
-    maps = codemaps.load_or_extract(tmp_path, model, "digest", config, "test")
-    assert maps.levels[0].dtype == kind
-    assert isinstance(maps.levels[0], np.memmap)
-    (codes,), _ = maps.read(np.arange(40))
-    assert bool((codes == symbols - 1).all())
-
-
-def test_codes_are_those_of_the_model(full_run):
-    run = open_run(full_run)
-    model, config = run.load()
-    load = partial(load_stored, run.folder.codes, split="train")
-    assert equal(load(run.digest, config), codemaps.extract_codes(model, config, "train"))
-    assert load(run.digest, with_data(config, size=11)) is None
-    assert load("another", config) is None
 
 
 STORED = {
@@ -254,8 +168,14 @@ def test_compact_weights_of_shapes_that_do_not_belong_together(name, shape, of_s
         storage.read(path)
 
 
-def test_a_header_that_is_too_short_is_named(tmp_path):
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(b"\x02" + b"\0" * 7 + b"{}")
-    with damage_error(r"x\.safetensors is damaged"):
-        storage.read_meta(path)
+def test_the_newest_intact_checkpoint_is_loaded(tmp_path):
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    paths = [run.save(step, STORED, META | {"step": step}) for step in (1, 2)]
+    said = []
+    paths[1].write_bytes(turn_a_bit(paths[1].read_bytes()))
+    assert run.load_newest(said.append)[1]["step"] == 1
+    assert paths[1].name in said[0]
+    paths[0].write_bytes(b"")
+    with damage_error("every checkpoint in .* is damaged"):
+        run.load_newest(said.append)

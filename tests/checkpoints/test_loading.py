@@ -4,6 +4,7 @@ MNIST model.
 
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from hrvqvae import load
 from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.entropy import fit_entropy_model, load_entropy_model
 from hrvqvae.checkpoints.folder import (
     PROGRESSIVE,
     RunFolder,
@@ -20,11 +22,10 @@ from hrvqvae.checkpoints.folder import (
     require_trainable,
 )
 from hrvqvae.data.images import as_images, read_image
-from hrvqvae.models.build import build
 from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors.base import LogitSteps
 from hrvqvae.priors.sampling import SamplingParams
-from hrvqvae.training.autoencoder import AutoencoderTask
+from tests.checkpoints.conftest import change
 from tests.conftest import (
     cells_of,
     do,
@@ -47,13 +48,11 @@ def test_loading_from_anywhere(run, monkeypatch):
     state = torch.get_rng_state()
     model = load(run.name)
     assert same(torch.get_rng_state(), state)
-    file = load(run / "model.safetensors")
     monkeypatch.chdir("/")
     images = torch.rand(2, 1, 12, 12)
     model.compress(images)
-    assert (run / "states").is_dir()  # it is found when the process has gone elsewhere
     assert not model.autoencoder.training
-    assert same(*(each.decode(each.encode(images), levels=1) for each in (model, file)))
+    assert same(model.encode(images), load(run).encode(images))
     with input_error("there are [0-9]+ GPUs here"):
         load(run, device="cuda:99")
     with input_error("must be auto"):
@@ -65,12 +64,12 @@ def test_runs_that_are_none():
     Path("empty").mkdir()
     Path("begun").mkdir()
     Path("begun/config.yaml").touch()
-    storage.write(Path("file"), {}, {})
+    Path("file").touch()
     for name, message in cells_of("""
             none | there is no such run folder
             empty | is not a run folder
             begun | has no model.safetensors yet.* train begun --resume$
-            file | is no model: give a run folder
+            file | is not a run folder
             vqvae/mnist | is a preset.* mnist .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$
         """):
         with input_error(message):
@@ -81,7 +80,7 @@ def test_runs_that_are_none():
 def test_models_of_the_package_are_not_trained(run):
     require_trainable("run")
     Path("mnist").mkdir()
-    for name in ("mnist", "cifar10", "run/model.safetensors"):
+    for name in ("mnist", "cifar10"):
         with input_error(f"hrvqvae export {name} DIR"):
             require_trainable(name)
     with input_error("there is no such run folder"):
@@ -103,42 +102,42 @@ def test_a_configuration_that_was_edited_is_refused(run):
     assert open_run(run).load()[1] == before  # the weights know their configuration
 
 
-def test_a_run_of_version_1_0_0_with_large_levels(run, monkeypatch):
-    """Its file has sums, which levels of such a size no longer keep."""
+def test_what_was_made_for_another_state_is_refused(changed):
+    told = "was made for another state of the autoencoder; delete it"
+    with input_error(f"prefixes {told}"):
+        load(changed)
+    with input_error(f"level-1 {told}"):
+        shutil.rmtree(decoder_folder(changed, PROGRESSIVE).path)
+        load(changed).sample(1)
+    with input_error(f"tables.hrvt {told}"):
+        load_entropy_model(open_run(changed))
+
+
+def test_an_entropy_model_is_fitted_when_it_is_needed(run, monkeypatch):
+    """Once per state of the autoencoder; without the training images, files are larger."""
     images = torch.rand(2, 1, 12, 12)
-    files = load(run).compress(images)
-    monkeypatch.setattr("hrvqvae.quantize.codebook._LARGE", 0)
+    model = load(run)
+    monkeypatch.setattr("hrvqvae.model.fit_entropy_model", partial(fit_entropy_model, effort=0.01))
+    files = model.compress(images)
+    assert model.entropy_model.networks
     assert load(run).compress(images) == files
+    assert same(load(run).decompress(files), model.decompress(files))
 
-    # a run that begins with its weights has none of these sums
-    config = with_training(open_run(run).load()[1], init_from=str(run))
-    model = build(config)
-    AutoencoderTask(config, RunFolder(run)).init_from(model)
-    assert not any(name.endswith("total") for name in model.state_dict())
+    change(run)
+    again = load(run)
+    again.compress(images)
+    assert again.entropy_model.model == again.run.digest
 
-
-def test_priors_that_are_missing(full_run):
-    """They are known without reading weights, and what trains them is named."""
-    levels = [prior_folder(full_run, level) for level in range(3)]
-    for folder in (RunFolder(full_run), *levels):
-        content = folder.model.read_bytes()
-        folder.model.with_suffix(".kept").write_bytes(content)
-        folder.model.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
-    assert open_run(full_run).missing_priors() == ""
-    for path in list(full_run.rglob("*.kept")):
-        path.replace(path.with_suffix(".safetensors"))
-    levels[1].model.unlink()
-    for option, folder in (
-        (" --resume", levels[1].path),
-        (" --level 2", full_run / "priors"),
-        ("", full_run),
-    ):
-        lacking = f"hrvqvae train-prior {full_run}{option}"
-        assert open_run(full_run).missing_priors() == lacking
-        instead = "" if folder == full_run else ", or draw level 1 alone"
-        with input_error(f"{full_run} lacks priors; train them: {lacking}{instead}$"):
-            open_run(full_run).load_priors()
-        shutil.rmtree(folder)
+    RunFolder(run).tables.unlink()
+    folder = RunFolder(run)
+    folder.write_config(folder.read_config().replace(**{"data.root": "/nowhere"}))
+    weights, meta = storage.read(folder.model)
+    meta["config"]["data"]["root"] = "/nowhere"
+    storage.write(folder.model, weights, meta)
+    bare = load(run)
+    assert same(
+        bare.decompress(bare.compress(images)), bare.decode(bare.encode(images), size=(12, 12))
+    )
 
 
 def test_priors_of_other_classes_are_refused(full_run):
@@ -148,34 +147,9 @@ def test_priors_of_other_classes_are_refused(full_run):
     counts = [count + 1 for count in meta["class_counts"]]
     storage.write(path, tensors, {**meta, "class_counts": counts})
     assert open_run(full_run).load_priors().class_counts == tuple(meta["class_counts"])
-    # version 1.0.0 gave numbers to some classes that have names now
-    names = [f"a {name}" for name in meta["classes"]]
-    storage.write(path, tensors, {**meta, "classes": names})
-    assert open_run(full_run).load_priors().classes == tuple(meta["classes"])
     storage.write(path, tensors, {**meta, "classes": meta["classes"][::-1]})
     with input_error(r"level-2.* trained on other classes than level 1"):
         open_run(full_run).load_priors()
-
-
-def test_a_digest_is_of_the_weights_that_were_read(run, monkeypatch):
-    path = RunFolder(run).model
-    read = Path.read_bytes
-    before = storage.digest(path)
-    tensors, meta = storage.read(path)
-    zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-
-    def read_and_replace(self):
-        content = read(self)
-        if self == path:
-            storage.write(path, zeros, meta)
-        return content
-
-    monkeypatch.setattr(Path, "read_bytes", read_and_replace)
-    trained = open_run(run)
-    model, _ = trained.load()
-    monkeypatch.undo()
-    assert any(bool(parameter.any()) for parameter in model.parameters())
-    assert trained.digest == before != storage.digest(path)
 
 
 def test_codes_as_one_tensor(run):
@@ -218,9 +192,9 @@ def test_samples_of_two_decoders_are_not_mixed(full_run, tmp_path):
     def change_default():
         RunFolder(full_run).sampling.write_text('{"decoder": "progressive"}')
 
-    for change in (change_default, decoder_folder(full_run, PROGRESSIVE).model.unlink):
+    for replace in (change_default, decoder_folder(full_run, PROGRESSIVE).model.unlink):
         do(draw)
-        change()
+        replace()
         assert "has other images already" in refused(unforced)
 
 

@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 
 from hrvqvae import distributed
+from hrvqvae.checkpoints.entropy import fit_entropy_model
 from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config.parsing import from_file, override
@@ -143,8 +144,8 @@ def main(folder, systems):
         if distributed.world_size() == 2:
             seen["failures"] = fail_in_each_way(folder, systems[0])
             run = open_run(folder / "priors-2")
-            fit = partial(run.entropy_model.fit, effort=0.01, say=silent)
-            seen["fitted"] = distributed.on_rank_zero(fit).name
+            fit = partial(fit_entropy_model, run, effort=0.01, say=silent)
+            seen["fitted"] = len(distributed.on_rank_zero(fit).networks)
         (folder / f"seen-{distributed.world_size()}-{distributed.rank()}.json").write_text(
             json.dumps(seen)
         )

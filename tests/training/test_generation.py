@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import hrvqvae
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import GENERATION, RunFolder, open_run
+from hrvqvae.checkpoints.folder import GENERATION, RunFolder, decoder_folder, open_run
 from hrvqvae.priors.generative import sample_codes
 from hrvqvae.training.decoder import SampleTask, resolve_samples
 from tests.conftest import approx, check_refusals, do, input_error, same
@@ -63,9 +63,9 @@ def test_a_resumed_training_is_the_one_that_never_stopped(case, tmp_path):
 
 def test_it_begins_with_the_progressive_decoder_and_its_shape(case):
     Case("progressive", case.path, case.base).train()
-    progressive = open_run(case.path).decoders["prefixes"].read()[0]
+    progressive = storage.read(decoder_folder(case.path, "prefixes").model)[0]
     do(f"{command(case)} --generation.training.learning_rate 1e-30")
-    trained, meta = open_run(case.path).decoders[GENERATION].read()
+    trained, meta = storage.read(decoder_folder(case.path, GENERATION).model)
     assert_close(trained.pop("refiner.outward.weight").abs().max(), torch.tensor(0.0))
     for name, tensor in progressive.items():
         # every class, and none, begins as two levels do
@@ -158,4 +158,6 @@ def test_levels_that_it_cant_decode_are_refused(case):
 
 
 def test_missing_priors_are_one_line(case):
-    check_refusals(f"{command(case, options='')} | lacks priors; train them: hrvqvae train-prior")
+    check_refusals(
+        f"{command(case, options='')} | has no prior of level 1; train it: hrvqvae train-prior"
+    )

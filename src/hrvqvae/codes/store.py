@@ -1,6 +1,6 @@
 """Codes of a set of images as Parquet files, from which priors are trained.
 
-FOLDER/codes.json           what the codes are of, and the number of files
+FOLDER/_codes.json          what the codes are of, and the number of files
        part-000000.parquet  one row per image: index, name, label, codes_1, codes_2, ...
 
 A file is written whole or not at all, so a second call goes on after an interruption. Several
@@ -35,19 +35,22 @@ from hrvqvae.utils.errors import (
     require_made_for,
 )
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
-from hrvqvae.utils.progress import Say, tracked
+from hrvqvae.utils.progress import Say, note, tracked
 
 FILE_SIZE = 1 << 13  # images per file, a multiple of the batch size
-_MANIFEST = "codes.json"
+_MANIFEST = "_codes.json"  # readers of Parquet leave out what begins with _
 _NO_PIXELS = ("root", "workers", "memory_mb", "on_error")  # fields that change no pixel
 
 
-def describe_codes(images: ImageSet, model: str, config: Config, effort: int = 0) -> dict[str, Any]:
+def describe_codes(
+    images: ImageSet, model: str, config: Config, effort: int = 0, beam: int | None = None
+) -> dict[str, Any]:
     """Return what the codes of images are of, as JSON types.
 
     Args:
         model: Digest of the autoencoder.
         config: Configuration of the autoencoder, with the data of the images.
+        effort: As for `Model.encode`; `beam` is as for `hrvqvae.load`.
     """
     data = to_dict(config.data)
     for name in _NO_PIXELS:
@@ -60,6 +63,7 @@ def describe_codes(images: ImageSet, model: str, config: Config, effort: int = 0
         "classes": images.classes,
         "data": data,
         "effort": effort,
+        "beam": beam,
         "grids": grids,
         "symbols": config.model.num_symbols,
         "files": -(-len(images) // FILE_SIZE),
@@ -146,6 +150,8 @@ def encode_rows(
             inputs = batch.images.to(device)
             recorder.encode(augment(inputs) if augment else inputs)
         if batch.broken:
+            note(f"broken images are left out: {len(batch.broken)}, such as {batch.broken[0]}")
+
             # Read the images again one by one, to learn which are broken.
             singles = read_batches(images, [[sample] for sample in chunk], 0)
             pairs = zip(chunk, singles, strict=True)

@@ -353,7 +353,7 @@ def resolve_samples(run: RunFolder, config: Config) -> Config:
     require_efficientnet()
     model, stored = run.load()
     require_several_levels(model, stored)
-    first_levels = next(iter(prior_folders(run.folder.path)), config.prior_levels[0])
+    first_levels = next(iter(prior_folders(run.path)), config.prior_levels[0])
     levels = config.generation.levels or first_levels.stop
     most = len(config.model.num_symbols) - 1
     if levels > most:
