@@ -87,7 +87,7 @@ def test_evaluate_measures_with_the_beam_of_the_model(tmp_path):
     with patch("hrvqvae.evaluation.report.Model", wraps=hrvqvae.Model) as opened:
         for options, beam in (({}, 16), ({"beam": 2, "device": "cpu:0"}, 2)):
             wide.evaluate(str(tmp_path), **options)
-            opened.assert_called_with(wide.run.name, options.get("device", "cpu"), beam)
+            opened.assert_called_with(wide.run.path, options.get("device", "cpu"), beam)
 
 
 def test_samples_can_be_changed_in_place(model):
@@ -145,7 +145,6 @@ REFUSED = {
     "levels is 99; this model decodes 1, 2, 3": lambda model, _: model.encoder(levels=99),
     "count is '2'; it must be a whole number": lambda model, _: model.draw("2"),
     "indices is [0, -1]; it must be at least 0": lambda model, _: [*model.draw_batches([0, -1])],
-    "push_to_hub has no option foo": lambda model, _: model.push_to_hub("u/x", foo=1),
     "keep is 'bottom'": lambda model, _: model.complete(torch.zeros(1, 28, 28), keep="bottom"),
     "the mask is tensor(": lambda model, _: model.complete(
         torch.zeros(1, 28, 28), keep=torch.ones(28, 28).to_sparse()

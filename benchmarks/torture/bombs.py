@@ -131,7 +131,7 @@ def _read_weights(work: Path) -> bytes:
 def _change_model(change: Callable[[Any], object], work: Path) -> bytes:
     """Return the trained weights with another configuration of the model."""
     content = _read_weights(work)
-    meta = json.loads(storage._header(content)[0])
+    meta = json.loads(storage._read_header(content)["meta"])
     change(meta["config"]["model"])
     return seal_weights(content, json.dumps(meta).encode())
 

@@ -347,12 +347,11 @@ def _read_run(path: Path) -> Parts:
         "tables": model.entropy_model.content,
         "priors": [weights, priors.classes, priors.class_counts],
     }
-    parts = {name: digest(value) for name, value in content.items()}
-    return parts
+    return {name: digest(value) for name, value in content.items()}
 
 
 def _open_weights(content: bytes) -> bytes:
-    return storage._header(content)[0].encode()
+    return storage._read_header(content)["meta"].encode()
 
 
 def seal_weights(content: bytes, meta: bytes) -> bytes:

@@ -88,7 +88,7 @@ def test_replaced_images(tiny, picture_folder, tmp_path, caplog):
     run = tmp_path / "run"
     train_autoencoder(with_training(config, max_steps=3), run)
     train_levels(run, 1, "training.max_steps=2")
-    codes = RunFolder(run).codes / "train-level-1.npy"
+    codes = RunFolder(run).codes / "part-000000.parquet"
     before = codes.read_bytes()
     for path in picture_folder.rglob("*.png"):  # under their old names
         write_picture(path, 1)
