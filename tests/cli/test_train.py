@@ -61,7 +61,7 @@ def test_resuming(tiny_file, tmp_path):
     command = f"train {tiny_file} --out {run} --max-steps"
     printed = do(f"{command} 10") + do(f"{command} 14 --resume")
     assert "resuming" in printed
-    assert printed.count("little is learned in so few steps: resume with more") == 1
+    assert "little is learned in so few steps: resume with more" in printed
     # a run folder says itself what it is
     assert "trained 15 steps" in do(f"train --resume {run} --max-steps 15")
     check_refusals(f"train --resume {run} --data {tmp_path}/typo | {tmp_path}/typo")

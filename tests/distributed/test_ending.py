@@ -12,7 +12,7 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.distributed import launch
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.errors import InputError
-from tests.conftest import cells_of, parametrize, with_training, write_file
+from tests.conftest import with_training, write_file
 from tests.trained_run import train_autoencoder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -46,7 +46,8 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny, tmp_path
     run = RunFolder(tmp_path / "run")
     file = write_file(config, tmp_path / "x.yaml")
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 --monitor-interval 0.5"
-    options = f"{torchrun} --max-restarts 1 -m hrvqvae train {file} --out {run.path}"
+    run.path.mkdir()  # an empty folder can be resumed
+    options = f"{torchrun} --max-restarts 1 -m hrvqvae train {file} --out {run.path} --resume"
     command = [sys.executable, *options.split()]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as launched:
@@ -71,7 +72,7 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny, tmp_path
     ]
     assert len(lines) == 1
     assert lines[0].startswith("hrvqvae: another process of this training has ended")
-    assert out.count("resuming") == 1
+    assert out.count("resuming /") == 1
     assert out.count("stopped at step") == 1
     stopped = int(out.split("stopped at step ")[1].split(",")[0])
     assert run.saved()[0].stem == f"step-{stopped:09d}"
@@ -82,44 +83,6 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny, tmp_path
     train_autoencoder(longer, run, resume=True)
     steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
     assert steps == list(range(1, stopped + 4)), "each step once"
-
-
-@parametrize(
-    "began, restarts, now, goes_on",
-    cells_of("""
-        b | 0 | b | yes
-        b | 1 | b | yes
-        b | 1 | a | no
-        none | 1 | none | yes
-        none | 0 | none | no
-        without a name | 1 | b | no
-        without a name | 1 | none | no
-    """),
-)
-def test_a_training_goes_on_where_this_job_has_begun_it(
-    began,
-    restarts,
-    now,
-    goes_on,
-    tmp_path,
-    tiny,
-    monkeypatch,
-):
-    """The name of the job decides if there is one, otherwise the count of restarts."""
-    run = RunFolder(tmp_path / "run")
-    name = "TORCHELASTIC_RUN_ID"
-    monkeypatch.setenv(name, began)
-    if began == "without a name":
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(os, "getppid", lambda: 2)
-    run.prepare(tiny)
-    monkeypatch.setenv(name, now)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
-    assert launch.is_restarted(run.belongs_to_this_job) == (goes_on == "yes")
-    monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert launch.is_restarted(run.belongs_to_this_job) == (goes_on == "yes" and now != "none")
-    monkeypatch.delenv(name)
-    assert not launch.is_restarted(run.belongs_to_this_job)
 
 
 def test_errors_of_lost_processes_are_told_from_others():

@@ -1,12 +1,11 @@
 """Join the processes that torchrun started, and leave them."""
 
 import os
-import platform
 import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from typing import Any
@@ -16,7 +15,6 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from hrvqvae.distributed import all_gather_numbers, on_rank_zero
 from hrvqvae.utils.errors import InputError
 
 TIMEOUT = timedelta(minutes=30)  # longest wait for another process; its end is noticed at once
@@ -120,24 +118,3 @@ def _is_lost(error: Exception) -> bool:
         name in str(error) for name in ("gloo", "peer", "NCCL")
     )
     return named or isinstance(error, dist.DistError)
-
-
-def is_restarted(began: Callable[[], bool]) -> bool:
-    """Return whether torchrun restarted these processes, so that they should resume.
-
-    torchrun does not count restarts when machines join or leave; the name of the job (--rdzv-id)
-    shows them instead. `began` is called in rank 0, and returns whether the run bears the mark of
-    this job (`job_id`).
-    """
-    named = os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none"
-    count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    restarted = any(restarts for (restarts,) in all_gather_numbers(count))
-    return (named or restarted) and on_rank_zero(began)
-
-
-def job_id() -> str:
-    """Return a mark of this job that outlives torchrun's restarts: --rdzv-id or a process ID; ""
-    without torchrun.
-    """
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return f"{platform.node()} {os.getppid()}" if name == "none" else name

@@ -1,0 +1,29 @@
+"""Fit the entropy model of a run otherwise than `hrvqvae compress` does when it needs one.
+
+python recipes/fit_entropy_model.py RUN [--data DIR] [--effort X] [--shifts N] [--small]
+"""
+
+import argparse
+
+from hrvqvae.checkpoints.entropy import fit_entropy_model
+from hrvqvae.checkpoints.folder import open_run
+
+
+def main() -> None:
+    """Fit the entropy model, and print its file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run")
+    parser.add_argument("--data", help="folder of the data (default: as in training)")
+    parser.add_argument("--effort", type=float, default=1.0, help="train X times as long")
+    parser.add_argument("--shifts", type=int, default=0, help="train on N shifted copies too")
+    parser.add_argument("--small", action="store_true", help="a few kilobytes per level")
+    options = parser.parse_args()
+    run = open_run(options.run)
+    fit_entropy_model(
+        run, options.data, options.effort, options.shifts, say=print, small=options.small
+    )
+    print(run.tables)
+
+
+if __name__ == "__main__":
+    main()
