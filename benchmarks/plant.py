@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.common import Row, read_images
 from benchmarks.laboratory.report import welch
 from hrvqvae import TreeVQ
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.folder import open_run
 from hrvqvae.quantize import planting
 from hrvqvae.quantize.search import search
 
@@ -35,7 +35,7 @@ class Subject:
     def __init__(self, run: Path, limit: int | None) -> None:
         self.name = run.name
         self.model: Any
-        self.model, self.config = Run(run).load(decoder=None)
+        self.model, self.config = open_run(run).load(decoder=None)
         self.images = read_images(self.config.data, limit)
         self.latents = self.encode(self.images)
         levels = self.model.quantizer.levels
