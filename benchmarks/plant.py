@@ -25,7 +25,7 @@ from hrvqvae.quantize import planting
 from hrvqvae.quantize.search import search
 
 _GROWN_IMAGES = 5_000
-_VECTORS = 65_536
+_VECTORS = 16_384
 _LONG = Path("docs/data/long-cifar10")
 
 
@@ -119,7 +119,7 @@ def _measure_tree(subject: Subject, tree: TreeVQ, latents: Tensor, name: str) ->
 
 
 def measure_times() -> Iterator[Row]:
-    """Yield the CPU seconds of planting, and of encoding 65,536 vectors by flat and tree searches:
+    """Yield the CPU seconds of planting, and of encoding 16,384 vectors by flat and tree searches:
     of one thread, the least of three calls after the first, since the machine may be busy.
     """
     for count in (512, 4_096, 16_384):
@@ -159,6 +159,7 @@ def report(folder: Path) -> None:
             row["mse"]
             for row in rows
             if row["run"].startswith(name) and row["tree"] == tree and row["search"] == search
+            if row["images"] == (2_000 if name == "deep" else 10_000)
             if row.get("level") == row.get("of")
         ]
 
@@ -179,7 +180,10 @@ def report(folder: Path) -> None:
         )
 
     def compare(title: str, planted: list[float], rival: list[float]) -> None:
-        change = 100 * (mean(planted) / mean(rival) - 1) if planted else 0.0
+        if not planted:
+            print(f"{title}: no rows")
+            return
+        change = 100 * (mean(planted) / mean(rival) - 1)
         line = f"{title}, n = {len(planted)}: {[f'{1e4 * value:.3f}' for value in planted]}"
         p = f", p {welch(planted, rival):.4f}" if len(planted) > 1 else ""
         print(f"{line} against {1e4 * mean(rival):.3f}, {change:+.1f}%{p}")
@@ -217,7 +221,8 @@ def main(argv: Sequence[str]) -> None:
         subject = Subject(Path(run), int(limit[0]) if limit else None)
         widths = [int(beam) for beam in beams.split(",")]
         found = measure(subject, int(codewords), widths)
-        rows = ({"run": subject.name} | row for row in found)
+        about = {"run": subject.name, "images": len(subject.images)}
+        rows = (about | row for row in found)
         name = "rows.jsonl"
     else:
         rows = measure_times()
