@@ -9,7 +9,7 @@ from tests.conftest import cells_of, parametrize, run_python
 SOURCE = Path(__file__).parent.parent / "src" / "hrvqvae"
 # each may import those before it: docs/architecture.md draws them
 _ROOMS = """
-version utils config distributed data quantize models priors compression checkpoints plots tokens
+version utils config distributed data quantize models priors compression codes checkpoints plots
 training model image_files export evaluation pictures play cli
 """
 ROOMS = _ROOMS.split()

@@ -1,7 +1,6 @@
 """Lists of presets, runs and data sets, as text and JSON; the report on this installation."""
 
 import json
-import shutil
 import sys
 from contextlib import contextmanager
 from importlib import metadata
@@ -11,8 +10,7 @@ from hrvqvae.config import presets
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.models import published
 from hrvqvae.utils import extras
-from tests.conftest import approx, do, done
-from tests.kills import in_another_process
+from tests.conftest import do, done
 
 
 def test_presets_are_listed():
@@ -28,35 +26,6 @@ def test_a_preset_is_shown():
     entry = json.loads(do("presets hrvqvae/mnist --json"))
     assert entry["values"]["prior.training.batch_size"] == {"value": [512], "source": "Table 8"}
     assert entry["derived"]["training_steps"] == entry["printed"]["training_steps"] == 468_281
-
-
-def test_runs_are_listed_with_what_is_stale(run, tmp_path):
-    runs = tmp_path / "runs"
-    trained = runs / "trained-on"
-    for name in ("plain", "trained-on", "other"):
-        shutil.copytree(run, runs / name)
-    do(f"train {trained} --resume --max-steps 61")
-    (runs / "bad" / "checkpoints").mkdir(parents=True)
-    (runs / "bad" / "config.yaml").write_text("model: [")
-    metrics = '{"kind": "evaluation", "step": 1, "mse": "low"}\n'
-    (runs / "other" / "metrics.jsonl").write_text(metrics)
-    (runs / "other").rename(tmp_path / "elsewhere")
-    (runs / "other").symlink_to("../elsewhere")
-    (runs / "loop").symlink_to(".")
-    (runs / "a-link").symlink_to("plain")
-    with in_another_process(trained):
-        bad, edited, plain, trained_on = json.loads(do(f"runs {runs} --json"))
-    assert "could not convert" in edited["fault"]
-    assert "can't be read as YAML" in bad["fault"]
-    about = {"run": str(runs / "plain"), "system": "hrvqvae", "preset": "tiny", "step": 60}
-    about |= {"in_use": False, "stale": [], "priors": ["level 1", "level 2", "level 3"]}
-    assert plain.items() >= about.items()
-    assert trained_on["in_use"]
-    assert trained_on["stale"] == ["priors/level-1", "priors/level-2", "priors/level-3"]
-    measured = json.loads(do(f"evaluate {trained} --json --device cpu"))
-    assert measured["mse"] == approx(trained_on["mse"], rel=1e-3)
-    told = "priors/level-1, priors/level-2, priors/level-3: made for another state"
-    assert measured["no_priors"].startswith(told)
 
 
 def test_data_is_listed(mnist_root, monkeypatch):

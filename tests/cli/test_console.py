@@ -79,7 +79,7 @@ def test_wrong_commands():
         train hrvqvae/mnist --out '' | --out is empty
         train hrvqvae/mnist --data '' | --data is empty
         train hrvqvae/mnist --init-from '' | --init-from is empty
-        xyz | unknown command 'xyz': there are presets, runs,
+        xyz | unknown command 'xyz': there are presets, data,
         compare mnist --systems vqvae | clone of the repository now: python -m benchmarks.compare
     """)
     check_refusals("sample no\x1b[31mrun -o x.png | no\\x1b[31mrun: there is no such run")
