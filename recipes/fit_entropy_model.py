@@ -4,12 +4,13 @@ python recipes/fit_entropy_model.py RUN [--data DIR] [--effort X] [--shifts N] [
 """
 
 import argparse
+from collections.abc import Sequence
 
 from hrvqvae.checkpoints.entropy import fit_entropy_model
 from hrvqvae.checkpoints.folder import open_run
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Fit the entropy model, and print its file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run")
@@ -17,7 +18,7 @@ def main() -> None:
     parser.add_argument("--effort", type=float, default=1.0, help="train X times as long")
     parser.add_argument("--shifts", type=int, default=0, help="train on N shifted copies too")
     parser.add_argument("--small", action="store_true", help="a few kilobytes per level")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     run = open_run(options.run)
     fit_entropy_model(
         run, options.data, options.effort, options.shifts, say=print, small=options.small
