@@ -32,6 +32,7 @@ SMALL_PRIOR = (
     "--prior.network.hidden_units 40 --prior.training.batch_size 4"
     " --prior.training.evaluation_images 8"
 )
+SMALL_DECODER = "--generation.training.batch_size 4"
 PIXELSNAIL = "--prior.network.residual_blocks 1 --prior.network.attention_layers 1"
 RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD"\n'
 
@@ -160,7 +161,7 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
         ^(python .*/nearest.py .*) | \1 -n 4
         ^(python .*/fit_entropy_model.py .*) | \1 --effort 0.01
         ^(hrvqvae train-decoder out --for prefixes) --resume$ | \1 --resume --max-steps 2
-        ^(hrvqvae train-decoder (?!.*--for prefixes).*) | \1 --generation.samples 4 --generation.training.batch_size 4
+        ^(hrvqvae train-decoder (?!.*prefixes).*) | \1 --generation.samples 4 {SMALL_DECODER}
         ^(hrvqvae train .*) | \1 {SMALL}
         ^(hrvqvae train treevq-deep/cifar10 .*) | \1 --model.residual_blocks 1
     """)

@@ -12,11 +12,10 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
-import hrvqvae
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sources.datasets import register_datasets
-from tests.conftest import input_error, parametrize, with_data, write_file, write_picture
-from tests.data.stored import folder_config, noise, paths_of
+from tests.conftest import input_error, parametrize
+from tests.data.stored import folder_config, noise
 
 PIXELS = noise(20, 16, 16, 3)
 TENSORS = torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy())
@@ -178,29 +177,3 @@ class Stream(IterableDataset):
 def test_what_is_no_data_set_is_one_line(items, fault):
     with input_error(fault):
         loaded(items * 2 if isinstance(items, list) else items)
-
-
-def test_a_training_goes_on_after_images_are_deleted(tiny, picture_folder, capsys):
-    """Then the new images are recorded."""
-    preset = write_file(with_data(tiny, dataset="mine", root=None), Path("tiny.yaml"))
-    folder = picture_folder
-
-    def train(start, steps, **options):
-        hrvqvae.train(start, data=folder, max_steps=steps, **options)
-        return capsys.readouterr().out
-
-    train(preset, 2, out="run")
-    paths = paths_of(load_images(folder_config(picture_folder), "train"))
-    broken = paths[:2]
-    broken[0].write_bytes(b"no image")
-    with input_error("delete it; a training goes on with resume=True"):
-        train("run", 4, resume=True)
-    for path in broken:
-        path.unlink()
-    told = "2 training images gone since the last checkpoint: the training goes on with the other "
-    assert f"{told}{len(paths) - 2}" in train("run", 4, resume=True)
-    folder = picture_folder.rename("moved")
-    assert "gone" not in train("run", 5, resume=True)
-    write_picture(folder / "cats" / "x.png", 99)
-    with input_error("was trained on other images: .*init_from"):
-        train("run", 6, resume=True)

@@ -195,7 +195,7 @@ def test_only_inception_gives_a_fid(cache, mnist_root, monkeypatch):
 class Rings:
     classes = ("often", "seldom")
     class_counts = (95, 5)
-    run = SimpleNamespace(folder=SimpleNamespace(path=Path("nowhere")))
+    run = SimpleNamespace(path=Path("nowhere"))
 
     def __init__(self, *shares):
         self.shares = shares

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import open_run, prior_folder
+from hrvqvae.checkpoints.folder import open_run, prior_folder, prior_folders
 from hrvqvae.data.batches import make_rng
 from hrvqvae.data.copies import list_copies
 from hrvqvae.data.loading import load_images
@@ -98,8 +98,8 @@ def test_an_epoch_has_each_copy_of_an_image_once_with_its_label(run, given):
     assert sorted(seen) == sorted(expected)
 
     # the embedding of copy 0 stays 0, the others learn
-    (prior,) = open_run(run).priors.values()
-    moved = storage.read(prior.file)[0]["copies.weight"].any(1)
+    (prior,) = prior_folders(run).values()
+    moved = storage.read(prior.model)[0]["copies.weight"].any(1)
     assert moved.tolist() == [False, True, True, True]
 
 
