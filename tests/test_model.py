@@ -143,7 +143,6 @@ REFUSED = {
         tuple(torch.zeros(3, 14, 0, dtype=torch.long) for _ in range(3))
     ),
     "levels is 99; this model decodes 1, 2, 3": lambda model, _: model.encoder(levels=99),
-    "count is '2'; it must be a whole number": lambda model, _: model.draw("2"),
     "indices is [0, -1]; it must be at least 0": lambda model, _: [*model.draw_batches([0, -1])],
     "keep is 'bottom'": lambda model, _: model.complete(torch.zeros(1, 28, 28), keep="bottom"),
     "the mask is tensor(": lambda model, _: model.complete(
@@ -159,20 +158,18 @@ REFUSED = {
     "seed is -1; it must be at least 0": lambda model, _: model.complete(
         torch.zeros(1, 28, 28), keep="left", seed=-1
     ),
-    "seed is 'a'": lambda model, _: model.draw(1, seed="a"),
     "there are 2 images": lambda model, _: model.complete(torch.zeros(2, 1, 28, 28)),
-    "correct the name, or leave out resume=True": lambda _, folder: hrvqvae.train(
+    "correct the name, or leave out": lambda _, folder: hrvqvae.train(
         "hrvqvae/mnist", out=folder / "none", resume=True
     ),
 }
 
 
 @parametrize("message", REFUSED)
-def test_messages_name_arguments(message, model, tmp_path):
+def test_wrong_arguments(message, model, tmp_path):
     with pytest.raises(hrvqvae.InputError) as caught:
         REFUSED[message](model, tmp_path)
     assert message in str(caught.value)
-    assert "--" not in str(caught.value)
 
 
 DEFAULTS = {

@@ -1,7 +1,6 @@
 """The Python interface: `Model` encodes, decodes, compresses, samples and completes; `train` and
 `load` return it.
 
-`name_arguments` checks the types of arguments, and lets errors name arguments in place of options.
 `torch_defaults` computes with torch's own defaults, whatever the caller has set.
 """
 
@@ -49,7 +48,7 @@ from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import exact_float32, resolve_device, torch_defaults
-from hrvqvae.utils.errors import InputError, check_kinds, expand_home, name_arguments, require
+from hrvqvae.utils.errors import InputError, expand_home, require
 from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.locks import InUseError, lock_folder
 from hrvqvae.utils.progress import note, tracked
@@ -69,7 +68,6 @@ class Model:
     arguments are those of `load`.
     """
 
-    @name_arguments
     @torch_defaults()
     def __init__(
         self, run: str | Path, device: str | torch.device = "cpu", beam: int | None = None
@@ -98,7 +96,6 @@ class Model:
         return self
 
     @classmethod
-    @name_arguments
     def from_pretrained(
         cls,
         name: str | Path,
@@ -114,7 +111,6 @@ class Model:
             name = hub.fetch(str(name), **options)
         return cls(name, device, beam)
 
-    @name_arguments
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
         """Write the model with its priors, config.json and a card into a new folder; see
         `hrvqvae export`.
@@ -199,7 +195,6 @@ class Model:
         stacked: Literal[True],
     ) -> Tensor: ...
 
-    @name_arguments
     @torch_defaults()
     @torch.no_grad()
     def encode(
@@ -241,7 +236,6 @@ class Model:
         self.autoencoder.check_levels(levels)
         return open_encoder(self.autoencoder, levels, effort)
 
-    @name_arguments
     @torch_defaults()
     @torch.no_grad()
     def decode(
@@ -277,7 +271,6 @@ class Model:
                 raise InputError(f"codes of level {level} have shape {shape}; expected (B, H, W)")
         return self.autoencoder.decode(batch, levels, size)
 
-    @name_arguments
     @torch_defaults()
     def compress(
         self,
@@ -308,7 +301,6 @@ class Model:
             model, entropy_model, listed, self.device, levels, max_bytes, effort, names
         )
 
-    @name_arguments
     @torch_defaults()
     def decompress(
         self,
@@ -383,7 +375,6 @@ class Model:
         store.write_codes(out, about, encode, images, self.device, share=share)
         return len(images)
 
-    @name_arguments
     def sample(
         self,
         count: int = 1,
@@ -424,7 +415,6 @@ class Model:
         """Draw as `sample` does, and return classes and codes beside the images; options are as in
         `draw_batches`.
         """
-        check_kinds({"count": "int"}, {"count": count})
         if count < 1:
             raise InputError(f"the number of samples is {count}; it must be at least 1")
         batches = list(self.draw_batches(range(count), **options))
@@ -447,7 +437,6 @@ class Model:
         `kept` codes are not drawn. `params` say how codes are drawn (default: as in sampling.json).
         """
         require(min(indices, default=0) >= 0, "indices", indices, "at least 0")
-        check_kinds({"seed": "int"}, {"seed": seed})
         require(seed >= 0, "seed", seed, "at least 0")
         params = params or SamplingParams(**self.run.sampling_options())
         num_levels = self.autoencoder.check_levels(params.levels)
@@ -536,7 +525,6 @@ class Model:
             keep = pad_to_grid(mask, geometry.margin // 2, height, width)[0, 0] > 0
         return KeptCodes(codes, generative.mask_kept_codes(keep, grids))
 
-    @name_arguments
     def complete(
         self,
         image: Images,
@@ -570,7 +558,6 @@ class Model:
         kept = self.keep_part(batch[0], keep)
         return self.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
 
-    @name_arguments
     @torch_defaults()
     def evaluate(self, data: Any = None, **options: Any) -> Any:
         """Return the report of `hrvqvae evaluate` (default: on the test images of the training).
@@ -588,7 +575,7 @@ class Model:
         from hrvqvae.training.options import collect_fields
 
         # by name: evaluation/ imports this module
-        evaluate_run = name_arguments(resolve_name("hrvqvae.evaluation.report:evaluate_run"))
+        evaluate_run = resolve_name("hrvqvae.evaluation.report:evaluate_run")
         names = inspect.signature(evaluate_run).parameters.keys() - {"run", "root", "fields"}
         read_options = {name: options.pop(name) for name in [*options] if "." in name}
         if unknown := options.keys() - names:
@@ -602,7 +589,6 @@ class Model:
         options = {"device": str(self.device), "beam": self.beam, **options}
         return evaluate_run(self.run.path, root=root, fields=fields, **options)
 
-    @name_arguments
     @torch_defaults()
     def train_prior(
         self, *, data: Any = None, level: int | None = None, resume: bool = False, **options: Any
@@ -629,7 +615,6 @@ class Model:
         arguments.raise_signal(*outcomes.values())
 
 
-@name_arguments
 @torch_defaults()
 def train(
     preset: str | Path,

@@ -489,7 +489,6 @@ def test_what_it_is_made_of_is_checked():
         codewords: [8, null, 8] | codewords is \(8, None, 8\); it must be a whole number
         {level_betas: -5.0, levels: 1} | level_betas is \(-5.0,\); it must be at least 0
         start_vectors: 0 | start_vectors is 0; it must be a whole number from 1
-        start_vectors: 2.5 | start_vectors is 2.5; it must be a whole number or None
         total_steps: -5 | total_steps is -5; it must be a whole number from 1
     """):
         with input_error(f"^{line}$"):

@@ -21,7 +21,7 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from hrvqvae.config import Grid
-from hrvqvae.utils.errors import InputError, explain_write_errors, name_arguments, require
+from hrvqvae.utils.errors import InputError, explain_write_errors, require
 from hrvqvae.utils.outputs import replace_file
 from hrvqvae.utils.progress import note
 
@@ -339,7 +339,6 @@ def as_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Tenso
     return torch.stack(listed)
 
 
-@name_arguments
 def read_image(
     path: str | Path, channels: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hrvqvae.config import Grid
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.guidance import Guidance, format_guidance, list_weights
-from hrvqvae.utils.errors import InputError, NonFiniteError, check_kinds, require
+from hrvqvae.utils.errors import InputError, NonFiniteError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,6 @@ class SamplingParams:
     decoder: str | None = None
 
     def __post_init__(self) -> None:
-        check_kinds(self.__annotations__, vars(self))
         temperature = self.temperature
         limits = "from 1e-6 to 1e6 (1 is the model's own)"
         require(1e-6 <= temperature <= 1e6, "temperature", temperature, limits)

@@ -27,7 +27,7 @@ from hrvqvae.quantize.planting import plant
 from hrvqvae.quantize.quantized import Quantized, check_codes
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.schedule import CodebookSchedule
-from hrvqvae.utils.errors import InputError, name_arguments, require
+from hrvqvae.utils.errors import InputError, require
 
 PADDING = -1  # index at masked positions
 # default size of the k-means start
@@ -82,7 +82,6 @@ class TreeVQ(nn.Module):
     rows: Tensor  # of a planted tree: the row of each leaf, (S, leaves)
     paths: Tensor  # and the path to each row, (S, K, levels of a stage)
 
-    @name_arguments
     @torch.inference_mode(False)
     def __init__(
         self,
@@ -352,7 +351,6 @@ class TreeVQ(nn.Module):
         self.quantizer.align()
         return self
 
-    @name_arguments
     @torch.inference_mode(False)
     def fit(
         self,
@@ -406,7 +404,6 @@ class TreeVQ(nn.Module):
             )
         return partial(batches_of, vectors, batch, self.quantizer.config.dim)
 
-    @name_arguments
     def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
         """Return the indices of vectors, (N, L) int64 on the CPU. Takes the vectors of `fit`, also
         as an iterator.
@@ -430,7 +427,6 @@ class TreeVQ(nn.Module):
         with torch.device("cpu"):
             return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
 
-    @name_arguments
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
         """Return which next indices (..., m) continue prefixes (..., l) to a row of `indices`
         (..., L), as in constrained decoding: bool.

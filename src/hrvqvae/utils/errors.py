@@ -5,20 +5,11 @@ code 2.
 from __future__ import annotations
 
 import difflib
-import inspect
-import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
-from numbers import Integral, Real
-from os import PathLike
 from pathlib import Path
-from types import NoneType
-from typing import Any, ParamSpec, TypeVar
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from typing import Any
 
 
 class InputError(ValueError):
@@ -69,77 +60,6 @@ def explain_write_errors(target: object, advice: str = "") -> Iterator[None]:
         raise InputError(
             f"{target} can't be written ({error.strerror or error}){advice}"
         ) from error
-
-
-# annotation -> its kind, and its name in messages. A kind is a type, a tuple of the types of a
-# list's entries (empty for numbers, also in an array), or the name of an attribute.
-_KINDS: Mapping[str, tuple[Any, str]] = {
-    "None": (NoneType, "None"),
-    "bool": (bool, "True or False"),
-    "int": (Integral, "a whole number"),
-    "float": (Real, "a number"),
-    "str": (str, "a text"),
-    "Path": (PathLike, "a path"),
-    "bytes": (bytes, "bytes"),
-    "Sequence[int]": ((), "a list of whole numbers"),
-    "Sequence[float]": ((), "a list of numbers"),
-    "Sequence[str]": ((str,), "a list of texts"),
-    "Sequence[bytes]": ((bytes, bytearray), "a list of bytes"),
-    "Grid": ((Integral,), "height and width"),
-    "Tensor": ("is_floating_point", "a tensor"),
-    "SamplingParams": ("guidance", "SamplingParams"),
-}
-
-
-def _is_of_kind(value: Any, name: str) -> bool:
-    kind, _ = _KINDS[name]
-    if isinstance(kind, str):
-        return hasattr(value, kind)
-    if kind == ():  # numbers, also in an array
-        return getattr(value, "ndim", 1) == 1
-    if isinstance(kind, tuple):
-        is_list = isinstance(value, list | tuple) and (name != "Grid" or len(value) == 2)
-        return is_list and all(isinstance(entry, kind) for entry in value)
-    is_of_type = isinstance(value, kind)
-    if kind is Integral and is_of_type:
-        return not isinstance(value, bool) and abs(value) < 2**63
-    return is_of_type
-
-
-def check_kinds(annotations: Mapping[str, str], values: Mapping[str, object]) -> None:
-    """Raise InputError for a value of another type than its annotation, if this has plain types."""
-    for name, value in values.items():
-        kinds = str(annotations[name]).split(" | ")
-        if {*kinds} <= _KINDS.keys() and not any(_is_of_kind(value, kind) for kind in kinds):
-            require(False, name, value, " or ".join(_KINDS[kind][1] for kind in kinds))
-
-
-def name_arguments(function: Callable[P, T]) -> Callable[P, T]:
-    """Check the types of arguments as `check_kinds`, and let errors name arguments in place of
-    options: "resume=True" for "--resume".
-    """
-    signature = inspect.signature(function)
-    annotations = function.__annotations__
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        arguments = signature.bind(*args, **kwargs).arguments
-        check_kinds(annotations, {name: arguments[name] for name in arguments.keys() & annotations})
-        try:
-            return function(*args, **kwargs)
-        except InputError as error:
-            # A command in the advice, such as `hrvqvae data get NAME`, keeps its options.
-            sentence, prompt, command = str(error).partition("hrvqvae ")
-            # An option begins a word; `--` inside a path stays.
-            sentence = re.sub(r"(?<![^\s(])--resume\b", "resume=True", sentence)
-            sentence = re.sub(
-                r"(?<![^\s(])--([a-z][\w.-]*)",
-                lambda match: match[1].replace("-", "_"),
-                sentence,
-            )
-            raise type(error)(f"{sentence}{prompt}{command}") from error.__cause__
-
-    return call
 
 
 def expand_home(path: str | Path) -> Path:
