@@ -74,7 +74,7 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
 def test_files_that_are_of_no_run_stay(tiny_file, tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"mine": 1}')
-    with input_error("metrics.jsonl is there already, and of no run: choose another out"):
+    with input_error("metrics.jsonl is there already, and of no run: choose another --out"):
         hrvqvae.train(tiny_file, out=tmp_path)
     assert file.read_text() == '{"mine": 1}'
 
