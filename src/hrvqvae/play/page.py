@@ -59,7 +59,8 @@ def build_page(model: Model) -> gr.Blocks:
             api_name="reconstruct",
         )
     }
-    if not model.run.missing_priors(defaults["levels"]):
+    needed = defaults["levels"] or len(model.config.model.num_symbols)
+    if model.run.count_prior_levels() >= needed:
         tabs["Draw"] = gr.Interface(
             draw, _make_options(model), gr.Image(format="png"), api_name="draw"
         )
