@@ -139,7 +139,7 @@ def import_rival(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise InputError(f"this compares with {name}: pip install 'hrvqvae[bench]'") from error
+        raise InputError(f"this compares with {name}: pip install '.[bench]'") from error
 
 
 def preset_of(

@@ -1,7 +1,7 @@
 """Give every row of a Parquet file of embeddings a unique ID whose prefixes are clusters, for
 generative recommenders.
 
-    pip install 'hrvqvae[ids,shards]'
+    pip install '.[ids,shards]'
     python examples/semantic_ids.py embeddings.parquet ids.parquet
 
 The file has the columns `id` and `embedding`. No two IDs are equal: rows that share a leaf move to

