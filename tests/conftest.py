@@ -266,7 +266,7 @@ def run_python(*words, code=0, **options):
 def refused(command):
     """Run a command that is refused with exit code 2; return its only line."""
     # one line, however slow the machine is
-    with patch.multiple(progress, SAY_AFTER_SECONDS=600, LINE_SECONDS=600):
+    with patch.object(progress, "LINE_SECONDS", 600):
         code, out, err = done(*([command] if isinstance(command, str) else command))
     lines = [line for line in err.splitlines() if "compiling for this processor" not in line]
     assert code == 2

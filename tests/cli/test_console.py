@@ -3,11 +3,12 @@ numbers.
 """
 
 import io
+import itertools
 import json
 import re
 import subprocess
 import sys
-import threading
+from contextlib import closing
 from pathlib import Path
 from unittest.mock import patch
 
@@ -20,7 +21,7 @@ import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.cli.console import print_json, split_fields
 from hrvqvae.utils import progress
-from hrvqvae.utils.progress import task, tracked, waiting
+from hrvqvae.utils.progress import Meter, tracked, waiting
 from tests.conftest import check_refusals, do, input_error, parametrize, refused
 
 TRAIN = (
@@ -141,7 +142,6 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def every_line(monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "_REFRESH_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -165,48 +165,19 @@ def test_a_line_for_who_waits(stream, monkeypatch):
     assert stream.getvalue() == ("hrvqvae: reading ...\n" if stream.isatty() else "")
 
 
-def test_one_long_part(shown, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SAY_AFTER_SECONDS", 0.0)
-    said = threading.Event()
-    monkeypatch.setattr(
-        progress.Meter, "say", lambda _, text: (print(text, file=sys.stderr), said.set())
-    )
-    with task("sample", 64):
-        assert said.wait(30)
-    assert capsys.readouterr().err == "sample ...\n"
-
-
-def test_lines_of_counts(shown, monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    with task("work", 1_000, "rows", done=100) as advance:
-        for _ in range(9):
-            now[0] += 10.0
-            advance(100)
-    assert capsys.readouterr().err.splitlines() == [
-        "work  300 of 1,000 rows  10 rows/s  0:01:10 left",
-        "work  500 of 1,000 rows  10 rows/s  0:00:50 left",
-        "work  700 of 1,000 rows  10 rows/s  0:00:30 left",
-        "work  900 of 1,000 rows  10 rows/s  0:00:10 left",
-    ]
-
-
-def test_a_task_inside_of_a_task_is_silent(every_line, shown, capsys):
-    for _ in range(2):
-        with task("outer", 2) as advance:
-            work(3, "inner")
-            advance(1)
-        assert re.fullmatch(r"outer  1 of 2 .*\n", capsys.readouterr().err)
-
-
-@parametrize("rich", [True, False], ids=["bar", "without the extra"])
-def test_on_a_terminal(rich, every_line, shown, monkeypatch):
+def test_a_bar_on_a_terminal(shown, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    if not rich:
-        for name in ("rich", "rich.console", "rich.progress"):
-            monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("tqdm.std.time", itertools.count().__next__)
     work(4)
-    assert ("\x1b[" in terminal.getvalue()) == rich
-    assert "4 of 4 images" in terminal.getvalue()
+    assert "work: 100%" in terminal.getvalue()
+    assert "4/4" in terminal.getvalue()
+
+
+@parametrize("stream", [Terminal(), io.StringIO()])
+def test_lines_and_the_bar_of_a_training(stream, every_line):
+    with closing(Meter(stream)) as meter:
+        meter.show("step 5", 0.5, "loss 0.1")
+        meter.say("step 5  evaluated")
+    for part in ("step 5", "loss 0.1", "step 5  evaluated\n"):
+        assert part in stream.getvalue()
