@@ -62,7 +62,6 @@ def test_wrong_commands():
     check_refusals(r"""
         train hrvqvae/mnst | unknown preset 'hrvqvae/mnst': did you mean hrvqvae/mnist
         train hrvqvae/mnist --data /nowhere | get it with: hrvqvae data get mnist
-        train-classifier cifar10 --out x --data.size 12 | train-classifier: did you mean --data
         evaluate mnist --data.size 12 | --data.size does not say how data is read; what does is
         evaluate mnist --limit 9 | did you mean --images?
         compres mnist | unknown command 'compres': did you mean compress

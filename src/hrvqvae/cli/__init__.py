@@ -23,7 +23,7 @@ from hrvqvae.version import __version__
 GROUPS = {
     "Use a model": "sample complete reconstruct plant play",
     "Train": "presets data train train-prior train-decoder demo",
-    "Measure": "evaluate train-classifier",
+    "Measure": "evaluate",
     "Files of codes": "compress decompress tokenize",
     "Share": "export",
 }

@@ -1,4 +1,4 @@
-"""Commands that train autoencoders, priors, decoders and classifiers; the demo."""
+"""Commands that train autoencoders, priors and decoders; the demo."""
 
 from __future__ import annotations
 
@@ -128,26 +128,6 @@ def _plant(arguments: Arguments) -> None:
     from hrvqvae.checkpoints.planting import plant
 
     print(plant(arguments.run, arguments.out, arguments.codewords))
-
-
-def _train_classifier(arguments: Arguments) -> int:
-    from hrvqvae.config.presets import data_config
-    from hrvqvae.config.registry import DATASETS
-    from hrvqvae.evaluation.classifier import train_classifier, write_classifier
-    from hrvqvae.utils.outputs import check_output
-
-    out = arguments.out
-    check_output(out, force=None)  # there is no --force
-    root = arguments.data and _absolute(arguments.data)
-    config = data_config(DATASETS.get(arguments.dataset)).replace(root=root)
-    trained = train_classifier(config, seed=arguments.seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_classifier(out, trained)
-    print(
-        f"{out}: accuracy {trained.accuracy:.2%} on the test images,"
-        f" {out.stat().st_size / 1e6:.2f} MB"
-    )
-    return 0
 
 
 # Demo overrides for PixelSNAIL priors: with the batch of Table 8, the training would take hours on
@@ -290,22 +270,6 @@ COMMANDS = (
         "run",
         option("--out RUN", "write to the new run folder RUN", required=True, type=Path),
         option("--codewords M", "codewords per codebook (default: 8)", type=integer(2), default=8),
-    ),
-    Command(
-        "train-classifier",
-        "train the classifier that measures samples",
-        _train_classifier,
-        option("dataset DATASET", "data set, such as cifar10"),
-        option(
-            "--out FILE", "write the classifier to FILE (safetensors)", required=True, type=Path
-        ),
-        _DATA,
-        option(
-            "--seed S",
-            "draw the weights from seed S (default: 1)",
-            type=integer(0, 2**31 - 1),
-            default=1,
-        ),
     ),
     Command(
         "demo",
