@@ -1,15 +1,13 @@
 """Compress image files to files of codes (.hrv) or a zip of them, and decompress both to PNG."""
 
-import hashlib
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +15,6 @@ from torch import Tensor
 from hrvqvae.compression import hrv, zips
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
-from hrvqvae.config import to_dict
 from hrvqvae.data import images as image_formats
 from hrvqvae.data.images import (
     OpenImage,
@@ -32,29 +29,21 @@ from hrvqvae.data.sources.files import LIST_SUFFIXES, FolderSource, find_names
 from hrvqvae.model import Model, find_models
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.grouping import chunk_by_size
-from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.outputs import Outputs, check_output, write_output
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
-# limits of a batch
-_BATCH_IMAGES = 1024
-_BATCH_PIXELS = 1 << 26
-_UNFINISHED = ".unfinished"  # name of the record of an interrupted call, in a folder of files
+T = TypeVar("T")
+
+# Limits of a batch. Its files are written as soon as it is done, so that little is lost by Ctrl-C.
+_BATCH_IMAGES = 16
+_BATCH_PIXELS = 1 << 20
 
 
 class _NamedImage(NamedTuple):
     name: str  # of its file of codes
     where: str  # for messages
     open: OpenImage
-    content: Callable[[], bytes]  # as of `Source.content`
-
-    def fingerprint(self) -> str:
-        """Return a digest of the name and of what `Source.content` tells of the image."""
-        state = hashlib.blake2b(f"{self.name}\0".encode("utf-8", "surrogateescape"), digest_size=8)
-        with suppress(OSError):  # as in `Source.digest`
-            state.update(self.content())
-        return state.hexdigest()
 
 
 @dataclass
@@ -67,6 +56,13 @@ class CompressionOutcome:
     pixels: int = 0  # size of the uncompressed images in bytes
 
 
+def check_exist(paths: Iterable[Path]) -> None:
+    """Raise InputError if there is no file or folder of one of the paths."""
+    for path in paths:
+        if not (path.exists() or is_shard_path(path)):
+            raise InputError(f"{path}: there is no such file")
+
+
 def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
     """Return all images of files, folders, lists, tars, Parquet files and arrays.
 
@@ -76,7 +72,6 @@ def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
     images = []
     seen = set[str]()
     for path in paths:
-        zips.is_zip(path)  # refuses archives of version 1.0.0
         suffix = path.suffix.lower()
         is_list = suffix in LIST_SUFFIXES
         is_shards = suffix not in image_formats.SUFFIXES and is_shard_path(path)
@@ -93,10 +88,7 @@ def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
             # A file that is given twice counts once; a name twice in a tar is refused below.
             if where not in seen or not isinstance(source, FolderSource):
                 seen.add(where)
-                read_content = partial(source.content, row, ending=True)
-                images.append(
-                    _NamedImage(source.name(row), where, partial(source.open, row), read_content)
-                )
+                images.append(_NamedImage(source.name(row), where, partial(source.open, row)))
 
     counts = Counter(remove_image_suffix(image.name) for image in images)
     by_name = dict[str, _NamedImage]()
@@ -134,15 +126,14 @@ def _read_batches(
                 outcome.pixels += pixels.size
                 yield image, torch.from_numpy(pixels)
 
-    # a least size per image limits their number, too
-    least = _BATCH_PIXELS // _BATCH_IMAGES
-
-    def size(pair: tuple[_NamedImage, Tensor]) -> int:
-        _, pixels = pair
-        return max(pixels[0].numel(), least)  # of one channel
-
-    batches = chunk_by_size(read_images(), size, _BATCH_PIXELS)
+    batches = _chunk(read_images(), lambda pair: pair[1][0].numel())
     return tracked(batches, "compress", len(images), len)
+
+
+def _chunk(items: Iterable[T], count_pixels: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield batches within both limits."""
+    least = _BATCH_PIXELS // _BATCH_IMAGES
+    return chunk_by_size(items, lambda item: max(count_pixels(item), least), _BATCH_PIXELS)
 
 
 def compress_images(
@@ -156,22 +147,23 @@ def compress_images(
 ) -> CompressionOutcome:
     """Compress image files. Report images that lost something by conversion.
 
-    An interrupted call that writes into a folder goes on when it is repeated; images that have
-    changed since are encoded again.
+    Into a folder, each batch is written as soon as it is encoded, and files that exist are skipped:
+    a second call goes on where the first was stopped.
 
     Args:
         paths: Image files, folders and lists of them (.txt), tars, Parquet files and arrays.
         out: X.hrv for one image; X.zip; otherwise a folder, for one file per image.
+        force: Replace files that exist.
         skip: Leave out images that can't be read, with a notice per image.
         options: levels, max_bytes and effort, as for `Model.compress`.
 
-    Raises InputError as `Model.compress` does, or if an image can't be read, a file exists, `out`
-    can't be written, or holds files of another interrupted call.
+    Raises InputError as `Model.compress` does, or if an image can't be read, X.hrv or X.zip exists,
+    or `out` can't be written.
     """
     model.autoencoder.check_levels(options.get("levels"))
     images = _find_images(paths)
     outcome = CompressionOutcome({})
-    with _open_output(model, images, paths, out, force, options) as (write, remaining):
+    with _open_output(images, paths, out, force) as (write, remaining):
         for batch in _read_batches(model, remaining, outcome, skip):
             places = [image.where for image, _ in batch]
             files = model.compress([pixels for _, pixels in batch], names=places, **options)
@@ -186,12 +178,7 @@ def compress_images(
 
 @contextmanager
 def _open_output(
-    model: Model,
-    images: Sequence[_NamedImage],
-    paths: Sequence[Path],
-    out: Path,
-    force: bool,
-    options: dict[str, Any],
+    images: Sequence[_NamedImage], paths: Sequence[Path], out: Path, force: bool
 ) -> Iterator[tuple[zips.Write, Sequence[_NamedImage]]]:
     """Yield a function that writes the file of an image, and the images that have no file yet."""
     if zips.is_zip(out):
@@ -206,128 +193,19 @@ def _open_output(
             )
         return
 
-    resumption = Resumption(out / _UNFINISHED, _describe_call(model, paths, options), restart=force)
-    may_replace = force or resumption.goes_on
-    if resumption.stored and not may_replace:
-        raise InputError(
-            f"{out} holds files of an interrupted call, by another model, of other images or with"
-            " other options; choose another folder, or write all files with --force"
-        )
-    outputs = Outputs(out, [hrv.SUFFIX, zips.SUFFIX], force=may_replace, inputs=paths)
+    is_single = out.suffix.lower() == hrv.SUFFIX
+    suffixes = [hrv.SUFFIX, zips.SUFFIX]
+    outputs = Outputs(out, suffixes, force=force or not is_single, inputs=paths)
     targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
-    files = {name: target.relative_to(out).as_posix() for name, target in targets.items()}
-    known = resumption.stored.get("files", files)
-    if resumption.goes_on:
-        # files of images that came since are those of other calls
-        for name in files.keys() - known.keys():
-            check_output(targets[name])
-
-    def write_file(name: str, content: bytes) -> None:
-        write_output(targets[name], content)
-
-    if out in targets.values():  # a single file
-        yield write_file, images
-        return
-    fingerprints = [image.fingerprint() for image in images]
-    encoded = {*resumption.stored.get("fingerprints", ())}
-    changed = {
-        index
-        for index, (image, mark) in enumerate(zip(images, fingerprints, strict=True))
-        if mark not in encoded or files[image.name] != known.get(image.name)
-    }
-    details = {"files": files, "fingerprints": fingerprints}
-    in_order = [targets[image.name] for image in images]
-    with resumption.fill(in_order, changed, force=force, **details) as (missing, start):
-
-        def write_next(name: str, content: bytes) -> None:
-            start()
-            write_file(name, content)
-
-        yield write_next, [images[index] for index in missing]
-    resumption.record.unlink(missing_ok=True)
+    missing = [image for image in images if force or not targets[image.name].exists()]
+    _note_skipped(len(images) - len(missing), out)
+    yield lambda name, content: write_output(targets[name], content), missing
 
 
-def _describe_call(model: Model, paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
-    """Return what identifies a call: the model, the options and the paths of the images."""
-    return {
-        "entropy model": hashlib.blake2b(model.entropy_model.content, digest_size=16).hexdigest(),
-        "model": to_dict(model.config.model),  # with the beam
-        "images": [str(path.resolve()) for path in paths],
-        **options,
-    }
-
-
-class Resumption:
-    """Lets a repeated call go on where the first stopped, in a folder of files.
-
-    A record in the folder names the call.
-
-    Attributes:
-        stored: the record; empty if there is none that can be read.
-        goes_on: whether the record names this call, so that its files are kept; with `restart`,
-            not before the first file is written.
-    """
-
-    def __init__(self, record: Path, call: dict[str, Any], *, restart: bool = False) -> None:
-        self.record = record
-        self.restart = restart
-        self.call = json.loads(json.dumps(call))  # as it is read back: lists for tuples
-        self.stored = dict[str, Any]()
-        with suppress(OSError, ValueError, TypeError):
-            self.stored = dict(json.loads(record.read_bytes()))
-        self.goes_on = self.stored.get("options") == self.call and not restart
-
-    @contextmanager
-    def fill(
-        self, paths: Sequence[Path], stale: Collection[int] = (), *, force: bool, **details: Any
-    ) -> Iterator[tuple[list[int], Callable[[], None]]]:
-        """Yield the indices of the files that are missing, and a function to call when the first of
-        them can be written: it writes the record, with `details`.
-
-        Files at the indices `stale` count as missing, and are replaced; with `force`, those of
-        another call too. Notes count the files at the beginning, and where the call is interrupted.
-        The function raises InputError if another call writes into the folder.
-        """
-        folder = self.record.parent
-        total = counted(len(paths), "file")
-        missing = [
-            index
-            for index, path in enumerate(paths)
-            if index in stale or not (self.goes_on and path.is_file())
-        ]
-        replaced = set[Path]()
-        if force or self.goes_on:
-            replaced = {paths[index] for index in missing if paths[index].is_file()}
-        if len(missing) < len(paths):
-            note(f"{folder} has {len(paths) - len(missing):,} of {total} already")
-
-        with ExitStack() as lock:
-
-            @cache
-            def start() -> None:
-                lock.enter_context(lock_file(self.record))
-                for index in missing:
-                    if paths[index].is_file() and paths[index] not in replaced:
-                        raise InputError(
-                            f"another call has written {paths[index]} meanwhile; choose another"
-                            " folder"
-                        )
-
-                # Remove the files of another call before the record names this one: a further call
-                # would take them for files of this call.
-                for path in replaced:
-                    path.unlink(missing_ok=True)
-                write_output(self.record, json.dumps({"options": self.call, **details}).encode())
-                self.goes_on = True
-
-            try:
-                yield missing, start
-            except (KeyboardInterrupt, SystemExit):
-                if self.goes_on:
-                    count = sum(path.is_file() for path in paths)
-                    command = "the same command" + " without --force" * self.restart
-                    note(f"{folder} has {count:,} of {total}; {command} goes on")
-                raise
+def _note_skipped(count: int, folder: Path) -> None:
+    if count:
+        existing = counted(count, "file")
+        note(f"{folder} has {existing} already; they are kept (--force writes them anew)")
 
 
 class _CodeFile(NamedTuple):
@@ -354,7 +232,7 @@ def _list_paths(paths: Iterable[Path]) -> list[tuple[Path, str]]:
         if not path.is_dir():
             files.append((path, path.stem))
             continue
-        names = sorted(find_names(path, (hrv.SUFFIX, zips.SUFFIX, zips.OLD_SUFFIX)))
+        names = sorted(find_names(path, (hrv.SUFFIX, zips.SUFFIX)))
         if not names:
             raise InputError(f"{path} has neither files of codes (.hrv) nor zips of them")
         files += [(path / name, name.rpartition(".")[0]) for name in names]
@@ -371,7 +249,7 @@ def _read_files(paths: Iterable[tuple[Path, str]]) -> Iterator[_CodeFile]:
             for entry, content in zips.read_zip(path):
                 stem = entry[: -len(hrv.SUFFIX)] if zips.holds_codes(entry) else entry
                 yield _CodeFile(f"{path}: {entry}", stem, content or b"")
-        except InputError as error:  # a zip that can't be read, or an archive of version 1.0.0
+        except InputError as error:  # a zip that can't be read
             yield _CodeFile(str(path), name, b"", str(error))
         except PermissionError as error:
             yield _CodeFile(str(path), name, b"", f"{path}: {error.strerror}")
@@ -385,7 +263,9 @@ def decompress_files(
     *,
     force: bool = False,
 ) -> int:
-    """Decompress files of codes to PNG, and return the number of images.
+    """Decompress files of codes to PNG, and return the number of images that were written.
+
+    Each batch is written as soon as it is decoded. Images that exist in a folder are skipped.
 
     Args:
         paths: Files of codes, zips of them, or folders of both.
@@ -394,12 +274,13 @@ def decompress_files(
         levels: Largest number of levels to use (default: all).
 
     Raises:
-        InputError: Another model made a file, an image exists already, or `out` can't be written.
-        DamagedFileError: A file is damaged, or an archive of version 1.0.0. Undamaged files and
-            levels are decompressed first.
+        InputError: Another model made a file, Y.png exists, or `out` can't be written.
+        DamagedFileError: A file is damaged. Undamaged files and levels are decompressed
+            first.
     """
     listed = _list_paths(paths)
-    outputs = Outputs(out, [".png"], force=force, inputs=[path for path, _ in listed])
+    may_exist = force or out.suffix.lower() != ".png"
+    outputs = Outputs(out, [".png"], force=may_exist, inputs=[path for path, _ in listed])
 
     # First find what can be read, and who made it, before anything is written. Then read all files
     # again, so that their contents need not stay in memory.
@@ -416,15 +297,21 @@ def decompress_files(
     makers, unknown = find_models(marks, model)
     faults += unknown
     jobs = {}
+    num_skipped = 0
     for maker, (index, (_, name, header)) in zip(makers, headers.items(), strict=True):
         if maker:
             maker.autoencoder.check_levels(levels)
-            jobs[index] = _Job(maker, math.prod(header.size), outputs.reserve(name, ".png"))
+            target = outputs.reserve(name, ".png")
+            if target.exists() and not force:
+                num_skipped += 1
+            else:
+                jobs[index] = _Job(maker, math.prod(header.size), target)
+    _note_skipped(num_skipped, out)
 
     count = 0
     files = enumerate(_read_files(listed))
     pairs = ((jobs[index], file) for index, file in files if index in jobs)
-    chunks = chunk_by_size(pairs, lambda pair: pair[0].pixels, hrv.BATCH_PIXELS)
+    chunks = _chunk(pairs, lambda pair: pair[0].pixels)
     images = (pair for chunk in chunks for pair in _decode_files(chunk, levels, faults))
     for target, image in tracked(images, "decompress", len(jobs), lambda _: 1):
         write_image(to_pil(image), target)

@@ -1,8 +1,10 @@
 """Draw reconstructions, samples and completions of a trained model as PNG files."""
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,13 +13,12 @@ from torch.nn.functional import interpolate
 
 from hrvqvae.config import level_names
 from hrvqvae.data.images import decode_image, note_conversions, read_image, to_pil, write_image
-from hrvqvae.image_files import Resumption
 from hrvqvae.model import Model
 from hrvqvae.models.base import image_size
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.outputs import Outputs, check_output
+from hrvqvae.utils.outputs import Outputs, check_output, write_output
 from hrvqvae.utils.progress import note
 from hrvqvae.utils.quantities import counted
 
@@ -128,20 +129,19 @@ def _write_samples(
         weights.update(file.read_bytes())
     options = {"weights": weights.hexdigest(), "seed": seed, "class": class_name, **vars(params)}
     options["decoder"] = params.decoder or model.run.read_sampling().decoder
-    if options["decoder"] is None:  # so that folders of earlier versions go on
-        del options["decoder"]
-    resumption = Resumption(folder / _RECORD, options)
-    if not (resumption.goes_on or force) and next(folder.glob("*.png"), None):
+
+    # The record in the folder tells how its samples were drawn: a call goes on with its own only.
+    record = json.dumps(options).encode()
+    goes_on = False
+    with suppress(OSError):
+        goes_on = (folder / _RECORD).read_bytes() == record
+    if not (goes_on or force) and next(folder.glob("*.png"), None):
         raise InputError(
             f"{folder} has other images already; choose another folder, or overwrite them with"
             " --force"
         )
 
-    # Names are known before anything is drawn, from the classes. A call for more samples keeps the
-    # number of digits, so that it finds the files of the first call.
-    digits = max(4, len(str(count - 1)))
-    if resumption.goes_on:
-        digits = resumption.stored.get("digits", digits)
+    # Names are known before anything is drawn, from the classes.
     priors = model.load_priors(model.autoencoder.check_levels(params.levels))
     labels = model.draw_labels(range(count), seed, class_name, priors)
     outputs = Outputs(folder, force=True)
@@ -149,19 +149,24 @@ def _write_samples(
         outputs.reserve(out.stem, out.suffix)
     paths = []
     for index in range(count):
-        name = f"{index:0{digits}d}"
+        name = f"{index:04d}"
         if labels is not None:
             name = f"{priors.classes[labels[index]]}-{name}".replace("/", "_")
         paths.append(outputs.reserve(name, ".png"))
     if others := {*folder.glob("*.png")} - {*paths, out}:
         note(f"{folder} keeps {counted(len(others), 'image')} of other names")
 
-    with resumption.fill(paths, force=force, digits=digits) as (missing, start):
-        remaining = iter(missing)
-        for batch in model.draw_batches(missing, seed=seed, class_name=class_name, params=params):
-            start()
-            for image in batch.images:
-                write_image(to_pil(image), paths[next(remaining)])
+    # The samples of another call go before the first sample is written, but not before it is drawn.
+    missing = [index for index in range(count) if not (goes_on and paths[index].is_file())]
+    remaining = iter(missing)
+    for batch in model.draw_batches(missing, seed=seed, class_name=class_name, params=params):
+        if not goes_on:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            write_output(folder / _RECORD, record)
+            goes_on = True
+        for image in batch.images:
+            write_image(to_pil(image), paths[next(remaining)])
     return paths
 
 

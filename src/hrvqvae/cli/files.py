@@ -15,9 +15,10 @@ from hrvqvae.utils.quantities import counted
 
 
 def _compress(arguments: Arguments) -> None:
-    from hrvqvae.image_files import compress_images
+    from hrvqvae.image_files import check_exist, compress_images
     from hrvqvae.model import Model
 
+    check_exist(arguments.images)
     model = Model(arguments.model, arguments.device, arguments.beam)
     written = compress_images(
         model,
@@ -28,7 +29,7 @@ def _compress(arguments: Arguments) -> None:
         **pick(arguments, "force levels effort"),
     )
     count = len(written.lost)  # it has an entry per image, even if nothing was lost
-    if count:  # an interrupted call may have left nothing to do
+    if count:  # all files may exist already
         mean = written.bytes / count
         share = written.bytes / written.pixels
         totals = f"{counted(count, 'image')}, {counted(written.bytes, 'byte')}"
@@ -37,8 +38,9 @@ def _compress(arguments: Arguments) -> None:
 
 
 def _decompress(arguments: Arguments) -> None:
-    from hrvqvae.image_files import decompress_files
+    from hrvqvae.image_files import check_exist, decompress_files
 
+    check_exist(arguments.files)
     count = decompress_files(
         arguments.files,
         arguments.out,
