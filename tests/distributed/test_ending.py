@@ -9,9 +9,7 @@ import time
 from pathlib import Path
 
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.distributed import launch
 from hrvqvae.training.loggers import read_records
-from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training, write_file
 from tests.trained_run import train_autoencoder
 
@@ -83,9 +81,3 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny, tmp_path
     train_autoencoder(longer, run, resume=True)
     steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
     assert steps == list(range(1, stopped + 4)), "each step once"
-
-
-def test_errors_of_lost_processes_are_told_from_others():
-    lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
-    errors = (lost, RuntimeError("shape mismatch"), InputError("gloo"))
-    assert [launch._is_lost(error) for error in errors] == [True, False, False]

@@ -140,11 +140,3 @@ def test_a_beam_of_all_sums_finds_the_nearest(name, tmp_path):
     nearest = torch.cdist(trained.latents(images).flatten(0, -2), sums).argmin(1)
     expected = [code[nearest] for code in every]
     assert same([code.flatten() for code in model.encode(images)], expected)
-
-
-@parametrize("name", ["vqvae", "vqvae2", "vqgan"])
-def test_one_level_takes_no_beam(name, tmp_path):
-    config = Config(data=DataConfig(channels=3), model=config_of(name))
-    save_model(tmp_path / "model.safetensors", config, model_of(config.model).state_dict(), 0)
-    with input_error(f"{config.model.system} has a single level per grid; a beam needs several"):
-        Model(tmp_path, beam=2)

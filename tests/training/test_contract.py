@@ -57,25 +57,12 @@ def test_stopping_and_resuming_changes_nothing(case, twin, form):
     assert [record["step"] for record in twin.records("evaluation")] == [4, 5, 8, 12]
 
 
-def test_torchs_generator_depends_on_the_step(case, monkeypatch):
-    drawn = []
-    for step in range(2):
-        at_step(monkeypatch, case.kind, step, lambda _: drawn.append(torch.rand(3)))
-    case.train(max_steps=2)
-    assert not same(*drawn)
-
-
 def test_nothing_is_trained_for_an_autoencoder_that_still_trains(case):
     """Nor the autoencoder itself."""
     told = r" \(pid \d+\)" if case.name == "autoencoder" else ", which may change its"
     with in_another_process(case.path), in_use_error(f"in use by another process{told}"):
         case.train()
     assert not case.folder.begun()
-
-
-def test_the_seed_decides(case, unstopped):
-    case.train(seed=1)
-    assert not same(case.state(), unstopped.state())
 
 
 def test_random_kills(case, unstopped, monkeypatch):
@@ -294,11 +281,3 @@ def test_a_budget_ends_and_names_its_limit(case, monkeypatch):
     assert outcome.step > 14
     assert outcome.seconds >= 6
     assert outcome.peak_bytes > 10**7
-
-
-@of_the_trainer
-def test_a_run_whose_time_ends_in_an_evaluation_is_finished(case, monkeypatch):
-    monkeypatch.setattr(ProcessSync, "sync", lambda _: 30.0)  # a step, and then its evaluation
-    for resume in (False, True):
-        outcome = case.train(resume=resume, max_steps=0, max_minutes=1, evaluate_every=1)
-        assert outcome.step == 1

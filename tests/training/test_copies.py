@@ -13,9 +13,9 @@ from hrvqvae.data.batches import make_rng
 from hrvqvae.data.copies import list_copies
 from hrvqvae.data.loading import load_images
 from hrvqvae.model import load
-from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.base import Level
 from hrvqvae.training.prior import PriorTask, resolve_priors, split_held_out
-from tests.conftest import input_error, parametrize, random_images, same
+from tests.conftest import parametrize, random_images, same
 from tests.priors.networks import of_each_kind, random_codes, random_prior
 from tests.trained_run import GIVEN, GIVEN_GPT, fields, train_levels
 
@@ -133,9 +133,3 @@ def test_a_prior_begins_with_more_layers_and_labels_of_copies(run, tmp_path):
     label = torch.arange(4)
     expected = model.priors.networks[0].level_logits(codes, [], label)
     assert same(prior.eval().level_logits(codes, [], label, label), expected)
-
-
-def test_variants_need_a_network_that_takes_labels(run, monkeypatch):
-    monkeypatch.setattr(Prior, "make_embeddings", lambda *_: None)
-    with input_error(r"prior\.variants must be 0: pixelsnail has no labels"):
-        train_levels(run, 1, "variants=1 class_dropout=0.1")

@@ -11,7 +11,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import GENERATION, RunFolder, decoder_folder, open_run
 from hrvqvae.priors.generative import sample_codes
 from hrvqvae.training.decoder import SampleTask, resolve_samples
-from tests.conftest import approx, check_refusals, do, input_error, same
+from tests.conftest import approx, do, input_error, same
 from tests.trained_run import tiny_systems, train_levels
 from tests.training.tasks import Case, untrained_run
 
@@ -138,26 +138,3 @@ def test_an_evaluation_shows_the_levels_that_it_was_trained_for(case):
     assert {*shown} == {(2,)}
     for record in case.records("evaluation"):
         assert [error is None for error in record["level_mse"]] == [True, False, True]
-
-
-def test_every_process_trains_on_samples(case, monkeypatch):
-    task = SampleTask(case.path, case.config().replace(**{"generation.sample_batch": 1}))
-    monkeypatch.setattr("hrvqvae.distributed.world_size", lambda: 2)
-    with input_error("2 processes can't share a batch of samples of 1 equally"):
-        task.check()
-
-
-def test_a_missing_network_is_one_line_that_says_how_to_go_on(case, monkeypatch):
-    monkeypatch.setattr("hrvqvae.models.perceptual.has_efficientnet", lambda: False)
-    check_refusals(f"{command(case)} | pip install '.[perceptual]'")
-    assert not case.folder.path.exists()
-
-
-def test_levels_that_it_cant_decode_are_refused(case):
-    check_refusals(f"{command(case, 3)} | give --generation.levels 1 to 2")
-
-
-def test_missing_priors_are_one_line(case):
-    check_refusals(
-        f"{command(case, options='')} | has no prior of level 1; train it: hrvqvae train-prior"
-    )

@@ -1,7 +1,5 @@
 """Loggers receive the records of metrics.jsonl."""
 
-import sys
-
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -10,7 +8,7 @@ from hrvqvae.training.loggers import (
     flatten_record,
     read_records,
 )
-from tests.conftest import approx, check_refusals, with_training, write_file
+from tests.conftest import approx, with_training
 from tests.trained_run import train_autoencoder
 
 
@@ -54,11 +52,3 @@ def test_damaged_records_are_dropped_and_what_was_not_measured_is_left_out(tmp_p
     # by a coarse clock
     log = MetricsLog(tmp_path / "y.jsonl", 0, window=[{"loss": 2.0, "step_seconds": 0.0}])
     assert log.write_means(1, 16)["loss"] == 2
-
-
-def test_packages_are_asked_for_first(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    path = write_file(with_training(tiny, loggers="tensorboard"), tmp_path / "tiny.yaml")
-    told = "this needs tensorboard: pip install '.[tensorboard]'"
-    check_refusals(f"train {path} --out {tmp_path}/run | {told}")
-    assert not (tmp_path / "run" / "config.yaml").exists()

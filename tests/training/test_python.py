@@ -1,7 +1,6 @@
 """Training from Python, on a torch data set, gives the run of the command line."""
 
 from functools import partial
-from pathlib import Path
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -13,7 +12,6 @@ import hrvqvae
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.data.sources import datasets
 from hrvqvae.training.autoencoder import AutoencoderTask
-from hrvqvae.training.options import collect_fields
 from tests.conftest import do, drawn_digits, input_error, names_in, same, with_data, write_file
 from tests.kills import Killed, at_step
 from tests.trained_run import GIVEN, as_options
@@ -90,22 +88,6 @@ def test_one_data_set_is_divided(tiny_file, tmp_path, capsys, monkeypatch):
         train(data=DIGITS, out=run, max_steps=2)
     with input_error("trained on other images"):
         hrvqvae.train(str(run), data=Subset(DIGITS, range(60)), resume=True, max_steps=4)
-    with input_error("test_data needs a data set as data"):
-        train(data=tmp_path, test_data=DIGITS)
-    with input_error("~no-such-user/x: there is no home folder here; give a path without ~"):
-        train(data="~no-such-user/x", out=tmp_path / "other")
-    with input_error("mine.yaml: there is no such file"):
-        hrvqvae.train(Path("mine.yaml"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    with input_error("trained on other images"):
-        hrvqvae.train("~/run", data=Subset(DIGITS, range(60)), resume=True, max_steps=4)
-    with input_error("data.root is 5; it must be text or null"):
-        train(out=tmp_path / "other", **{"data.root": 5})
-    collected = collect_fields("training", {"data.root": Path("x")}, run, None)
-    assert collected == {"data.root": str(Path("x").absolute())}
-    with input_error("holds no run to resume"):
-        train(out=tmp_path / "typo", resume=True)
     # as in another process
     datasets.open_registered.cache_clear()
     told = "trained on a data set given from Python: give it again"

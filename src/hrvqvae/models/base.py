@@ -5,7 +5,7 @@ inside. Codes are a tuple of int64 tensors (B, H_l, W_l), one per level, coarse 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -163,16 +163,6 @@ class Autoencoder(nn.Module, ABC):
             size: height and width in pixels (None: the largest size of these codes).
         """
 
-    def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Decode the first levels of all codes to the largest size, with the level count as a
-        tensor () for graphs.
-
-        A system with several prefixes should override this default, which decodes all. Raises as
-        `select_prefix`.
-        """
-        decoded = torch.stack([self.decode(codes, prefix) for prefix in self.prefixes])
-        return select_prefix(decoded, self.prefixes, levels)
-
     def codeword_indices(self, codes: Codes) -> Codes:
         """Return the index of each code's codeword in its level, in the same shapes."""
         return codes
@@ -192,15 +182,3 @@ class Autoencoder(nn.Module, ABC):
 
     def align(self) -> None:
         """Renumber codewords so that codes are easier to predict; reconstructions do not change."""
-
-
-def select_prefix(values: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:
-    """Select the entry of a level count () from values (P, ...) with an entry per prefix.
-
-    Raises IndexError if no prefix has this level count; the runtime of an exported graph raises its
-    own error.
-    """
-    position = torch.full_like(levels, len(prefixes))  # out of range
-    for index, prefix in enumerate(prefixes):
-        position = torch.where(levels == prefix, index, position)
-    return values.index_select(0, position.reshape(1))[0]

@@ -18,7 +18,6 @@ from hrvqvae.models.base import (
     crop_padding,
     image_size,
     pad_to_grid,
-    select_prefix,
     to_unit_images,
 )
 from hrvqvae.models.blocks import ConditionalDecoder, Decoder, Encoder
@@ -131,25 +130,6 @@ class SingleGridAutoencoder(Autoencoder):
         # the width of the halo follows from the network that `pixels` runs
         network = self.decoder if is_whole else self.progressive_decoder or self.decoder
         return tiles.decode(decode_tile, codes, size, self.config, network)
-
-    def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Decode one prefix, whose length `levels` is a tensor; see `Autoencoder.decode_prefix`."""
-        latents = select_prefix(self.prefix_latents(codes), self.prefixes, levels)
-        is_whole = levels == self.prefixes[-1]
-        progressive = self.progressive_decoder
-        if progressive is not None and torch.compiler.is_compiling():
-            decoded = torch.cond(
-                is_whole,
-                lambda z, _: self.decoder(z),
-                lambda z, count: progressive(z, count - 1),
-                (latents.movedim(-1, 1), levels),
-            )
-            # cropped here: a branch of torch.cond may not return a view
-            output = crop_padding(decoded, self.config.padding, None)
-        else:
-            count = None if progressive is None or is_whole else levels
-            output = self.pixels(latents, None, count)
-        return ((output + 1) / 2).clamp(0, 1)
 
     def codeword_indices(self, codes: Codes) -> Codes:
         return self.quantizer.codeword_indices(codes)
