@@ -326,11 +326,6 @@ class Trainer:
         require_divisible("batch", training.batch_size)
         if training.loggers:
             importlib.import_module("tensorboard")  # a missing package is reported first
-        if distributed.is_distributed() and task.compute.device.index is not None:
-            raise InputError(
-                f"device is {training.device!r}, one GPU for all; --device cuda gives each rank"
-                " its own"
-            )
         distributed.on_rank_zero(self._check_folder)
 
     def _check_folder(self) -> None:
@@ -433,12 +428,6 @@ class Trainer:
         self.say(f"resuming {run.path} at step {state.step}")
         if state.fraction >= 1:
             self.say("its budget is spent; to train further, give a larger one")
-        elif meta.get("spent", 0) >= 1 and task.training.schedule == "cosine":
-            rate = compute_learning_rate(task.training, state.step, state.fraction)
-            self.say(
-                f"the learning rate had come down to 0 and is {rate:.1e} again: the error grows at"
-                " first"
-            )
 
         # the training may have been killed after a checkpoint, before the model file was written
         model_step = None
@@ -491,7 +480,7 @@ class Trainer:
         self._sync_metrics(state)
         if distributed.is_rank_zero():
             with explain_save_errors(self.task.run, state.step):
-                meta = {**state.meta(), "data": self.task.data_digest, "spent": state.fraction}
+                meta = {**state.meta(), "data": self.task.data_digest}
                 self.task.run.save(state.step, state.tensors(), meta)
                 self.task.save(state)
         self.saved = (state.step, self._is_complete(state))
