@@ -45,16 +45,6 @@ def test_curves_of_a_run_that_has_just_begun(tmp_path):
         curves.plot_training([], tmp_path / "nowhere" / "curves.png")
 
 
-def test_a_single_point_is_seen(figures):
-    values = {"kind": "train", "loss": 0.5, "reconstruction": 0.4, "bits_per_code": 2.0}
-    records = [{**values, "step": step} for step in (9, 18)]
-    for shown in (records[:1], records):
-        curves.plot_training(shown, None)
-        curves.plot_prior(shown, None)
-    markers = [{line.get_marker() for line in figure.axes[0].lines} for figure in figures]
-    assert markers == [{"."}, {"."}, {"None"}, {"None"}]
-
-
 def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(figures):
     records = [
         {"kind": "evaluation", "step": 1},

@@ -372,7 +372,7 @@ def test_many_equal_items_take_the_nearest_free_leaves(monkeypatch):
 
 def test_identifiers_name_the_extra_that_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
-    message = r"unique_indices needs scipy: pip install 'hrvqvae\[ids\]'"
+    message = r"unique_indices needs scipy: pip install '\.\[ids\]'"
     with input_error(message):
         fitted(3).unique_indices(items_of(20))
 
