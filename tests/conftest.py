@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
@@ -26,12 +27,14 @@ from hrvqvae.cli import main
 from hrvqvae.config import presets, to_dict
 from hrvqvae.config.parsing import from_dict, override
 from hrvqvae.config.registry import SYSTEMS
-from hrvqvae.data.sets.mnist import write_idx
+from hrvqvae.data.fetch import write_idx
 from hrvqvae.utils import progress
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 from hrvqvae.utils.locks import InUseError
 from hrvqvae.utils.outputs import write_atomic
 
+# where `datasets` keeps its Arrow files; read when it is imported
+os.environ["HF_DATASETS_CACHE"] = f"{tempfile.gettempdir()}/hrvqvae-arrow"
 torch.set_num_threads(1)
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")

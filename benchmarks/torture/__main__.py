@@ -24,7 +24,6 @@ import io
 import json
 import shutil
 import sys
-import tarfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -34,8 +33,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import yaml
 from PIL import Image
@@ -49,7 +46,7 @@ from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.cli import main as hrvqvae
 from hrvqvae.config import presets, to_dict
 from hrvqvae.config.parsing import override
-from hrvqvae.data.sets.mnist import write_idx
+from hrvqvae.data.fetch import write_idx
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -182,10 +179,7 @@ def prepare(work: Path) -> None:
     """Write what readers and commands read: drawn images, a small trained run, and files of a model
     of the package.
     """
-    folders = (
-        "pictures/a pictures/b image data/mnist arrays tars parquets run zips tables metrics"
-        " configs"
-    )
+    folders = "pictures/a pictures/b image data/mnist run zips tables metrics configs"
     for name in folders.split():
         (work / name).mkdir(parents=True)
     _write_images(work)
@@ -205,23 +199,11 @@ def _write_images(work: Path) -> None:
     colours = Image.fromarray(np.stack([grey, grey.T, grey], 2)[:20])
     for ending in ("png", "jpg", "webp"):
         colours.save(work / "image" / f"x.{ending}")
-    pictures = sorted((work / "pictures").rglob("*.png"))
-    with tarfile.open(work / "tars" / "x.tar", "w") as archive:
-        for path in pictures:
-            archive.add(path, path.relative_to(work))
-    files = [{"bytes": path.read_bytes(), "path": str(path.relative_to(work))} for path in pictures]
-    table = pa.table({"image": files, "label": [0, 1] * (len(files) // 2)})
-    pq.write_table(table, work / "parquets" / "x.parquet")
-
     for part, number in (("train", 96), ("t10k", 40)):
         images = 255 * rng.integers(0, 2, (number, 3, 3), np.uint8).repeat(4, 1).repeat(4, 2)
         labels = np.arange(number, dtype=np.uint8) % 10
         write_idx(work / "data" / "mnist" / f"{part}-images-idx3-ubyte.gz", images)
         write_idx(work / "data" / "mnist" / f"{part}-labels-idx1-ubyte.gz", labels)
-    np.save(work / "arrays" / "a.npy", images)
-    np.save(work / "arrays" / "a-labels.npy", labels)
-    np.savez(work / "arrays" / "b.npz", x=images, y=labels)
-    np.savez_compressed(work / "arrays" / "c.npz", x=images, y=labels)
 
 
 def _write_config(work: Path) -> None:

@@ -6,17 +6,12 @@ import io
 import json
 import shutil
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmarks.torture.readers import MODEL, seal_weights
 from hrvqvae.checkpoints import storage
@@ -61,23 +56,6 @@ def _share_bytes(_: Path) -> bytes:
 def _repeat_headers(_: Path) -> bytes:
     header = struct.pack("<4s4xH4xII4xHH", b"PK\3\4", 0, 0, 3_500_000, 5, 0)
     return 100_000 * (header + b"x.hrv")
-
-
-def _npz_of_zeros(_: Path) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
-        for name, shape in (("x", (1 << 20, 32, 32)), ("y", (1 << 20,))):
-            with file.open(f"{name}.npy", "w") as out:
-                out.write(_npy_header(shape))
-                for _megabyte in range(int(np.prod(shape)) >> 20):
-                    out.write(bytes(1 << 20))
-    return stream.getvalue()
-
-
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    header = str({"descr": "|u1", "fortran_order": False, "shape": shape}).encode()
-    header += b" " * (-(11 + len(header)) % 64) + b"\n"
-    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header
 
 
 # --- files of codes and tables ---
@@ -140,7 +118,7 @@ def _lengthen_header(work: Path) -> bytes:
     return (1 << 62).to_bytes(8, "little") + _read_weights(work)[8:]
 
 
-# --- images and tables of images ---
+# --- images ---
 
 
 def _png(width: int, height: int) -> bytes:
@@ -152,23 +130,6 @@ def _png(width: int, height: int) -> bytes:
     rows = b"".join(packer.compress(bytes(1 + width)) for _ in range(height)) + packer.flush()
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def _tar(_: Path) -> bytes:
-    info = tarfile.TarInfo("x.png")
-    info.size = 1 << 60
-    return info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
-
-
-def _to_parquet(table: Any) -> bytes:
-    stream = io.BytesIO()
-    pq.write_table(table, stream, compression="zstd")
-    return stream.getvalue()
-
-
-def _long_labels(_: Path) -> bytes:
-    image = pa.array([{"bytes": _png(2, 2), "path": "x.png"}] * 1000)
-    return _to_parquet(pa.table({"image": image, "label": ["n" * 400_000] * 1000}))
 
 
 _CONTENTS: dict[tuple[str, str], dict[str, Content]] = {
@@ -207,12 +168,6 @@ _CONTENTS: dict[tuple[str, str], dict[str, Content]] = {
     },
     ("run", "run/model.safetensors"): {"a header of 2^62 bytes": _lengthen_header},
     ("image", "x.png"): {"a PNG of 40,000x20,000 pixels": lambda _: _png(40_000, 20_000)},
-    ("npy and npz", "b.npz"): {"an npz of 1 GB of zeros": _npz_of_zeros},
-    ("npy and npz", "a.npy"): {
-        "an npy that says 2^60 images": lambda _: _npy_header((1 << 60, 9, 9)) + bytes(81)
-    },
-    ("tar", "x.tar"): {"a member of 2^60 bytes": _tar},
-    ("Parquet of images", "x.parquet"): {"labels that are one long text": _long_labels},
 }
 """By the reader and its file: the content of each case."""
 BOMBS: dict[tuple[str, str], Bomb] = {

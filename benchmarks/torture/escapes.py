@@ -5,9 +5,7 @@ they were: every file outside its output, every file that existed before, and ev
 print nothing that controls a terminal.
 """
 
-import io
 import shutil
-import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -66,17 +64,6 @@ def _make_zip(work: Path, folder: Path) -> Path:
     return path
 
 
-def _make_tar(work: Path, folder: Path) -> Path:
-    content = (work / "image" / "grey.png").read_bytes()
-    path = folder / "names.tar"
-    with tarfile.open(path, "w") as tar:
-        for name in NAMES:
-            info = tarfile.TarInfo(f"{name}.png")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
 def _make_run(work: Path, folder: Path) -> Path:
     """Copy the trained run, with other names of the classes of its priors."""
     shutil.copytree(work / "trained", folder / "run")
@@ -90,15 +77,12 @@ def _make_run(work: Path, folder: Path) -> Path:
 
 _SOURCES: dict[str, Callable[[Path, Path], Path]] = {
     "named_zip": _make_zip,
-    "named_tar": _make_tar,
     "named_run": _make_run,
 }
 """By the name in a command: what makes its input, from the work folder, in another folder."""
 WRITERS = parse_lines("""
 decompress names: decompress {named_zip} -o {out}
 decompress over a link: decompress {named_zip} -o {linked} --force
-compress names to files: compress {model} {named_tar} -o {out}
-compress names to a zip: compress {model} {named_tar} -o {out}/x.zip
 sample names: sample {named_run} -n 6 -o {out}/sheet.png --save-dir {out}/each
 reconstruct over a picture: reconstruct {model} {mine} -o {out}/mine.png
 reconstruct over its input: reconstruct {model} {mine} -o {mine} --force

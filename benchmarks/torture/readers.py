@@ -35,7 +35,7 @@ from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.config import DataConfig, to_dict
 from hrvqvae.config.parsing import from_file
 from hrvqvae.data.images import decode_image
-from hrvqvae.data.loading import load_images, open_whole
+from hrvqvae.data.loading import load_images
 from hrvqvae.model import Model
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.utils.errors import InputError
@@ -404,15 +404,6 @@ def _read_tokenized(path: Path) -> Parts:
     return {"": digest([maps.levels, maps.labels, maps.classes])}
 
 
-def _read_images(path: Path) -> Parts:
-    source = open_whole(path.with_name(path.name.replace("-labels", "")))
-    parts = {"labels": digest(source.labels)}
-    for row in range(min(len(source), 2000)):
-        image = decode_image(partial(source.open, row), 3)
-        parts[source.name(row)] = digest(image.pixels)
-    return parts
-
-
 def _read_mnist(path: Path) -> Parts:
     config = DataConfig(dataset="mnist", root=str(path.parent), size=12, channels=1)
     images = load_images(config, "train")
@@ -431,9 +422,6 @@ READERS = {
     "zip": Reader("zips", _read_zip, check=32),
     "file of codes": Reader("codes", _read_file_of_codes, ("**/*.hrv",), 8),
     "codes of images": Reader("tokenized", _read_tokenized, ("[!.]*",)),
-    "tar": Reader("tars", _read_images, ("*.tar",)),
-    "Parquet of images": Reader("parquets", _read_images),
-    "npy and npz": Reader("arrays", _read_images),
     "image": Reader("image", lambda path: {"": digest(decode_image(path, 3).pixels)}),
     "MNIST": Reader("data/mnist", _read_mnist, ("train*",), 32),
     "configuration": Reader("configs", lambda path: {"": digest(to_dict(from_file(path)))}),

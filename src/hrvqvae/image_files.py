@@ -15,7 +15,8 @@ from torch import Tensor
 from hrvqvae.compression import hrv, zips
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
-from hrvqvae.data import images as image_formats
+from hrvqvae.data.datasets import is_stored
+from hrvqvae.data.folders import FolderSource, Source, find_files
 from hrvqvae.data.images import (
     OpenImage,
     decode_image,
@@ -24,8 +25,7 @@ from hrvqvae.data.images import (
     to_pil,
     write_image,
 )
-from hrvqvae.data.loading import is_shard_path, open_whole
-from hrvqvae.data.sources.files import LIST_SUFFIXES, FolderSource, find_names
+from hrvqvae.data.loading import open_whole
 from hrvqvae.model import Model, find_models
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.grouping import chunk_by_size
@@ -59,12 +59,12 @@ class CompressionOutcome:
 def check_exist(paths: Iterable[Path]) -> None:
     """Raise InputError if there is no file or folder of one of the paths."""
     for path in paths:
-        if not (path.exists() or is_shard_path(path)):
+        if not (path.exists() or is_stored(str(path))):
             raise InputError(f"{path}: there is no such file")
 
 
 def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
-    """Return all images of files, folders, lists, tars, Parquet files and arrays.
+    """Return all images of files and folders, and of Parquet, tar and Arrow files.
 
     Names keep their endings where they would be equal without: 0.jpg and 0.png. Raises InputError
     if two images have the same name even so.
@@ -72,23 +72,15 @@ def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
     images = []
     seen = set[str]()
     for path in paths:
-        suffix = path.suffix.lower()
-        is_list = suffix in LIST_SUFFIXES
-        is_shards = suffix not in image_formats.SUFFIXES and is_shard_path(path)
-        if path.is_dir() or is_list or is_shards:
-            source = open_whole(path, labels=False)
-        else:
-            source = FolderSource(path.parent, [path.name])
-        if is_list and not any(Path(source.where(row)).is_file() for row in range(len(source))):
-            raise InputError(
-                f"{path} is read as a list of images, and {source.where(0)} in it is no file"
-            )
+        source: Source = FolderSource(path.parent, [path.name])
+        if path.is_dir() or is_stored(str(path)):
+            source = open_whole(path)
         for row in range(len(source)):
             where = source.where(row)
-            # A file that is given twice counts once; a name twice in a tar is refused below.
-            if where not in seen or not isinstance(source, FolderSource):
-                seen.add(where)
-                images.append(_NamedImage(source.name(row), where, partial(source.open, row)))
+            if where in seen:  # a file that is given twice counts once
+                continue
+            seen.add(where)
+            images.append(_NamedImage(source.name(row), where, partial(source.open, row)))
 
     counts = Counter(remove_image_suffix(image.name) for image in images)
     by_name = dict[str, _NamedImage]()
@@ -151,7 +143,7 @@ def compress_images(
     a second call goes on where the first was stopped.
 
     Args:
-        paths: Image files, folders and lists of them (.txt), tars, Parquet files and arrays.
+        paths: Image files and folders, and Parquet, tar and Arrow files.
         out: X.hrv for one image; X.zip; otherwise a folder, for one file per image.
         force: Replace files that exist.
         skip: Leave out images that can't be read, with a notice per image.
@@ -232,7 +224,7 @@ def _list_paths(paths: Iterable[Path]) -> list[tuple[Path, str]]:
         if not path.is_dir():
             files.append((path, path.stem))
             continue
-        names = sorted(find_names(path, (hrv.SUFFIX, zips.SUFFIX)))
+        names = sorted(find_files(path, (hrv.SUFFIX, zips.SUFFIX)))
         if not names:
             raise InputError(f"{path} has neither files of codes (.hrv) nor zips of them")
         files += [(path / name, name.rpartition(".")[0]) for name in names]

@@ -92,7 +92,7 @@ def write_parquet(path, images, labels=None, *, names=(), rows=1000, paths=None)
     if labels is not None:
         columns["label"] = pa.array(labels)
         class_label = {"names": list(names), "_type": "ClassLabel"}
-        features["label"] = class_label if names else {"dtype": "int64"}
+        features["label"] = class_label if names else {"dtype": "int64", "_type": "Value"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     table = pa.table(columns).replace_schema_metadata(metadata)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -5,15 +5,13 @@ import weakref
 from pathlib import Path
 
 import datasets
-import numpy as np
-import pandas
 import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset
 
+from hrvqvae.data.datasets import register_datasets
 from hrvqvae.data.loading import load_images
-from hrvqvae.data.sources.datasets import register_datasets
 from tests.conftest import input_error, parametrize
 from tests.data.stored import folder_config, noise
 
@@ -69,9 +67,6 @@ def test_items_of_every_kind_are_the_same_images():
         mappings,
         Counted(),
         hugging_face(),
-        DataLoader(TENSORS, batch_size=3),
-        pandas.DataFrame({"image": paths, "label": LABELS}),
-        pandas.Series(paths, index=range(5, 25)),
     ):
         assert_array_equal(loaded(items).pixels, TENSORS[:18], err_msg=str(type(items)))
     assert loaded(mappings).classes == ("0", "1", "2")
@@ -103,36 +98,6 @@ def test_a_pair_of_images_and_labels_is_a_data_set():
         assert pair.labels.tolist() == LABELS[:18]
 
 
-def test_parts_of_a_data_set_keep_its_classes_and_are_read_once():
-    """Its first item tells whether there are labels."""
-    part = Subset(Counted(), [*range(9, 20), *range(9)])
-    concatenated = ConcatDataset([Subset(Counted(), range(12)), Subset(Counted(), range(12, 20))])
-    for dataset, labels in (
-        (part, LABELS[9:] + LABELS[:9]),
-        (concatenated, LABELS),
-        (hugging_face().select(range(19)), LABELS),
-    ):
-        images = loaded(dataset)
-        assert images.classes == CLASSES
-        assert images.labels.tolist() == labels[:18]
-    assert part.dataset.reads == 18 + 1
-
-
-@parametrize("names, classes", [(np.array(CLASSES), CLASSES), (3, ("0", "1", "2"))])
-def test_class_names_of_a_data_set_in_other_forms(names, classes, monkeypatch):
-    monkeypatch.setattr(Counted, "classes", names)
-    assert loaded(Counted()).classes == classes
-
-
-def test_a_transform_renames_the_labels():
-    def rename(batch):
-        return {"image": batch["image"], "class": batch["label"]}
-
-    images = loaded(hugging_face().with_transform(rename))
-    assert images.labels.tolist() == LABELS[:18]
-    assert images.classes == CLASSES
-
-
 GREY = torch.zeros(1, 12, 12)
 
 
@@ -158,19 +123,14 @@ class Stream(IterableDataset):
         ([GREY[0]], r"item 0 of the data set is not an image .its shape is \(12, 12\)"),
         ([GREY - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),
         ([(GREY, 0.5)], "labels that are neither whole numbers nor texts"),
-        (
-            ConcatDataset([hugging_face(), hugging_face().remove_columns("label")]),
-            "neither whole numbers nor texts",
-        ),
         ([(GREY, torch.arange(2))], "neither whole numbers nor texts"),
         ([(GREY, []), (GREY, [1])], "neither whole numbers"),
         ([(GREY[0],)], r"its shape is \(12, 12\)"),
-        ([{"picture": 1}], "it has picture, and no image"),
-        ([3], "it is a int; images are paths, PIL images, arrays or tensors"),
+        ([{"picture": 1}], "has picture, and no image"),
+        ([3], "it is a int; images are paths, bytes, PIL images, arrays or tensors"),
         ([], "the data set has no item"),
         (Stream(), "data is a Stream, which has no items by number: give a folder, a map-style"),
         (iter(TENSORS), "data is a .*, which has no items by number"),
-        (DataLoader(Stream()), "data is a Stream, which has no items"),
         ({"x": 1, "train": 2}, "data has x, train; give one of these as data"),
     ],
 )

@@ -41,12 +41,11 @@ def test_images_of_every_kind_are_one_batch():
     "images, fault",
     [
         ([], "there is no image"),
-        ([PIXELS, PIXELS[:3]], r"\(3, 5, 7\) uint8 and \(3, 3, 7\) uint8: give them in several"),
-        ([BATCH[0], BATCH[0] / 255], r"uint8 and \(3, 5, 7\) float32: give them in several"),
-        (3, "image 1 is not an image .it is a int; images are paths, PIL images"),
+        ([PIXELS, PIXELS[:3]], "have one size and type"),
+        ([BATCH[0], BATCH[0] / 255], "have one size and type"),
+        (3, "image 1 is not an image .it is a int; images are paths, bytes, PIL images"),
         (PIXELS.astype(int), "its type is int64; images are uint8, or float"),
         (PIXELS[None, None], r"its shape is \(1, 5, 7, 3\)"),
-        (np.array(0.5), r"its shape is \(\)"),
         ("gone.png", "gone.png: there is no such image"),
     ],
 )
@@ -57,7 +56,7 @@ def test_other_objects_are_refused(images, fault):
 
 @parametrize("shape", [(2, 3), (2, 5, 5), (1, 3, 4, 4), (1, 0, 5)])
 def test_only_images_become_pil(shape):
-    with input_error(r"expected \(C, Y, X\), C = 1, 3 or 4"):
+    with input_error(r"its shape is"):
         to_pil(torch.zeros(shape))
 
 
@@ -66,9 +65,8 @@ def test_float_tensors_of_every_kind_become_pil():
     for image in ((BATCH[0] / 255).requires_grad_(), (BATCH[0] / 255).double()):
         assert_array_equal(to_pil(image), expected)
     assert to_pil(torch.ones(1, 2, 2).bfloat16()).getextrema() == (255, 255)
-    for image in (BATCH[0].long(), BATCH[0].to_sparse()):
-        with input_error("images are uint8, or float|give a dense one"):
-            to_pil(image)
+    with input_error("images are uint8, or float"):
+        to_pil(BATCH[0].long())
 
 
 def test_images_are_read_with_1_or_3_channels():

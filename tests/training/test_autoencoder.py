@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from hrvqvae.checkpoints.folder import RunFolder, open_run
-from hrvqvae.data.batches import Batch
+from hrvqvae.data.batches import Batch, make_rng
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.build import build
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -178,7 +178,7 @@ def test_broken_images_are_counted_and_do_not_shift_the_data(pictures, picture_f
 def test_a_checkpoint_is_written_before_a_broken_image(pictures, tmp_path, monkeypatch):
     case = Case("autoencoder", tmp_path / "run", with_training(pictures, batch_size=2))
     images = load_images(pictures.data, "train")
-    broken = paths_of(images)[images.order(0, 0)[7]]
+    broken = paths_of(images)[make_rng("order", 0, 0).permutation(len(images))[7]]
     at_step(monkeypatch, AutoencoderTask, 1, lambda _: broken.write_bytes(b"broken"))
     with input_error("--data.on_error skip"):
         case.train(max_steps=10, checkpoint_every=100)

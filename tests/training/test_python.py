@@ -1,18 +1,20 @@
 """Training from Python, on a torch data set, gives the run of the command line."""
 
+import io
 from functools import partial
 from unittest.mock import Mock, patch
 
-import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
 import hrvqvae
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.data.sources import datasets
+from hrvqvae.data import datasets
 from hrvqvae.training.autoencoder import AutoencoderTask
 from tests.conftest import do, drawn_digits, input_error, names_in, same, with_data, write_file
+from tests.data.stored import write_parquet
 from tests.kills import Killed, at_step
 from tests.trained_run import GIVEN, as_options
 from tests.training.tasks import Case
@@ -22,6 +24,12 @@ PIXELS = torch.from_numpy(IMAGES)[:, None]
 DIGITS = TensorDataset(PIXELS, torch.from_numpy(LABELS))
 
 
+def encode_png(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
 @pytest.fixture
 def tiny_file(tiny, tmp_path):
     return str(write_file(with_data(tiny, dataset="mine", root=None), tmp_path / "tiny.yaml"))
@@ -29,12 +37,12 @@ def tiny_file(tiny, tmp_path):
 
 def test_it_is_the_training_of_the_command_line(tiny_file, tiny, tmp_path):
     floats = TensorDataset(PIXELS.double() / 255, torch.from_numpy(LABELS))
-    arrays = {"x_train": IMAGES[:50], "y_train": LABELS[:50]}
-    arrays |= {"x_test": IMAGES[50:], "y_test": LABELS[50:]}
-    np.savez(tmp_path / "digits.npz", **arrays)
+    files = [encode_png(image) for image in IMAGES]
+    write_parquet(tmp_path / "digits" / "train.parquet", files[:50], LABELS[:50])
+    write_parquet(tmp_path / "digits" / "test.parquet", files[50:], LABELS[50:])
     typed = tmp_path / "typed"
     called = tmp_path / "called"
-    data = f"--data {tmp_path}/digits.npz --data.flip true --training.schedule constant"
+    data = f"--data {tmp_path}/digits --data.flip true --training.schedule constant"
     do(f"train {tiny_file} {data} --out {typed} --max-steps 9")
     do(f"train-prior {typed} {as_options(GIVEN)}")
 

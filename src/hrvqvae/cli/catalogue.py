@@ -32,8 +32,7 @@ def _presets(arguments: Arguments) -> None:
 
 def _data_list(_: Arguments) -> None:
     from hrvqvae.config.registry import DATASETS
-    from hrvqvae.data.loading import find_published, list_missing_files
-    from hrvqvae.data.sources import find_data_root
+    from hrvqvae.data.fetch import find_data_root, find_published, list_missing_files
     from hrvqvae.models import published
 
     root = find_data_root(None)
@@ -45,8 +44,8 @@ def _data_list(_: Arguments) -> None:
         how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how
         rows.append((dataset.name, where, f"{dataset.about}; {how}"))
     about = (
-        "--data DIR: PNG, JPEG or WebP, also in class folders, train/ and test/; or tars, Parquet"
-        " files, arrays"
+        "--data DIR: PNG, JPEG, WebP or HEIC, also in class folders, train/ and test/; or Parquet,"
+        " tar or Arrow files; or hub:OWNER/NAME"
     )
     rows.append(("any folder", "", about))
     for network in published.NETWORKS.values():
@@ -58,13 +57,12 @@ def _data_list(_: Arguments) -> None:
 
 def _data_get(arguments: Arguments) -> None:
     from hrvqvae.data import fetch
-    from hrvqvae.data.sources import find_data_root
     from hrvqvae.models import published
 
     if arguments.name in published.NETWORKS:
         published.download(arguments.name, print)
     else:
-        fetch.get(arguments.name, find_data_root(None), print)
+        fetch.get(arguments.name, fetch.find_data_root(None), print)
 
 
 COMMANDS = (

@@ -36,7 +36,7 @@ class Dataset:
     # path below its folder -> MD5 of the content, unpacked if it is .gz ("": not checked)
     files: Mapping[str, str] | None = None
     ways: tuple[tuple[str, str], ...] = ()  # downloads: (title, "module:function")
-    # "module:function" that returns `data.sets.Arrays` of (folder, "train" or "test")
+    # "module:function" that returns `data.fetch.Arrays` of (folder, "train" or "test")
     read: str = ""
     # of samples: "module:RECIPE", an `evaluation.classifier.Recipe` (default: a small classifier)
     classifier: str = ""

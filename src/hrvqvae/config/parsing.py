@@ -36,6 +36,7 @@ _READING = {f"data.{name}" for name in ("root", "workers", "on_error", "max_pixe
 
 _INITIAL = [f"{section}.init_from" for section in TRAINING_SECTIONS]
 _PATHS = ("prior.codes", *_INITIAL)
+_NAMED = ("python:", "hub:")  # of `data.datasets`: beginnings of `data.root` that is no path
 # Fields in the files of shipped models, which have no meaning any more.
 _EARLIER = {"model.train_prefixes", "prior.class_weight"}
 
@@ -150,7 +151,7 @@ def absolute_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
         path = _locate(text)
         is_run = (path / "config.yaml").is_file() or (path / "model.safetensors").is_file()
         is_path = is_run or path.is_file() or name not in _INITIAL
-        if text not in ("", "null") and is_path and not text.startswith("python:"):
+        if text not in ("", "null") and is_path and not text.startswith(_NAMED):
             paths[name] = str(path)
     return {**fields, **paths}
 
@@ -204,11 +205,11 @@ def mark_own_images(config: Config) -> Config:
     dataset = DATASETS.get(name)
     if dataset.takes_any_folder:
         return config
-    is_from_python = root.startswith("python:")  # `data.sources.datasets.PREFIX`
+    is_named = root.startswith(_NAMED)
     # The function that `read` names refuses the files of other sets, so any folder may be the set.
     below = expand_home(root) / name
     may_be_the_set = dataset.read or name in root.lower() or below.is_dir()
-    if may_be_the_set and not is_from_python:
+    if may_be_the_set and not is_named:
         return config
     return config.replace(**{"data.dataset": OWN_IMAGES})
 

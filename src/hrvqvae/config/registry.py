@@ -66,13 +66,13 @@ PRIORS = Registry[PriorNetwork](
 DATASETS = Registry[Dataset](
     "data set",
     {
-        "mnist": "data.sets.mnist:MNIST",
-        "fashion-mnist": "data.sets.mnist:FASHION_MNIST",
-        "cifar10": "data.sets.cifar10:CIFAR10",
-        "imagenet": "data.sets.folders:IMAGENET",
-        "ffhq": "data.sets.folders:FFHQ",
-        "emoji32": "data.sets.folders:EMOJI32",
-        "photos": "data.sets.folders:PHOTOS",
+        "mnist": "data.sets:MNIST",
+        "fashion-mnist": "data.sets:FASHION_MNIST",
+        "cifar10": "data.sets:CIFAR10",
+        "imagenet": "data.sets:IMAGENET",
+        "ffhq": "data.sets:FFHQ",
+        "emoji32": "data.sets:EMOJI32",
+        "photos": "data.sets:PHOTOS",
     },
 )
 register_system = SYSTEMS.register

@@ -48,8 +48,8 @@ class DataConfig(Section, section="data"):
 
     #: a data set (mnist, fashion-mnist, cifar10), or the name of an image folder (photos, ...)
     dataset: str = "mnist"
-    #: Folder, or path or pattern of tars, Parquet files or arrays (default: HRVQVAE_DATA, or the
-    #: user's cache).
+    #: Folder, path or pattern of Parquet, tar or Arrow files, or hub:OWNER/NAME (default:
+    #: HRVQVAE_DATA, or the user's cache).
     root: str | None = None
     #: Height and width in pixels, to which images of a folder are resized and cropped: 64, or 64x48
     #: (height x width).

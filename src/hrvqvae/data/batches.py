@@ -16,8 +16,8 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hrvqvae.config import DataConfig
+from hrvqvae.data.folders import Source
 from hrvqvae.data.images import BrokenImageError, Decoded, Pixels, decode_image
-from hrvqvae.data.sources import Source
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.grouping import slices
@@ -39,7 +39,6 @@ from hrvqvae.utils.progress import note_once
 Augmentation = tuple[int, int, int]
 """(seed, epoch, index), on which alone augmentation depends."""
 Sample = tuple[int, Augmentation | None]  # index of an image, and its augmentation if any
-Order = Callable[[int, int], NDArray[np.int64]]  # (seed, epoch) to a permutation of the images
 T = TypeVar("T")
 
 
@@ -73,54 +72,22 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def digest(self, classes: tuple[str, ...] | None = None) -> str:
+    def digest(self) -> str:
         """Return a digest of the classes, the labels and the images, including broken images.
 
         The images of a published set are represented by their pixels, others by `Source.digest`.
-        `classes` are other names of the classes (default: `self.classes`); () leaves out the
-        labels.
         """
-        classes = self.classes if classes is None else classes
-        state = hashlib.blake2b(repr(classes).encode("utf-8", "surrogateescape"), digest_size=16)
-        if self.source is not None:
-            state.update(self.source.digest(self.rows).encode())
-            labels = self.source.labels if classes else None
-            listed = [] if labels is None else labels[self.rows].tolist()
-            state.update(repr(listed).encode("utf-8", "surrogateescape"))
-        else:
+        state = hashlib.blake2b(repr(self.classes).encode(), digest_size=16)
+        if self.source is None:
             assert self.pixels is not None
-            for array in (self.labels, self.pixels):
-                state.update(np.ascontiguousarray(array).data)
+            state.update(self.labels.tobytes())
+            state.update(np.ascontiguousarray(self.pixels).data)
+            return state.hexdigest()
+
+        state.update(self.source.digest(self.rows).encode())
+        if self.classes and self.source.labels is not None:
+            state.update(repr(self.source.labels[self.rows].tolist()).encode())
         return state.hexdigest()
-
-    def earlier_digests(self) -> list[str]:
-        """Return the digests of these images with numbers as classes and without classes, as
-        version 1.0.0 read some data.
-        """
-        if self.source is None or self.source.labels is None:
-            return []
-        numbers = tuple(map(str, np.unique(self.source.labels)))
-        return [self.digest(classes) for classes in (numbers, ())]
-
-    def fingerprints(self) -> NDArray[np.uint64]:
-        """Return a number per image (N,), of its name, size and label.
-
-        So a run notices images that were deleted. The array is empty for a data set given from
-        Python, where an image's name may change when others are deleted.
-        """
-        if self.source is None or not self.source.has_stable_names:
-            return np.empty(0, np.uint64)
-        numbers = []
-        labels = self.source.labels if self.classes else None
-        for row in map(int, self.rows):
-            label = "" if labels is None else labels[row]
-            state = hashlib.blake2b(digest_size=8)
-            state.update(f"{self.source.name(row)}\0{label}\0".encode("utf-8", "surrogateescape"))
-            with suppress(OSError):  # as in `Source.digest`
-                # Leave out the last bytes of files, which take long to read.
-                state.update(self.source.content(row, ending=False))
-            numbers.append(int.from_bytes(state.digest(), "big"))
-        return np.array(numbers, np.uint64)
 
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
         """Return an image, augmented unless `augmentation` is None. Raises as `decode_image`."""
@@ -156,13 +123,6 @@ class ImageSet:
                     pixels[position] = pixels[position, ..., ::-1].copy()
         return Batch(torch.from_numpy(pixels), torch.from_numpy(self.labels[indices]))
 
-    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """Return the order of an epoch, a permutation of the indices (N,)."""
-        rng = make_rng("order", seed, epoch)
-        if self.source is not None and self.pixels is None:
-            return self.source.order(self.rows, rng)
-        return rng.permutation(len(self))
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -181,15 +141,11 @@ def sample_stream(
     seed: int,
     first_step: int = 0,
     rank_slice: RankSlice = WHOLE,
-    order: Order | None = None,
 ) -> Iterator[list[Sample]]:
     """Yield the samples of each step without end, from `first_step` on.
 
     `batch_size` is that of all processes together; with `rank_slice` this process gets its slice.
-    `order` returns the permutation of an epoch (default: uniformly random).
     """
-    # `key` is (seed, epoch)
-    order = order or (lambda *key: make_rng("order", *key).permutation(num_images))
     permuted_epoch = -1
     for step in itertools.count(first_step):
         samples: list[Sample] = []
@@ -197,7 +153,7 @@ def sample_stream(
             epoch, position = divmod(step * batch_size + offset, num_images)
             if epoch != permuted_epoch:
                 permuted_epoch = epoch
-                permutation = order(seed, epoch)
+                permutation = make_rng("order", seed, epoch).permutation(num_images)
             index = int(permutation[position])
             samples.append((index, (seed, epoch, index)))
         yield samples
@@ -222,7 +178,7 @@ def batches(
             replaces it instead.
         InputError: every image is broken, or a worker process was killed.
     """
-    samples = sample_stream(len(images), batch_size, seed, first_step, rank_slice, images.order)
+    samples = sample_stream(len(images), batch_size, seed, first_step, rank_slice)
     for batch in read_batches(images, samples, workers, replace=True):
         if not len(batch.images):  # the reader tried every image
             raise InputError(

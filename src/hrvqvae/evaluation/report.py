@@ -28,16 +28,9 @@ from hrvqvae.config import DataConfig, Grid, TrainingConfig, level_names
 from hrvqvae.config.parsing import OWN_IMAGES, override_reading
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, evaluation_batches
+from hrvqvae.data.fetch import find_data_root, find_published, list_missing_files
 from hrvqvae.data.images import BrokenImageError
-from hrvqvae.data.loading import (
-    find_images,
-    find_published,
-    is_undivided,
-    list_missing_files,
-    load_images,
-    open_images,
-)
-from hrvqvae.data.sources import datasets, find_data_root
+from hrvqvae.data.loading import find_images, is_named, is_undivided, load_images, open_images
 from hrvqvae.distributed import working_alone
 from hrvqvae.evaluation.samples import (
     SampleQuality,
@@ -207,7 +200,7 @@ def choose_data(data: DataConfig, root: str | None, split: str | None) -> tuple[
 
     # The published set, or the run's own folder, is measured as in training.
     dataset = DATASETS.get(data.dataset) if data.dataset in DATASETS else None
-    if root.startswith(datasets.PREFIX):
+    if is_named(root):
         is_as_trained = root == data.root
     else:
         root = str(find_data_root(root))

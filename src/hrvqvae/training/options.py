@@ -7,7 +7,7 @@ from typing import Any
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config.parsing import absolute_paths
-from hrvqvae.data.sources.datasets import register_datasets
+from hrvqvae.data.datasets import register_datasets
 from hrvqvae.training.trainer import Outcome
 from hrvqvae.utils.errors import InputError, expand_home
 

@@ -1,0 +1,230 @@
+"""Images from the library `datasets` of Hugging Face, and data sets given from Python.
+
+`datasets` opens Parquet files, tars, Arrow files and data sets of the hub. From Python come its
+data sets, map-style data sets of torch, and sequences. An item is an image as `open_any` takes it,
+a tuple (image, label), or a mapping with an image and a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from hrvqvae.data.folders import HELD_OUT, TRAIN, Source, choose_splits, find_files
+from hrvqvae.data.images import open_any
+from hrvqvae.utils.errors import InputError, one_line
+
+PREFIX = "python:"  # data.root is "python:RUN" for data sets that Python code gives
+HUB = "hub:"  # data.root is "hub:OWNER/NAME" for a data set of the hub
+_BUILDERS = {".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow"}
+_IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg", "webp")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
+_MAX_REGISTERED = 2  # such as of a training and of an evaluation
+_REGISTERED: dict[str, dict[str, Any]] = {}  # by data.root, then by split
+
+
+class DatasetSource(Source):
+    """The items of a data set. The name of an image is its row."""
+
+    def __init__(self, dataset: Any, title: str, labels: bool = True) -> None:
+        self.dataset = dataset
+        self.title = title
+        if not len(dataset):
+            raise InputError(f"{title} has no item")
+        columns = getattr(dataset, "column_names", None)
+        if columns and dataset.format["type"] is None:
+            self._open_columns(columns, labels)
+        elif labels:
+            self._read_labels()
+
+    def _open_columns(self, columns: list[str], labels: bool) -> None:
+        """Take the images of a data set of Hugging Face undecoded, and its column of labels."""
+        import datasets
+
+        image = _find_image(columns, self.title)
+        label = _find_label(columns)
+        if labels and label:
+            self._set_labels(self.dataset[label], self.dataset.features[label])
+        images = self.dataset.select_columns([image])
+        self.dataset = images.cast_column(image, datasets.Image(decode=False))
+
+    def _read_labels(self) -> None:
+        """Take the labels of the data set's list of targets, if it has one, else of every item."""
+        _, first = _unpack(self.dataset[0])
+        if first is None:
+            return
+        targets = getattr(self.dataset, "targets", None)
+        if targets is None or getattr(self.dataset, "target_transform", None) is not None:
+            targets = [_unpack(self.dataset[row])[1] for row in range(len(self))]
+        self._set_labels(targets, self.dataset)
+
+    def _set_labels(self, targets: Any, owner: Any) -> None:
+        """Take labels, and the names of the classes that their owner has (`names` or `classes`)."""
+        labels = [label.tolist() if hasattr(label, "tolist") else label for label in targets]
+        missing = sum(label is None or label == -1 for label in labels)
+        if missing:
+            self.unlabelled = missing
+            return
+
+        kinds = {type(label) for label in labels}
+        if kinds - {int, str}:
+            raise InputError(f"{self.title} has labels that are neither whole numbers nor texts")
+        self.labels = np.array(labels, np.int64 if kinds == {int} else str)
+        names = getattr(owner, "names", None) or getattr(owner, "classes", None) or ()
+        if kinds == {int} and max(labels) < len(names):
+            self.class_names = tuple(map(str, names))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, row: int) -> str:
+        return str(row)
+
+    def where(self, row: int) -> str:
+        return f"item {row} of {self.title}"
+
+    def open(self, row: int) -> Image.Image:
+        image, _ = _unpack(self.dataset[row])
+        return open_any(image)
+
+    def content(self, row: int) -> bytes:
+        """Return the pixels; b"" if they differ when they are read again, or can't be read."""
+        try:
+            first, second = (np.asarray(self.open(row)).tobytes() for _ in range(2))
+        except Exception:  # it is reported when the image is decoded
+            return b""
+        return first if first == second else b""
+
+
+def _find_image(columns: Any, title: str) -> str:
+    found = next((name for name in _IMAGE_COLUMNS if name in columns), None)
+    if found is None:
+        raise InputError(f"{title} has {', '.join(map(str, columns))}, and no image")
+    return found
+
+
+def _find_label(columns: Any) -> str | None:
+    return next((name for name in _LABEL_COLUMNS if name in columns), None)
+
+
+def _unpack(item: Any) -> tuple[Any, Any]:
+    """Return the image and the label of an item; None for a label that is not there."""
+    if isinstance(item, Mapping):
+        label = _find_label(item)
+        return item[_find_image(item, "the item")], item[label] if label else None
+    if isinstance(item, tuple | list):
+        return item[0], item[1] if len(item) > 1 else None
+    return item, None
+
+
+def open_stored(path: str, labels: bool = True) -> dict[str, DatasetSource]:
+    """Return the images that `datasets` finds at a path, by split; all under "" if there are no
+    splits.
+
+    `path` is a file, a pattern of files, a folder of files or a saved data set, or
+    "hub:OWNER/NAME". Raises InputError if there are no such images.
+    """
+    parts = _load(path)
+    splits = choose_splits({*parts}, path, has_others=len(parts) == 1)
+    if splits is None:
+        return {"": open_whole(path, labels)}
+    return {name: DatasetSource(parts[name], f"{path}, {name}", labels) for name in splits}
+
+
+def open_whole(path: str, labels: bool = True) -> DatasetSource:
+    """Return the images of all splits at a path, as `open_stored`."""
+    import datasets
+
+    parts = _load(path)
+    return DatasetSource(datasets.concatenate_datasets([*parts.values()]), path, labels)
+
+
+def is_stored(path: str) -> bool:
+    """Return whether a path names files that `datasets` opens, or a data set of the hub."""
+    return path.startswith(HUB) or Path(path).suffix.lower() in _BUILDERS
+
+
+def _load(path: str) -> dict[str, Any]:
+    """Return the data sets at a path by the names of their splits. Raises InputError."""
+    if not is_stored(path) and not Path(path).is_dir():
+        raise InputError(
+            f"{path}: give a folder of images, Parquet, tar or Arrow files, or hub:OWNER/NAME"
+        )
+    if Path(path).is_dir() and not find_files(Path(path), tuple(_BUILDERS)):
+        raise InputError(
+            f"{path} has no image: neither PNG, JPEG or WebP nor Parquet, tar or Arrow files"
+        )
+    import datasets
+
+    datasets.disable_progress_bars()
+    builder = _BUILDERS.get(Path(path).suffix.lower())
+    saved = ("dataset_dict.json", "state.json")
+    try:
+        if path.startswith(HUB):
+            found = datasets.load_dataset(path.removeprefix(HUB))
+        elif builder and not Path(path).is_dir():
+            found = datasets.load_dataset(builder, data_files=path)
+        elif any(Path(path, name).exists() for name in saved):
+            found = datasets.load_from_disk(path)
+        else:
+            found = datasets.load_dataset(path)
+    except Exception as error:  # of many types
+        raise InputError(f"{path} can't be read as images: {one_line(error)}") from error
+    return {**found} if isinstance(found, Mapping) else {TRAIN: found}
+
+
+def register_datasets(name: str, train: Any, test: Any = None) -> str:
+    """Register data sets in this process, and return the value of `data.root` that names them.
+
+    `name` is the folder of the run that is trained on them. If `test` is None, `data.split` divides
+    `train`, unless that is a mapping with both splits. The data sets of the two newest names are
+    kept. Raises InputError if a data set has no items by number.
+    """
+    if test is None and isinstance(train, Mapping):
+        test = next((train[split] for split in HELD_OUT if split in train), None)
+        if TRAIN not in train or test is None:
+            raise InputError(f"data has {', '.join(map(str, train))}; give one of these as data")
+        train = train[TRAIN]
+    splits = {"": train} if test is None else {"train": train, "test": test}
+    root = f"{PREFIX}{name}"
+    open_registered.cache_clear()
+    _REGISTERED.pop(root, None)
+    _REGISTERED[root] = {split: _require_items(dataset) for split, dataset in splits.items()}
+    if len(_REGISTERED) > _MAX_REGISTERED:
+        del _REGISTERED[next(iter(_REGISTERED))]
+    return root
+
+
+def _require_items(data: Any) -> Any:
+    """Return data with items by number. A pair of images and labels becomes a list of pairs."""
+    if isinstance(data, tuple) and len(data) == 2 and getattr(data[0], "ndim", 0) >= 3:
+        images, labels = data
+        if np.ndim(labels) == 1 and len(images) == len(labels):
+            return list(zip(images, labels, strict=True))
+    has_items = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if not has_items or isinstance(data, IterableDataset):
+        raise InputError(
+            f"data is a {type(data).__name__}, which has no items by number: give a folder, a"
+            " map-style Dataset, or list(...) of it"
+        )
+    return data
+
+
+@cache  # labels are read once
+def open_registered(root: str, labels: bool) -> dict[str, DatasetSource]:
+    """Return the data sets that this process registered, by split; under "" if there are none."""
+    if root not in _REGISTERED:
+        raise InputError(
+            f"{root.removeprefix(PREFIX)} is trained on a data set given from Python: give it again"
+            " with data=..., or name its images with --data"
+        )
+    return {
+        split: DatasetSource(dataset, f"the {split} data set" if split else "the data set", labels)
+        for split, dataset in _REGISTERED[root].items()
+    }

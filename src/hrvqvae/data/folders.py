@@ -1,0 +1,204 @@
+"""Image files in folders: which files there are, their splits, and their classes."""
+
+import hashlib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hrvqvae.data.images import OTHER_SUFFIXES, SUFFIXES, open_image_file
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note_once
+from hrvqvae.utils.quantities import counted
+
+TRAIN = "train"
+# Names of the split that is not trained on: the first of these that is there is the test split.
+HELD_OUT = ("test", "val", "valid", "validation", "dev")
+SPLITS = (TRAIN, *HELD_OUT)
+_SAMPLED = 64  # images of a set whose content is part of its digest
+
+
+class Source:
+    """Stored images in a fixed order, each at a row. Worker processes get a copy.
+
+    Attributes:
+        labels: (N,) whole numbers or texts; None if an image has no label.
+        class_names: Names of the classes, if labels are their numbers.
+        unlabelled: The number of images without a label, if others have one.
+    """
+
+    labels: NDArray[Any] | None = None
+    class_names: tuple[str, ...] = ()
+    unlabelled = 0
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, row: int) -> str:
+        """Return the name of an image, whose hash decides the image's split."""
+        raise NotImplementedError
+
+    def where(self, row: int) -> str:
+        """Return the place of an image, for messages."""
+        raise NotImplementedError
+
+    def open(self, row: int) -> Image.Image:
+        """Open an image. Raises the errors of the decoder and the file system."""
+        raise NotImplementedError
+
+    def size(self, row: int) -> int:
+        """Return the size of an image in bytes; 0 if it can't be told fast."""
+        return 0
+
+    def content(self, row: int) -> bytes:
+        """Return bytes that change if the image changes."""
+        raise NotImplementedError
+
+    def digest(self, rows: NDArray[np.int64]) -> str:
+        """Return a digest of the names and sizes of images, and of the content of 64 of them."""
+        state = hashlib.blake2b(digest_size=16)
+        interval = -(-len(rows) // _SAMPLED)
+        for index, row in enumerate(map(int, rows)):
+            state.update(f"{self.name(row)}\0{self.size(row)}\0".encode(errors="surrogateescape"))
+            if index % interval == 0:
+                state.update(self.content(row))
+        return state.hexdigest()
+
+
+class FolderSource(Source):
+    """Image files, named by their paths in a folder.
+
+    The labels are the folders at `depth` (0: the top folders), if every file is in such a folder.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str], depth: int = 0) -> None:
+        self.folder = folder
+        # An array is not copied in forked processes, as a list would be.
+        self._files = np.array([os.fsencode(file) for file in files])
+        outside = sum(file.count("/") <= depth for file in files)
+        if not outside:
+            self.labels = np.array([_normalize(file).split("/")[depth] for file in files])
+        elif outside < len(files):
+            self.unlabelled = outside
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def path(self, row: int) -> Path:
+        """Return the path of an image."""
+        return self.folder / os.fsdecode(self._files[row])
+
+    def name(self, row: int) -> str:
+        return _normalize(os.fsdecode(self._files[row]))
+
+    def where(self, row: int) -> str:
+        return str(self.path(row))
+
+    def open(self, row: int) -> Image.Image:
+        return open_image_file(self.path(row))
+
+    def size(self, row: int) -> int:
+        with suppress(OSError):  # it is reported when the image is decoded
+            return self.path(row).stat().st_size
+        return 0
+
+    def content(self, row: int) -> bytes:
+        with suppress(OSError):
+            return self.path(row).read_bytes()
+        return b""
+
+
+def _normalize(name: str) -> str:
+    """Return a name in composed Unicode, since some file systems decompose accented letters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def open_folder(folder: Path) -> dict[str, FolderSource]:
+    """Return the images of a folder by split; all under "" if its folders do not divide them.
+
+    The splits are `train` and the first of `HELD_OUT` that is there. The dictionary is empty if the
+    folder has no image. Raises InputError if only one split is there, and nothing else.
+    """
+    files = sorted(find_files(folder), key=_normalize)
+    if not files:
+        return {}
+    tops = {file.partition("/")[0] if "/" in file else "" for file in files}
+    folders = {top.lower(): top for top in sorted(tops) if top.lower() in SPLITS}
+    splits = choose_splits({*folders}, folder, has_others=len(folders) < len(tops))
+    if splits is None:
+        return {"": FolderSource(folder, files)}
+
+    sources = {}
+    for split in splits:
+        prefix = f"{folders[split]}/"
+        inside = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
+        sources[split] = FolderSource(folder / prefix, inside)
+    if outside := len(files) - sum(map(len, sources.values())):
+        images = counted(outside, "image")
+        note_once(f"{folder}: {images} outside of {' and '.join(splits)} left out")
+    return sources
+
+
+def choose_splits(names: set[str], where: object, has_others: bool) -> tuple[str, str] | None:
+    """Return the names of the training and the test split; None if `data.split` is to divide all.
+
+    Raises InputError if there is only one split, and no other images.
+    """
+    test = next((name for name in HELD_OUT if name in names), None)
+    if TRAIN in names and test:
+        return TRAIN, test
+    if names and not has_others:
+        missing = f"none of {', '.join(HELD_OUT)}" if TRAIN in names else f"no {TRAIN}"
+        raise InputError(
+            f"{where} has {' and '.join(sorted(names))}, but {missing}: add it, or give the folder"
+            " in it"
+        )
+    return None
+
+
+def find_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
+    """Return the paths of the files with these suffixes at any depth of a folder, in no order.
+
+    Run folders and names that begin with a dot are left out. A note counts images in other formats.
+    """
+    files = []
+    others = Counter[str]()
+    for parent, names in _walk(folder):
+        prefix = "" if parent == folder else f"{parent.relative_to(folder).as_posix()}/"
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            if suffix in suffixes:
+                files.append(prefix + name)
+            elif suffix in OTHER_SUFFIXES:
+                others[suffix] += 1
+    if others and suffixes is SUFFIXES:
+        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
+        note_once(f"{folder}: images left out: {counts}; convert them to PNG, JPEG or WebP")
+    return files
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder at any depth, with the names of its files. A linked folder is followed,
+    once.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} can't be read: {error.strerror}") from error
+
+    seen = set[str]()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        place = os.path.realpath(parent)
+        is_run = {"config.yaml", "metrics.jsonl"} <= {*names} and parent != str(folder)
+        if place in seen or is_run:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(parent), [name for name in names if not name.startswith(".")]

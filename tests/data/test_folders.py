@@ -1,0 +1,225 @@
+"""Folders of images, and files that the library `datasets` reads: splits, classes and images."""
+
+import hashlib
+import io
+import multiprocessing
+import os
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from hrvqvae.data.batches import batches, evaluation_batches, make_rng
+from hrvqvae.data.images import read_image
+from hrvqvae.data.loading import open_whole
+from tests.conftest import cells_of, input_error, parametrize, same
+from tests.data.stored import (
+    broken_image,
+    content,
+    loaded,
+    noise,
+    paths_of,
+    write_folder,
+    write_parquet,
+    write_tar,
+)
+
+SPLITS = ("train", "test")
+HELD_OUT = ("test", "val", "valid", "validation", "dev")
+
+
+def png(seed):
+    stream = io.BytesIO()
+    Image.fromarray(noise(16, 16, 3, seed=seed)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def planes(images):
+    return np.stack(
+        [np.asarray(Image.open(io.BytesIO(image))).transpose(2, 0, 1) for image in images]
+    )
+
+
+def drawn(count, seed=0):
+    """Images in class folders, in order."""
+    names = sorted(f"{(index * 7) % 3}/{index:03d}.png" for index in range(count))
+    return {name: png(seed + index) for index, name in enumerate(names)}
+
+
+def touch(*names):
+    write_folder("set", dict.fromkeys(names, b""))
+
+
+def names_of(folder, split="train", **changes):
+    paths = paths_of(loaded(folder, split, **changes))
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+@parametrize("held_out", [*HELD_OUT, "Val"])
+def test_a_given_split(held_out):
+    stored = {"train": drawn(12), held_out: drawn(6, 100)}
+    for word, files in stored.items():
+        write_folder(f"set/{word}", files)
+    for split, files in zip(SPLITS, stored.values(), strict=True):
+        images = loaded("set", split)
+        assert_array_equal(content(images), planes(files.values()))
+        assert images.labels.tolist() == [int(name[0]) for name in files]
+        assert images.classes == ("0", "1", "2")
+        assert loaded("set", split, labels=False).classes == ()
+
+
+def test_a_hash_of_each_name_divides():
+    files = drawn(40)
+    write_folder("set", files)
+    expected = {split: [] for split in SPLITS}
+    for name, image in files.items():
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        is_test = int.from_bytes(digest, "big") < 0.2 * 2**64
+        expected[SPLITS[is_test]].append(image)
+    for split, images in expected.items():
+        assert_array_equal(content(loaded("set", split, test_fraction=0.2)), planes(images))
+
+
+def test_the_first_images_are_for_training():
+    files = drawn(20)
+    write_folder("set", files)
+    options = {"split": "sorted", "train_samples": 15}
+    parts = [content(loaded("set", split, **options)) for split in SPLITS]
+    assert_array_equal(np.concatenate(parts), planes(files.values()))
+    assert len(parts[0]) == 15
+    with input_error("none in the test split"):
+        loaded("set", "test", split="sorted", train_samples=20)
+
+
+def test_batches_are_those_of_the_seed_and_the_step():
+    write_folder("set", drawn(20))
+    images = loaded("set", size=12, crop="random", flip=True)
+
+    def read(first_step=0, workers=0):
+        stream = batches(images, batch_size=4, seed=2, first_step=first_step, workers=workers)
+        return torch.cat([batch.images for batch in islice(stream, 10 - first_step)])
+
+    expected = read()
+    order = make_rng("order", 2, 0).permutation(len(images))
+    first = [images.decode(int(index), (2, 0, int(index))).pixels for index in order[:4]]
+    assert_array_equal(expected[:4], np.stack(first))
+    assert same(read(workers=2), expected)
+    assert same(read(first_step=7), expected[28:])
+    assert multiprocessing.active_children() == []
+
+
+@parametrize("memory_mb", [0, 100])
+def test_broken_images(memory_mb):
+    files = drawn(10)
+    for name in list(files)[4:6]:
+        files[name] = files[name][:60]
+    write_folder("set", files)
+    options = {"memory_mb": memory_mb, "split": "sorted", "train_samples": 10}
+    with broken_image("--data.on_error skip"):
+        list(evaluation_batches(loaded("set", **options), batch_size=2))
+    images = loaded("set", on_error="skip", **options)
+    counts = [len(batch.images) for batch in evaluation_batches(images, batch_size=2)]
+    assert sum(counts) == 8
+    assert all(counts)
+
+
+@parametrize(
+    "names, message",
+    cells_of("""
+        train/a/0.png train/b/1.png 2.png | has train, but none of test
+        test/a/0.png test/b/1.png | has test, but no train
+        train/a/0.png test/1.png | without a label
+        a/0.png a/1.png b/2.png 3.png | 1 image without a label
+        notes.txt | has no image
+    """),
+)
+def test_folders_that_are_refused(names, message):
+    """Also a stray image beside class folders, which would take the labels of all others."""
+    touch(*names.split())
+    if message.startswith("has train"):
+        Path("set/2.png").unlink()
+    for split in SPLITS:
+        with input_error(message):
+            loaded("set", split)
+    if "without a label" in message:
+        assert names_of("set", labels=False)
+
+
+def test_what_is_no_image_of_the_set_is_left_out(caplog, tmp_path):
+    run = [f"runs/x/{name}" for name in ("config.yaml", "metrics.jsonl", "sheet.png")]
+    touch("a/0.PNG", "a/1.jpeg", "b/2.webp", ".git/x.png", "a/._0.png", "b/x.gif", "notes.txt")
+    touch(*run)
+    Path("set/b/again").symlink_to(tmp_path / "set")
+    assert sorted(names_of("set") + names_of("set", "test")) == ["a/0.PNG", "a/1.jpeg", "b/2.webp"]
+    assert "images left out: 1 .gif" in caplog.text
+
+
+def test_names_are_those_of_every_file_system():
+    """Some decompose accented letters; a name need not be UTF-8."""
+    touch("e\u0301.png", os.fsdecode(b"\xff.png"))
+    source = open_whole(Path("set"))
+    assert {source.name(row) for row in range(2)} == {"\u00e9.png", "\udcff.png"}
+
+
+def test_heic_is_read():
+    pytest.importorskip("pillow_heif")
+    image = Image.fromarray(np.full((32, 32, 3), (200, 60, 20), np.uint8))
+    Path("set").mkdir()
+    image.save("set/0.heic", quality=100)
+    assert (
+        abs(read_image("set/0.heic").float() - torch.tensor([200, 60, 20])[:, None, None]).max() < 8
+    )
+    assert names_of("set", split="all") == ["0.heic"]
+
+
+PNGS = [png(seed) for seed in range(6)]
+LABELS = [0, 1, 2, 0, 1, 2]
+
+
+def write_tar_of(path, images, labels):
+    members = {}
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        members |= {f"{index}.png": image, f"{index}.cls": str(label).encode()}
+    write_tar(path, members)
+
+
+@parametrize("suffix, write", [(".parquet", write_parquet), (".tar", write_tar_of)])
+def test_files_that_datasets_reads(suffix, write):
+    for split in SPLITS:
+        write(f"set/{split}{suffix}", PNGS, LABELS)
+    for root in ("set", f"set/train{suffix}"):
+        images = loaded(root, "all" if root != "set" else "test")
+        assert_array_equal(content(images), planes(PNGS))
+        assert images.labels.tolist() == LABELS
+        assert images.classes == ("0", "1", "2")
+    assert len(open_whole(Path("set"))) == 12
+
+
+def test_a_saved_data_set_and_its_class_names():
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
+    columns = {"image": [{"bytes": image, "path": None} for image in PNGS], "label": LABELS}
+    made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    made.save_to_disk("saved")
+    images = loaded("saved", "all")
+    assert images.classes == ("a", "b", "c")
+    assert_array_equal(content(images), planes(PNGS))
+
+
+def test_rows_of_parquet_without_bytes_are_files():
+    write_folder("there", {f"{index}.png": image for index, image in enumerate(PNGS)})
+    paths = [str(Path(f"there/{index}.png").absolute()) for index in range(6)]
+    write_parquet("set/x.parquet", [None] * 6, LABELS, paths=paths)
+    assert_array_equal(content(loaded("set", "all")), planes(PNGS))
+
+
+def test_what_is_no_set_of_images_is_one_line():
+    write_folder("set", {"x.parquet": b"no parquet"})
+    with input_error("can't be read as images"):
+        loaded("set")
+    with input_error("give a folder of images"):
+        loaded("gone")
