@@ -1,4 +1,4 @@
-// Files of codes: .hrv, and a picture with transparency around a .hrv (docs/format.md).
+// Files of codes: .hrv (docs/format.md).
 
 import { crc8, pushVarint, refuseUnless, Varints } from "./bytes.js";
 import { admits, decodeLevels, encodeLevels, gridsOf } from "./levels.js";

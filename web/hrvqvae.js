@@ -5,7 +5,7 @@
 //     const bytes = encode(imageData, model, { bytes: 100 });
 //     context.putImageData(decode(bytes, model), 0, 0);
 
-import { ascii, crc32, crc8, inflate, Refused, refuseUnless, uint32, utf8 } from "./bytes.js";
+import { ascii, crc32, inflate, Refused, refuseUnless, uint32, utf8 } from "./bytes.js";
 import { readImage, writeImage } from "./files.js";
 import { buildDecoder, buildEncoder, buildRefiner, Codebooks, Kernel } from "./network.js";
 import { readTables } from "./tables.js";
@@ -81,7 +81,7 @@ function makeImage(width, height, data) {
 }
 
 /**
- * Decodes a .hrv, or the beginning of one, with or without transparency.
+ * Decodes a .hrv, or the beginning of one.
  *
  * Throws Refused where no level is whole, or the file is damaged or of another model. What comes after the whole levels
  * is passed over, so that a file can be drawn while it arrives; with `strict` a fault there is refused too. `levels`: at
@@ -89,20 +89,18 @@ function makeImage(width, height, data) {
  */
 export function decode(bytes, model, { strict = false, levels = Infinity } = {}) {
   refuseUnless(levels >= 1, "levels must be at least 1");
-  const { alpha, at } = readAlpha(bytes);
-  const file = readImage(bytes.subarray(at), model.tables);
+  const file = readImage(bytes, model.tables);
   refuseUnless(!strict || !file.fault, file.fault);
   const { height, width } = file;
   const codes = file.levels.slice(0, levels);
   const pixels = decodeCodes(codes, file.grids[0], model);
   const { padding } = model.model;
   const data = new Uint8ClampedArray(4 * width * height);
-  const visible = alpha && enlarge(alpha, width, height);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
       const [from, to] = [((y + padding) * pixels.width + x + padding) * pixels.channels, y * width + x];
       for (let c = 0; c < 3; c++) data[4 * to + c] = 127.5 * (pixels.data[from + (c % pixels.channels)] + 1);
-      data[4 * to + 3] = visible ? visible[to] : 255;
+      data[4 * to + 3] = 255;
     }
   }
   return makeImage(width, height, data);
@@ -134,94 +132,29 @@ function encodeCodes({ width, height, data }, { codebooks, encoder, channels, mo
 /**
  * Encodes an ImageData.
  *
- * `bytes`: the most levels that fit into so many bytes, at least one. `levels`: so many levels. Transparency is kept on a
- * coarse grid, where there is any.
+ * `bytes`: the most levels that fit into so many bytes, at least one. `levels`: so many levels. What is
+ * transparent becomes white, as in Python.
  */
 export function encode(image, model, { bytes = Infinity, levels = Infinity } = {}) {
   refuseUnless(levels >= 1, "levels must be at least 1");
   const expected = 4 * image.width * image.height;
   refuseUnless(image.data.length === expected, `image data must have ${expected} values`);
-  const alpha = shrinkAlpha(image);
-  const head = alpha ? writeAlpha(alpha) : [];
-  const codes = encodeCodes(alpha ? withoutHoles(image) : image, model).slice(0, levels);
+  const codes = encodeCodes(onWhite(image), model).slice(0, levels);
   const file = writeImage(model.tables, image.height, image.width, codes);
-  const ends = readImage(file, model.tables).ends.filter((end, i) => i === 0 || head.length + end <= bytes);
-  return Uint8Array.from([...head, ...file.subarray(0, ends[ends.length - 1])]);
+  const ends = readImage(file, model.tables).ends.filter((end, i) => i === 0 || end <= bytes);
+  return file.slice(0, ends[ends.length - 1]);
 }
 
 /** Where each level ends: bytes.subarray(0, ends[l]) is a file of the first l + 1 levels. */
 export function levelEnds(bytes, model) {
-  const { at } = readAlpha(bytes);
-  return readImage(bytes.subarray(at), model.tables).ends.map((end) => at + end);
+  return readImage(bytes, model.tables).ends;
 }
 
-// Transparency: a byte 0xDC, rows - 1 and columns - 1 of a grid in one byte, runs (value * 16 + length - 1) of its values
-// from 0 to 15, a check byte (the CRC-8 of what is before it), and then a whole .hrv.
-
-const ALPHA = 0xdc;
-const SPACING = 4; // pixels of the usual grid, which has 16 rows and columns at most
-
-/** { alpha, at }: the grid of transparency, if there is one, and where the .hrv begins. */
-function readAlpha(bytes) {
-  if (bytes[0] !== ALPHA) return { alpha: null, at: 0 };
-  const [height, width] = [(bytes[1] >> 4) + 1, (bytes[1] & 15) + 1];
-  const data = [];
-  let at = 2;
-  while (data.length < height * width) {
-    refuseUnless(at < bytes.length, "the transparency is cut short");
-    for (let i = bytes[at] & 15; i >= 0; i--) data.push(bytes[at] >> 4);
-    at++;
-  }
-  const whole = data.length === height * width && at < bytes.length && crc8(0xff, bytes, 0, at + 1) === 0;
-  refuseUnless(whole, "the transparency is damaged");
-  return { alpha: { height, width, data }, at: at + 1 };
-}
-
-function writeAlpha({ height, width, data }) {
-  const bytes = [ALPHA, (height - 1) * 16 + width - 1];
-  for (let at = 0; at < data.length; ) {
-    let length = 1;
-    while (length < 16 && data[at + length] === data[at]) length++;
-    bytes.push(data[at] * 16 + length - 1);
-    at += length;
-  }
-  bytes.push(crc8(0xff, bytes, 0, bytes.length));
-  return bytes;
-}
-
-/** The means of the transparency on a coarse grid in 16 steps; null where nothing is transparent. */
-function shrinkAlpha({ width, height, data }) {
-  if (data.every((value, i) => i % 4 < 3 || value === 255)) return null;
-  const [rows, columns] = [height, width].map((side) => Math.min(16, Math.ceil(side / SPACING)));
-  const [sums, counts] = [new Float64Array(rows * columns), new Float64Array(rows * columns)];
-  for (let i = 0; i < width * height; i++) {
-    const cell = Math.floor((Math.floor(i / width) * rows) / height) * columns + Math.floor(((i % width) * columns) / width);
-    sums[cell] += data[4 * i + 3];
-    counts[cell]++;
-  }
-  const means = Array.from(sums, (sum, i) => Math.round(sum / counts[i] / 17));
-  return means.every((mean) => mean === 15) ? null : { height: rows, width: columns, data: means };
-}
-
-/** Transparency 0 to 255 of every pixel, linear between the cells' centres. */
-function enlarge(alpha, width, height) {
-  const place = (i, side, cells) => Math.min(Math.max(((i + 0.5) * cells) / side - 0.5, 0), cells - 1);
-  const value = (y, x) => alpha.data[Math.min(y, alpha.height - 1) * alpha.width + Math.min(x, alpha.width - 1)];
-  return Uint8ClampedArray.from({ length: width * height }, (_, i) => {
-    const [y, x] = [place(Math.floor(i / width), height, alpha.height), place(i % width, width, alpha.width)];
-    const [row, column] = [Math.floor(y), Math.floor(x)];
-    const at = (r) => value(r, column) * (column + 1 - x) + value(r, column + 1) * (x - column);
-    return 17 * (at(row) * (row + 1 - y) + at(row + 1) * (y - row));
-  });
-}
-
-/** The image with the mean visible colour shining through where it is transparent, which costs the fewest bytes. */
-function withoutHoles({ width, height, data }) {
-  const mean = [0, 0, 0, 1e-9];
-  for (let i = 0; i < data.length; i++) mean[i % 4] += i % 4 < 3 ? data[i] * data[i - (i % 4) + 3] : data[i];
+/** The image on a white ground. */
+function onWhite({ width, height, data }) {
   const filled = data.map((value, i) => {
     const visible = data[i - (i % 4) + 3] / 255;
-    return i % 4 < 3 ? value * visible + (mean[i % 4] / mean[3]) * (1 - visible) : 255;
+    return i % 4 < 3 ? value * visible + 255 * (1 - visible) : 255;
   });
   return { width, height, data: filled };
 }
