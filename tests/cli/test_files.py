@@ -258,7 +258,7 @@ def test_any_name_of_a_file_can_be_zipped_and_read_again(run, images):
     assert "4 images" in printed
     assert "\x1b" not in printed
     files, codes = ({file.stem for file in Path(folder).iterdir()} for folder in ("back", "codes"))
-    assert files == codes > {"a_b", "C_x_[2J", "two_lines"}
+    assert files == codes > {"a\\b", "two\nlines"}
 
 
 @parametrize("names", [r"../out", r"/out", r"a/../../out", r"..\out", r"C:/out", r"x X x"])
@@ -275,7 +275,6 @@ def test_a_zip_writes_nowhere_but_where_it_is_told(names, run):
         opened.writestr(link, "../../out.png")
     out = Path("in/side")
     told = ended(2, f"decompress {path} -o {out} --model {run}")
-    assert "names are changed" in told
     assert "link.hrv is not a file of codes" in told
     written = [*Path().rglob("*.png")]
     assert len(written) == len(names.split())
@@ -368,10 +367,8 @@ def test_a_class_is_no_path(monkeypatch):
     }
     do("sample mnist -n 4 -o all/a-0003.png --save-dir all")
     assert len([*Path("all").glob("*.png")]) == 5
-    Path("loop.png").symlink_to("loop.png")
     check_refusals(f"""
         {command} sheet.png | exists already
         {command} new.png --seed 1 | has other images already
-        sample mnist -n 4 -o loop.png | loop
         sample mnist -n 4 -o '' | is empty; name a file or a folder
     """)

@@ -11,6 +11,7 @@ from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from tests.conftest import generator, parametrize
 
 SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5)
+SUMS = SMALL.replace(output="sums")
 
 
 def network(**changes):
@@ -26,7 +27,9 @@ def network(**changes):
     return PixelSNAILConfig(**{**fields, **changes})
 
 
-of_each_kind = parametrize("config", [network(), SMALL], ids=["pixelsnail", "gpt"])
+of_each_kind = parametrize(
+    "config", [network(), SMALL, SUMS], ids=["pixelsnail", "choices", "sums"]
+)
 
 
 def random_prior(config, *levels, seed=0):
@@ -38,25 +41,15 @@ def random_prior(config, *levels, seed=0):
     return prior
 
 
-def levels_of(
-    grid,
-    symbols,
-    *,
-    linked=True,
-    coarser=(),
-    **options,
-):
-    """The levels of a tree, or of codebooks that are not linked, below `coarser` ones, to which
-    they are not linked.
-    """
-    codewords = np.cumprod(symbols).tolist() if linked else symbols
+def levels_of(grid, symbols, *, coarser=(), **options):
+    """The levels of a tree, below `coarser` ones, to which they are not linked."""
+    codewords = np.cumprod(symbols).tolist()
     return [
         Level(
             grid=grid,
             symbols=count,
             coarser=(*coarser, *codewords[:index]),
             codewords=codewords[index],
-            linked=linked and index > 0,
             **options,
         )
         for index, count in enumerate(symbols)

@@ -11,17 +11,16 @@ from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
 from hrvqvae.priors.base import build_prior, compute_nats, measure_bits
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
-from tests.conftest import approx, input_error, parametrize, same
-from tests.priors.networks import SMALL, change_code, levels_of, random_codes, random_prior
+from tests.conftest import approx, generator, input_error, same
+from tests.priors.networks import SMALL, SUMS, change_code, levels_of, random_codes, random_prior
 from tests.trained_run import fields
 
 
-@parametrize("linked", [True, False])
-def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked):
+def test_a_code_depends_on_every_code_before_it_and_on_no_other():
     """Earlier codes are those of all levels at earlier positions, and of coarser levels at the same
     position.
     """
-    levels = levels_of((3, 4), (3, 2, 4), linked=linked, classes=3)
+    levels = levels_of((3, 4), (3, 2, 4), classes=3)
     prior = random_prior(SMALL, *levels).double()
     codes = random_codes(levels, 1)
 
@@ -46,7 +45,7 @@ def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked):
 
 def test_logits_by_hand():
     levels = levels_of((2, 3), (4, 2), classes=2)
-    config = GPTConfig(hidden_units=6, layers=1, heads=2, path_units=3)
+    config = GPTConfig(hidden_units=6, layers=1, heads=2, path_units=3, output="choices")
     prior = random_prior(config, *levels)
     codes = random_codes(levels, 2)
     label = torch.tensor([1, 0])
@@ -103,7 +102,6 @@ def test_a_network_covers_the_levels_that_are_linked():
     config = override(get("treevq/cifar10").config, quantizer)
     assert config.prior_levels == (range(3), range(3, 6), range(6, 7))
     prior = build_prior(config, range(3, 6), 10)
-    assert [level.linked for level in prior.levels] == [False, True, True]
     assert [level.index for level in prior.levels] == [3, 4, 5]
     each = override(get("vqvae2/mnist").config, {"prior.network.kind": "gpt"})
     assert each.prior_levels == (range(1), range(1, 2), range(2, 3))
@@ -117,3 +115,30 @@ def test_sizes_that_do_not_fit():
     ):
         with input_error(r"prior.network\."):
             config(**changes)
+
+
+def test_levels_of_sums_are_marginals_of_a_softmax_over_leaves():
+    levels = levels_of((2, 3), (2, 3, 4))
+    prior = random_prior(SUMS, *levels)
+    codes = random_codes(levels, 5)
+    paths = prior.codeword_indices(codes)
+    features = torch.randn(5, 2, 3, 12, generator=generator())
+    tables = [table.weight for table in prior.heads.vectors]
+    leaves = [(leaf // 12, leaf // 4, leaf) for leaf in range(24)]
+    vectors = [
+        sum(table[path] for table, path in zip(tables, leaf, strict=True)) for leaf in leaves
+    ]
+    expected = cross_entropy(
+        (features @ torch.stack(vectors).T).movedim(-1, 1), paths[-1], reduction="none"
+    )
+    pairs = zip(prior.heads(features, paths, paths), codes, strict=True)
+    nats = sum(
+        cross_entropy(logits.movedim(-1, 1), level_codes, reduction="none")
+        for logits, level_codes in pairs
+    )
+    assert_close(nats, expected)
+
+
+def test_large_groups_keep_the_choices():
+    small, large = (random_prior(SUMS, *levels_of((1, 1), (8,) * count)) for count in (4, 5))
+    assert (len(small.draws), len(large.draws)) == (1, 5)

@@ -3,14 +3,12 @@ folder or a file.
 """
 
 import errno
-import ntpath
 import os
 import signal
 import subprocess
 import sys
-import unicodedata
 from contextlib import suppress
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -25,7 +23,6 @@ from hrvqvae.utils.outputs import (
     Outputs,
     check_output,
     create_folder,
-    safe_name,
     write_atomic,
     write_output,
 )
@@ -54,20 +51,15 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @parametrize("lock", [lock_folder, lock_file])
 def test_one_process_has_it(lock, tmp_path):
-    """The number of another one is named; a killed one frees it; who has it may take it again."""
+    """A killed one frees it; who has it may take it again."""
     path = tmp_path / "x"
-    holder = path / ".lock-holder" if lock is lock_folder else tmp_path / ".x.lock-holder"
-    with in_another_process(path, lock.__name__) as pid:
-        with in_use_error(rf"x is in use by another process \(pid {pid}\); wait"), lock(path):
-            pass
-        holder.write_text("")
-        with in_use_error("by another process; wait"), lock(path):
-            pass
+    in_use = in_use_error("x is in use by another process; wait")
+    with in_another_process(path, lock.__name__), in_use, lock(path):
+        pass
     with lock(path):
         with lock(path):
             pass
-        assert holder.read_text() == str(os.getpid())  # the outer one has it still
-        assert holder.with_name(holder.name.removesuffix("-holder")).exists()
+        assert [*tmp_path.rglob("*.lock")]  # the outer one has it still
     left = {"x", ".lock"} if lock is lock_folder else set()
     assert {inside.name for inside in tmp_path.rglob("*")} == left
 
@@ -137,13 +129,11 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
 def test_a_lock_is_of_the_file_and_not_of_its_name(tmp_path):
     file = tmp_path / "x"
     link = tmp_path / "link"
-    long = tmp_path / ("x" * 255)
     link.symlink_to(file)
     with in_another_process(file, "lock_file"), in_use_error("in use"), lock_file(link):
         pass
-    with lock_file(long):
-        write_atomic(long, b"")
-    with input_error("can't be written .*choose another folder"), lock_folder(long / "run"):
+    file.touch()
+    with input_error("can't be written .*choose another folder"), lock_folder(file / "run"):
         pass
 
 
@@ -155,48 +145,17 @@ def test_who_asks_for_a_lock_keeps_nobody_out(tmp_path):
             for _ in range(200):
                 with lock_folder(tmp_path):
                     pass
-                (tmp_path / ".lock-holder").write_text("1")  # as of a killed process
         finally:
             process.kill()
 
 
-PARTS = "..|.||a|C:|con|NUL.txt|b |c.|d\\e|\x1b[2J|\ud800|LPT¹"
-WHOLE = "/abs/x|a/../../b|~/x|-rf|.lock|.writing-1"
-NAMES = st.one_of(
-    st.text(st.characters(), max_size=30),
-    st.lists(st.sampled_from([*PARTS.split("|"), "x" * 300]), max_size=6).map("/".join),
-    st.sampled_from([*WHOLE.split("|"), "x/" * 3000, "é" * 300]),
-)
-
-
-@settings(max_examples=300)
-@given(name=NAMES)
-def test_a_safe_name_leads_nowhere_and_stays_as_it_is(name):
-    safe = safe_name(name)
-    assert safe_name(safe) == safe
-    assert len(safe.encode()) <= 800
-    assert printable(safe).isprintable()
-    for part in safe.split("/"):
-        assert 0 < len(part.encode()) <= 200
-        assert part[0] != "."
-        assert part[-1] not in ". "
-    assert not any(c in '\\:*?"<>|' or unicodedata.category(c) == "Cc" for c in safe)
-    path = PureWindowsPath(safe)
-    is_reserved = getattr(ntpath, "isreserved", PureWindowsPath.is_reserved)  # since Python 3.13
-    assert not is_reserved(path)
-    assert path.drive == ""
-    assert not PurePosixPath(safe).is_absolute()
-
-
 @settings(max_examples=100)
-@given(names=st.lists(st.one_of(NAMES, st.text("aAéÉ/.", max_size=4)), max_size=12))
-def test_outputs_differ_on_every_system(names, tmp_path_factory):
-    """By case and by Unicode form; none is a file where another needs a folder."""
+@given(names=st.lists(st.text("aAb/.\0\\", max_size=8), max_size=12))
+def test_outputs_differ_and_stay_in_their_folder(names, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "deep"
     outputs = Outputs(folder)
     paths = [outputs.reserve(name, ".png") for name in names]
-    keys = [unicodedata.normalize("NFC", str(path).casefold()) for path in paths]
-    assert len(set(keys)) == len(keys)
+    assert len({str(path).lower() for path in paths}) == len(paths)
     for path in paths:
         write_output(path, b"x")
     assert {path for path in folder.rglob("*") if path.is_file()} == set(paths)
@@ -251,7 +210,7 @@ def test_links_are_followed_to_their_file_and_never_out_of_the_folder(tmp_path):
     (inside / "folder").symlink_to(outside)
     link.symlink_to(outside / "none.png")
     for name in ("folder/y", "x"):
-        with input_error("leads out of .* by a symbolic link"):
+        with input_error("leads out of"):
             Outputs(inside, force=True).reserve(name, ".png")
     write_output(link, b"new")
     assert link.is_symlink()

@@ -30,7 +30,6 @@ class Level:
     #: number of codewords of each coarser level of the model, coarse first
     coarser: tuple[int, ...] = ()
     codewords: int = 0  #: number of codewords of this level (0: as many as symbols)
-    linked: bool = False  #: whether this level has a codebook per codeword of the coarser level
     classes: int = 0  #: number of class labels, 0 if there are none
     #: whether the prior also learns a label for "no class", which is the number `classes`
     unconditional: bool = False
@@ -93,7 +92,18 @@ class LogitSteps:
     codes: Sequence[Tensor]  #: (B, H, W) of each level of the prior; the caller writes drawn codes
     coarser: Sequence[Tensor]  #: codeword indices (K * B, H_j, W_j) of each coarser level
     label: Tensor | None  #: (K * B,), or None without classes
-    num_labels: int  #: K; each image enters the network once per label
+    mixing: Tensor  #: (H, W, K) weights of each image's labels; each enters the network once
+
+    @property
+    def num_labels(self) -> int:
+        """K, the number of labels per image."""
+        return self.mixing.shape[-1]
+
+    def mix(self, values: Tensor) -> Tensor:
+        """Return the weighted sum (B, n) over the labels of values (K, B, n) at this position."""
+        if len(values) > 1:  # a single label has the weight 1
+            values = values * self.mixing[*self.place, :, None, None]
+        return values.sum(0)
 
     def __post_init__(self) -> None:
         """Prepare what does not depend on the codes."""
@@ -103,7 +113,8 @@ class LogitSteps:
         self.place = (row, column)
 
     def logits(self, level: int) -> Tensor:
-        """Return the logits (K, B, m) of a level of the prior at this position.
+        """Return the logits (B, n) of the draw that begins with a level of the prior, mixed over
+        the labels.
 
         The codes of its coarser levels at this position are complete; later calls are for finer
         levels.
@@ -111,7 +122,7 @@ class LogitSteps:
         expanded = [level_codes.repeat(self.num_labels, 1, 1) for level_codes in self.codes]
         all_logits = self.prior.level_logits(expanded, self.coarser, self.label)[level]
         logits = all_logits[:, :, *self.place].float()
-        return logits.view(self.num_labels, -1, logits.shape[1])
+        return self.mix(logits.view(self.num_labels, -1, logits.shape[1]))
 
 
 class Prior(nn.Module, ABC):
@@ -130,13 +141,20 @@ class Prior(nn.Module, ABC):
         self.classes: nn.Embedding | None = None
         self.copies: nn.Embedding | None = None
 
+    @property
+    def draws(self) -> tuple[range, ...]:
+        """The levels of the prior that a sampler draws together, coarse first; by default each
+        level alone.
+        """
+        return tuple(range(level, level + 1) for level in range(len(self.levels)))
+
     def codeword_indices(self, codes: Sequence[Tensor]) -> list[Tensor]:
         """Return the codeword indices (B, H, W) of each level of the prior. They begin anew at its
         first level, since the coarser levels are conditions.
         """
         indices: list[Tensor] = []
         for level, level_codes in zip(self.levels, codes, strict=True):
-            parent = indices[-1] if indices and level.linked else 0
+            parent = indices[-1] if indices else 0
             indices.append(parent * level.symbols + level_codes)
         return indices
 
@@ -277,7 +295,6 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
                 symbols=model.num_symbols[index],
                 coarser=model.num_codewords[:index],
                 codewords=model.num_codewords[index],
-                linked=model.linked[index],
                 classes=classes,
                 unconditional=unconditional,
                 copies=copies,

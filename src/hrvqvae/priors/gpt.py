@@ -4,7 +4,10 @@ Shapes: (B, N, C) features of N = H * W positions in raster order; codes (B, H, 
 is `path_units`, the width of the codewords' embeddings.
 """
 
+import math
+import operator
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,8 @@ from hrvqvae.priors.base import Level, LogitSteps, Prior
 from hrvqvae.priors.causal import AttentionCache, self_attention
 from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.utils.quantities import counted
+
+MOST_LEAVES = 16_384  # of a group whose leaves are chosen at once
 
 
 class TransformerLayer(nn.Module):
@@ -68,6 +73,79 @@ class Head(nn.Module):
         return self.output(self.last_norm(x + dropout(added, self.dropout_share, self.training)))
 
 
+class Choices(nn.ModuleList):
+    """The output that chooses a code per level, by a head for each."""
+
+    def __init__(self, config: GPTConfig, levels: Sequence[Level]) -> None:
+        super().__init__(Head(config, level.symbols) for level in levels)
+        self.draws = tuple(range(level, level + 1) for level in range(len(levels)))
+
+    def forward(
+        self, features: Tensor, indices: Sequence[Tensor], embedded: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return the logits (B, H, W, m) of each level from features (B, H, W, C), and the codeword
+        indices (B, H, W) of each level and their embeddings (B, H, W, E).
+        """
+        coarser_sum = torch.zeros_like(embedded[0])
+        logits = []
+        for head, embeddings in zip(self, embedded, strict=True):
+            logits.append(head(features, coarser_sum))
+            coarser_sum = coarser_sum + embeddings
+        return logits
+
+    def draw_logits(self, steps: "CachedSteps", level: int) -> Tensor:
+        """Return the logits (B, m) of a level at the position of a sampler."""
+        return steps.mix(self[level](steps.features, steps.sum))
+
+
+class LeafSums(nn.Module):
+    """The output that chooses a leaf per position. The logit of a leaf is the sum, over its
+    codewords of all levels, of the products of features and the codeword's output vector.
+    """
+
+    def __init__(self, config: GPTConfig, levels: Sequence[Level]) -> None:
+        super().__init__()
+        self.symbols = [level.symbols for level in levels]
+        counts = list(accumulate(self.symbols, operator.mul))
+        self.vectors = nn.ModuleList(nn.Embedding(count, config.hidden_units) for count in counts)
+        for table in self.vectors:
+            nn.init.normal_(table.weight, std=0.02)  # type: ignore[arg-type]
+        self.draws = (range(len(levels)),)
+
+    def forward(
+        self, features: Tensor, indices: Sequence[Tensor], embedded: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return the logits (B, H, W, m) of each level, as `Choices`. They are marginals: a
+        codeword's logit is its own, and the logarithm of the sum over the leaves below it.
+        """
+        logits: list[Tensor] = []
+        below: Tensor | None = None
+        tables = [*self.vectors]
+        for level in reversed(range(len(tables))):
+            own = (features @ tables[level].weight.T).float()
+            own = own if below is None else own + below
+            siblings = own.unflatten(-1, (-1, self.symbols[level]))
+            below = siblings.logsumexp(-1)
+            if level:
+                parent = indices[level - 1][..., None, None]
+                siblings = siblings.take_along_dim(parent, -2)
+            logits.append(siblings.squeeze(-2))
+        return logits[::-1]
+
+    def draw_logits(self, steps: "CachedSteps", level: int) -> Tensor:
+        """Return the logits (B, n) of the leaves at the position of a sampler."""
+        return steps.mix(steps.features) @ steps.leaf_vectors.T
+
+    @property
+    def leaf_vectors(self) -> Tensor:
+        """The sums (n, C) of the output vectors of each leaf's codewords."""
+        first, *others = (table.get_parameter("weight") for table in self.vectors)
+        summed: Tensor = first
+        for table, symbols in zip(others, self.symbols[1:], strict=True):
+            summed = summed.repeat_interleave(symbols, 0) + table
+        return summed
+
+
 class CodewordEmbeddings(nn.Module):
     """An embedding per codeword of each level. Codewords whose indices are equal modulo
     `most_paths` share one. Indices begin anew at each group of linked levels. A prior begins with a
@@ -115,6 +193,8 @@ class CachedSteps(LogitSteps):
         # and right; and the sum at `place`, of the levels that are drawn so far
         self.sum_map = base.new_zeros(batch, height + 1, width + 2, units)
         self.sum = base.new_zeros(batch, units)
+        if isinstance(prior.heads, LeafSums):
+            self.leaf_vectors = prior.heads.leaf_vectors
         self.above_weight = prior.above.weight.permute(2, 3, 1, 0).flatten(0, 2)
         self.indices = torch.zeros_like(self.codes[0][:, 0, 0])
         self.next_level = 0
@@ -154,14 +234,13 @@ class CachedSteps(LogitSteps):
         for index in range(self.next_level, stop):
             level = self.prior.levels[index]
             codes = self.codes[index][:, *self.place]
-            linked = index > 0 and level.linked
-            self.indices = self.indices * level.symbols + codes if linked else codes
+            self.indices = self.indices * level.symbols + codes if index else codes
             self.sum = self.sum + self.prior.embeddings.look_up(index, self.indices)
         self.next_level = stop
 
     def logits(self, level: int) -> Tensor:
         self._add_codes(level)
-        return self.prior.heads[level](self.features, self.sum)
+        return self.prior.heads.draw_logits(self, level)
 
 
 class GPT(Prior):
@@ -203,10 +282,16 @@ class GPT(Prior):
         ]
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(hidden)
-        self.heads = nn.ModuleList(Head(config, level.symbols) for level in levels)
+        leaves = math.prod(level.symbols for level in levels)
+        is_summed = config.output == "sums" and leaves <= MOST_LEAVES
+        self.heads = LeafSums(config, levels) if is_summed else Choices(config, levels)
         for layer in layers:  # each layer begins by adding only a constant, its biases
             nn.init.zeros_(layer.output.weight)
             nn.init.zeros_(layer.narrow.weight)
+
+    @property
+    def draws(self) -> tuple[range, ...]:
+        return self.heads.draws
 
     def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
         """Also add the layers that the weights lack; they begin as the identity."""
@@ -236,8 +321,8 @@ class GPT(Prior):
         copies: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         base = self.compute_base(coarser, label, len(codes[0]), copies).flatten(2).transpose(1, 2)
-        all_indices = enumerate(self.codeword_indices(codes))
-        embedded = [self.embeddings.look_up(level, indices) for level, indices in all_indices]
+        indices = self.codeword_indices(codes)
+        embedded = [self.embeddings.look_up(*pair) for pair in enumerate(indices)]
         summed = torch.stack(embedded).sum(0)
 
         # each row sees the row above, and each position the one before
@@ -248,9 +333,5 @@ class GPT(Prior):
         for layer in self.layers:
             features = layer(features)
         features = self.norm(features).unflatten(1, self.level.grid)
-        coarser_sum = torch.zeros_like(embedded[0])
-        logits = []
-        for head, embeddings in zip(self.heads, embedded, strict=True):
-            logits.append(head(features, coarser_sum).movedim(-1, 1))
-            coarser_sum = coarser_sum + embeddings
-        return tuple(logits)
+        logits = self.heads(features, indices, embedded)
+        return tuple(level_logits.movedim(-1, 1) for level_logits in logits)

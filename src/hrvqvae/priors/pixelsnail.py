@@ -58,6 +58,7 @@ class CachedSteps(LogitSteps):
             self.attentions[after] = (attention, cache)
 
     def start(self, row: int, column: int) -> None:
+        super().start(row, column)
         prior = self.prior
         width = prior.level.grid[1]
         position = row * width + column
@@ -86,7 +87,7 @@ class CachedSteps(LogitSteps):
     def logits(self, level: int) -> Tensor:
         head = self.prior.head
         logits = linear(elu(self.features), head.weight[:, :, 0, 0], head.bias)
-        return logits.view(self.num_labels, -1, logits.shape[1])
+        return self.mix(logits.view(self.num_labels, -1, logits.shape[1]))
 
 
 class PixelSNAIL(Prior):

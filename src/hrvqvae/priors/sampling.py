@@ -5,6 +5,7 @@ Letters: B images, m symbols, K labels per image, 1 or 2 (`expand_labels`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,11 +58,12 @@ class SamplingParams:
         support guidance.
         """
         is_guided = any(weight != 1 for weight in list_weights(self.guidance))
-        for level in (level for prior in priors for level in prior.levels):
-            symbols = level.symbols
+        for network, drawn in ((prior, drawn) for prior in priors for drawn in prior.draws):
+            level = network.levels[drawn.start]
+            symbols = math.prod(network.levels[index].symbols for index in drawn)
             if self.top_k > symbols:
                 raise InputError(
-                    f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to"
+                    f"top-k is {self.top_k}, but there are only {symbols} choices; give 1 to"
                     f" {symbols}"
                 )
             if level.unconditional or not is_guided:
@@ -147,6 +149,12 @@ def expand_labels(
     return labels[needed.to(device)].flatten(), mixing[..., needed].to(device)
 
 
+def split_choices(symbols: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
+    """Return the codes (n,) of each level for all n choices of levels that are drawn together."""
+    choices = torch.arange(math.prod(symbols), device=device)
+    return torch.unravel_index(choices, tuple(symbols))
+
+
 @torch.inference_mode()
 def draw_positions(
     prior: Prior,
@@ -173,34 +181,42 @@ def draw_positions(
         uniforms: (B, H, W) float64 in [0, 1) of each level; a draw per code.
         mixing: (H, W, K), as `expand_labels` returns it.
     """
-    network = prior.steps(prior, codes, coarser, label, mixing.shape[-1])
+    network = prior.steps(prior, codes, coarser, label, mixing)
     levels = prior.levels
+    symbols = [level.symbols for level in levels]
     height, width = prior.level.grid
     all_kept = [mask.all(0).tolist() for mask in kept]
     some_kept = [bool(mask.any()) for mask in kept]
-    totals = [torch.ones_like(values) for values in uniforms]
+    totals = [torch.ones_like(uniforms[drawn.start]) for drawn in prior.draws]
+    splits = [
+        split_choices(symbols[drawn.start : drawn.stop], codes[0].device) for drawn in prior.draws
+    ]
     for row in range(height):
         for column in range(width):
             network.start(row, column)
-            for level in range(len(levels)):
-                if all_kept[level][row][column]:
+            for together, split, sums in zip(prior.draws, splits, totals, strict=True):
+                if all(all_kept[level][row][column] for level in together):
                     continue
-                logits = network.logits(level)
-                if len(logits) > 1:  # with a single label its weight is 1
-                    logits = logits * mixing[row, column, :, None, None]
-                uniform = uniforms[level][:, row, column, None]
-                drawn, total = draw(logits.sum(0), uniform, params)
-                target = codes[level][:, row, column]
-                if some_kept[level]:
-                    drawn = torch.where(kept[level][:, row, column], target, drawn)
-                target.copy_(drawn)
-                totals[level][:, row, column] = total[:, 0]
+                logits = network.logits(together.start)
+
+                # only what agrees with the kept codes can be drawn
+                for level, choices in zip(together, split, strict=True):
+                    if some_kept[level]:
+                        differs = choices != codes[level][:, row, column, None]
+                        is_kept = kept[level][:, row, column, None]
+                        logits = logits.masked_fill(differs & is_kept, -torch.inf)
+                uniform = uniforms[together.start][:, row, column, None]
+                drawn, total = draw(logits, uniform, params)
+                for level, choices in zip(together, split, strict=True):
+                    codes[level][:, row, column] = choices[drawn]
+                sums[:, row, column] = total[:, 0]
 
     # checked once at the end, because each check waits for a GPU
-    failed = [(total.isnan() & ~mask).any(0) for total, mask in zip(totals, kept, strict=True)]
+    failed = [total.isnan().any(0) for total in totals]
     places = torch.stack(failed, -1).nonzero()
     if len(places):
-        row, column, level = places[0].tolist()
+        row, column, index = places[0].tolist()
+        level = prior.draws[index].start
         raise NonFiniteError(
             f"the prior of level {levels[level].index + 1} gives logits that are NaN or infinite at"
             f" row {row}, column {column}; train it again, or look at its weights"

@@ -2,29 +2,16 @@
 
 import hashlib
 import os
-import re
 import shutil
-import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from hrvqvae.utils.errors import InputError, explain_write_errors, printable
+from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.locks import lock_file
-from hrvqvae.utils.progress import note
 
 TEMPORARY = ".writing-"
-# Limits of a relative path before a suffix is added: bytes per part, and of the path.
-_MAX_PART_BYTES = 180
-_MAX_NAME_BYTES = 800
-_RESERVED = re.compile(
-    r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE
-)
-# control characters, what Windows refuses, surrogates, and what moves or reverses a line
-_UNSAFE = re.compile(
-    r'[\x00-\x1f\x7f-\x9f\\:*?"<>|\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]'
-)
 
 
 def base_name(run: str | Path) -> str:
@@ -36,47 +23,10 @@ def base_name(run: str | Path) -> str:
 
 
 def safe_name(name: str) -> str:
-    """Return a relative path, separated by /, that is valid on every system: "a_b" for "../a:b",
-    "_NUL" for "NUL".
-    """
-    parts = [_safe_part(part) for part in name.split("/") if part not in ("", ".", "..")]
-    safe = "/".join(parts) or "unnamed"
-    if len(safe.encode()) > _MAX_NAME_BYTES:
-        # The folders are left out; the digest still depends on them.
-        return _shorten(parts[-1], safe)
-    return safe
-
-
-def _safe_part(part: str) -> str:
-    safe = _UNSAFE.sub("_", part)
-    if safe.startswith("."):  # hidden files and the temporary files of this module begin with a dot
-        safe = f"_{safe[1:]}"
-    if safe[-1] in ". ":  # Windows drops dots and spaces at the end
-        safe = f"{safe[:-1]}_"
-    if _RESERVED.match(safe):
-        safe = f"_{safe}"
-    return _shorten(safe, part) if len(safe.encode()) > _MAX_PART_BYTES else safe
-
-
-def _shorten(safe: str, original: str) -> str:
-    """Cut a safe name, and append a digest of the original name so that different names stay
-    different.
-    """
-    digest = hashlib.blake2b(original.encode(errors="surrogatepass"), digest_size=6).hexdigest()
-    start = safe.encode()[: _MAX_PART_BYTES - len(f"-{digest}")]
-    return f"{start.decode(errors='ignore')}-{digest}"
-
-
-def _fold(name: str) -> str:
-    """Return a key that is equal for two names that macOS or Windows take for the same file: they
-    ignore the case and the Unicode form.
-    """
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
-
-
-def _folder_keys(name: str) -> set[str]:
-    """Return the keys of the folders in a relative path: "a" and "a/b" for "a/b/c"."""
-    return {str(folder) for folder in PurePosixPath(_fold(name)).parents} - {"."}
+    """Return a relative path that stays below a folder: "a/b" for "/../a/b". No part is hidden."""
+    parts = [part for part in name.replace("\0", "_").split("/") if part not in ("", ".", "..")]
+    visible = [f"_{part[1:]}" if part.startswith(".") else part for part in parts]
+    return "/".join(visible) or "unnamed"
 
 
 def check_output(
@@ -92,9 +42,6 @@ def check_output(
         raise InputError(f"{path} must end in {suffix}")
     _check_replaceable(path, force, {identify(source) for source in inputs if source.exists()})
     resolved = path.resolve()
-    # In a loop of links, `resolve` raises an error, or (from Python 3.13 on) returns a link.
-    if resolved.is_symlink():
-        raise InputError(f"{path} can't be written: its link leads into a loop")
     folder = next(parent for parent in resolved.parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise InputError(f"{path} can't be written: {folder} is no folder that may be written")
@@ -148,54 +95,35 @@ class Outputs:
         self._force = force
         self._inputs = {identify(path) for path in inputs if path.exists()}
         self._root = out.resolve()
-        # Key of a taken name (see `_fold`) -> the last number that was added to the name (1: none).
-        self._numbers = dict[str, int]()
-        self._folders = set[str]()  # keys of the folders of these files
-        self._has_noted = False
+        self._taken = set[str]()  # in lower case: some systems ignore the case
 
     def reserve(self, name: str, suffix: str) -> Path:
         """Return the path of an output: the file, or `safe_name(name)` and the suffix below the
-        folder.
-
-        Names that stand for the same file on some system (see `_fold`) are numbered: x, x-2, x-3.
+        folder. Equal names are numbered: x, x-2, x-3.
 
         Raises:
             InputError: The path can't be written (see `check_output`), a symbolic link leads out of
                 the folder, or a single file is reserved twice.
         """
         if self._single:
-            if self._numbers:
+            if self._taken:
                 raise InputError(f"{self._out} takes one image, and there are more; name a folder")
-            self._numbers[name] = 1
+            self._taken.add(name)
             _check_replaceable(self._out, self._force, self._inputs)
             return self._out
 
-        # A file may stand where the name needs a folder.
         safe = safe_name(name)
-        if not self._numbers.keys().isdisjoint(_folder_keys(safe)):
-            safe = safe.replace("/", "_")
-
-        # Number the name if a file or a folder has it.
         unique = f"{safe}{suffix}"
-        first_key = key = _fold(unique)
-        while key in self._numbers or key in self._folders:
-            number = self._numbers.get(first_key, 1) + 1
-            self._numbers[first_key] = number
+        number = 1
+        while unique.casefold() in self._taken:
+            number += 1
             unique = f"{safe}-{number}{suffix}"
-            key = _fold(unique)
-        self._numbers[key] = 1
-        self._folders.update(_folder_keys(unique))
-        if unique != f"{name}{suffix}" and not self._has_noted:
-            self._has_noted = True
-            example = f"{printable(name)} is {unique}"
-            note(
-                f"names are changed so that they differ, and every system can write them: {example}"
-            )
+        self._taken.add(unique.casefold())
 
         # The path may exist, or lead elsewhere.
         path = self._out / unique
         if not path.resolve().is_relative_to(self._root):
-            raise InputError(f"{path} leads out of {self._out} by a symbolic link; remove the link")
+            raise InputError(f"{path} leads out of {self._out}; rename the image, or remove a link")
         _check_replaceable(path, self._force, self._inputs)
         return path
 
