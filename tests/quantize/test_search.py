@@ -12,7 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from hrvqvae.quantize.layer import TreeVQ
 from hrvqvae.quantize.search import compiled, search, tensors
 from hrvqvae.quantize.search.compiled import search_compiled
 from hrvqvae.quantize.search.tensors import search_tensors
@@ -319,6 +321,41 @@ def test_codebooks_that_no_vector_reaches_are_not_copied(width, monkeypatch):
     alone = [search_compiled(vector, books, width, 0.1) for vector in latents.split(1)]
     assert same(torch.cat(alone, 1), together)
     assert max(copied) <= width
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize("shapes", [[(1, 64)], [(1, 8), (8, 8)]])
+def test_transforms_and_fake_tensors_are_searched_in_tensor_operations(shapes):
+    books = [normal(*shape, 16, seed=shape[1]) for shape in shapes]
+    latents = vectors_of(60).view(3, 20, 16)
+    expected = torch.stack([search(part, books, 4) for part in latents], 1)
+    mapped = torch.func.vmap(lambda part: search(part, books, 4), out_dims=1)(latents)
+    assert same(mapped, expected)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = [mode.from_tensor(values) for values in (latents[0], *books)]
+        assert search(fake[0], fake[1:], 4).shape == (len(books), 20)
+    on_meta = [values.to("meta") for values in (latents[0], *books)]
+    assert search(on_meta[0], on_meta[1:], 4).shape == (len(books), 20)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transforms_of_a_layer_in_evaluation_mode():
+    layer = TreeVQ(16, 8, 3).eval()
+    layer.fit(vectors_of(2_000))
+    features = vectors_of(20)
+
+    def loss_of(values):
+        quantized, _, loss = layer(values)
+        return (quantized.sum() + loss), loss
+
+    gradient, _ = torch.func.grad(loss_of, has_aux=True)(features)
+    leaf = features.clone().requires_grad_()
+    loss_of(leaf)[0].backward()
+    torch.testing.assert_close(gradient, leaf.grad)
+    output, tangent = torch.func.jvp(lambda values: layer(values)[0], (features,), (features,))
+    assert same(output, layer(features)[0])
+    assert same(tangent, features)
+    assert layer.to("meta")(features.to("meta"))[1].shape == (20, 3)
 
 
 @parametrize("levels, size, width", [(3, 8, 1), (3, 8, 4), (1, 100, 1)])

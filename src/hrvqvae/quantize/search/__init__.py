@@ -19,7 +19,7 @@ of the coarser level has the codebook i modulo num_books: its own, or the only o
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def search(
@@ -41,10 +41,20 @@ def search(
             compared. If only some of these codewords are, they are never chosen; a negative NaN may
             raise the error. Elsewhere such a latent makes the loss NaN.
     """
-    if latents.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
+    if torch.compiler.is_compiling() or not all(map(_is_in_memory, (latents, *codebooks))):
         from hrvqvae.quantize.search.tensors import search_tensors
 
         return search_tensors(latents, codebooks, width, coarse_weight)
     from hrvqvae.quantize.search.compiled import search_compiled  # numba takes most of a second
 
     return search_compiled(latents, codebooks, width, coarse_weight)
+
+
+def _is_in_memory(values: Tensor) -> bool:
+    """Return whether compiled loops can read a tensor: on the CPU, and not under a transform such
+    as `torch.func.vmap`, a fake tensor, or traced.
+    """
+    is_plain = type(values) in (Tensor, nn.Parameter)
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor(values)
+    is_traced = torch._C._is_tracing()
+    return values.device.type == "cpu" and is_plain and not is_wrapped and not is_traced

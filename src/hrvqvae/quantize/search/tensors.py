@@ -33,7 +33,8 @@ def search_tensors(
     # children of a single branch have the same coarser cost: leave it out, and its rounding
     coarse_weight = coarse_weight if width > 1 else 0.0
     options = (codebooks, width, coarse_weight, leaves)
-    with torch.autocast(latents.device.type, enabled=False):  # no products in bfloat16
+    device = "cpu" if latents.is_meta else latents.device.type
+    with torch.autocast(device, enabled=False):  # no products in bfloat16
         if torch.compiler.is_compiling():
             return _beam(latents, *options)
         values = max(_values_per_vector(codebook, width) for codebook in codebooks)
