@@ -80,10 +80,13 @@ def test_wrong_commands():
         train hrvqvae/mnist --data '' | --data is empty
         train hrvqvae/mnist --init-from '' | --init-from is empty
         xyz | unknown command 'xyz': there are presets, data,
-        compare mnist --systems vqvae | clone of the repository now: python -m benchmarks.compare
     """)
     check_refusals("sample no\x1b[31mrun -o x.png | no\\x1b[31mrun: there is no such run")
-    assert "COMMAND" in refused("")
+
+
+def test_no_command_prints_the_help(capsys):
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().err
 
 
 def test_help_shows_every_command_in_one_group(capsys):

@@ -63,10 +63,9 @@ def _parser() -> Parser:
 def run(argv: Sequence[str]) -> int:
     """Run a command and return its exit code. Raises InputError."""
     words, fields = split_fields(argv)
-    if words[:1] == ["compare"]:
-        raise InputError(
-            "systems are compared in a clone of the repository now: python -m benchmarks.compare"
-        )
+    if not argv:
+        _parser().print_help(sys.stderr)
+        return 2
     arguments, unknown = _parser().parse_known_args(words)
     if unknown:  # perhaps an argument after an option: `export mnist --compact small`
         # the words after the command; `prog` is "hrvqvae export" or "hrvqvae data get"
@@ -116,9 +115,6 @@ def _explain(error: Exception) -> str:
             " --prior.training.batch_size of priors, --generation.training.batch_size of"
             " train-decoder) in a new run, smaller images, or fewer workers (--data.workers)"
         )
-    # of `Path.resolve`, before Python 3.13
-    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
-        return f"{error}; name another file"
     if isinstance(error, OSError):
         causes = {
             FileNotFoundError: "there is no such file",
