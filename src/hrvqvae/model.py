@@ -629,7 +629,7 @@ def train(
 
     Args:
         preset: A preset, a configuration file, or a run folder to resume.
-        data: A folder of images, tars, Parquet files or arrays; or a map-style torch `Dataset` of
+        data: A folder of images; Parquet, tar or Arrow files; or a map-style torch `Dataset` of
             images (C, Y, X), uint8 or float in [0, 1], or of tuples (image, label). Default: the
             data of the preset.
         test_data: A second `Dataset`, to evaluate on (default: `data` is divided as the field

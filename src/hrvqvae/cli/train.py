@@ -200,7 +200,7 @@ def _demo(arguments: Arguments) -> int:
 
 _DATA = option(
     "--data DIR",
-    "read data from DIR: a folder of data sets or of images, tars, Parquet or arrays (default:"
+    "read data from DIR: a folder of images or of data sets, Parquet or tars, or hub:NAME (default:"
     " the run's, else HRVQVAE_DATA, else the user's cache)",
     type=Path,
 )
