@@ -15,7 +15,6 @@ from PIL import Image
 from benchmarks.files.formats import Avif, frame_bytes
 from hrvqvae.config.presets import get
 from hrvqvae.data.loading import load_images
-from hrvqvae.data.sets.cifar10 import CLASSES
 
 QUALITIES = (0, 10, 20, 26, 32, 38, 44, 50, 55, 60, 66, 72)
 
@@ -24,7 +23,7 @@ def main() -> None:
     """Write the file."""
     images = load_images(get("treevq/cifar10").config.data, "test")
     labels, codec, examples = np.asarray(images.labels), Avif(), []
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(images.classes):
         row = int(np.flatnonzero(labels == label)[3])
         picture = Image.fromarray(np.asarray(images.pixels[row]).transpose(1, 2, 0))
         stream = io.BytesIO()
