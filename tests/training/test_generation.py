@@ -138,3 +138,10 @@ def test_an_evaluation_shows_the_levels_that_it_was_trained_for(case):
     assert {*shown} == {(2,)}
     for record in case.records("evaluation"):
         assert [error is None for error in record["level_mse"]] == [True, False, True]
+
+
+def test_every_process_trains_on_samples(case, monkeypatch):
+    task = SampleTask(case.path, case.config().replace(**{"generation.sample_batch": 1}))
+    monkeypatch.setattr("hrvqvae.distributed.world_size", lambda: 2)
+    with input_error("2 processes can't share a batch of samples of 1 equally"):
+        task.check()
