@@ -156,7 +156,7 @@ def run_case(name: str, work: Path) -> tuple[str, str]:
         for path in after
         if path not in before
         and not path.startswith("inside/deep/out")
-        and not path.endswith((".lock", ".lock-holder"))
+        and not path.endswith(".lock")
     ]
     if elsewhere.exists():
         written.append(str(elsewhere))

@@ -175,7 +175,7 @@ def _open_output(
     """Yield a function that writes the file of an image, and the images that have no file yet."""
     if zips.is_zip(out):
         check_output(out, force=force, inputs=paths)
-        # as if the zip were a folder: names that differ and are safe on every system
+        # as if the zip were a folder: names that differ and stay inside
         outputs = Outputs(out)
         targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
         with zips.create_zip(out) as write:

@@ -23,6 +23,7 @@ from tests.conftest import (
     do,
     input_error,
     parametrize,
+    refused,
     same,
     with_quantizer,
     write_picture,
@@ -102,12 +103,14 @@ def test_broken_images_stop_or_are_left_out(digits):
 
 
 def test_ray_writes_the_same_codes(digits):
-    pytest.importorskip("ray")
     do("tokenize mnist digits out")
     command = [sys.executable, *["-m", "hrvqvae", "tokenize", "mnist", "digits", "by-ray", "--ray"]]
     subprocess.run(command, check=True)
     digest = load("mnist").run.digest
     assert equal(*(read_codes(digits.parent / name, digest) for name in ("out", "by-ray")))
+
+    # files that are there, such as those of an interrupted call, are not mixed with new ones
+    assert "has files of codes already" in refused("tokenize mnist digits by-ray --ray")
 
 
 def test_a_prior_is_trained_on_a_folder_of_codes(mnist_root, tmp_path):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pytest
 import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
@@ -167,7 +166,6 @@ def test_names_are_those_of_every_file_system():
 
 
 def test_heic_is_read():
-    pytest.importorskip("pillow_heif")
     image = Image.fromarray(np.full((32, 32, 3), (200, 60, 20), np.uint8))
     Path("set").mkdir()
     image.save("set/0.heic", quality=100)

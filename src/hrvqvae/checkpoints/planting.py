@@ -9,6 +9,7 @@ import torch
 from hrvqvae.checkpoints.folder import RunFolder, open_run, save_model
 from hrvqvae.quantize.layer import TreeVQ
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.outputs import create_folder
 
 
 def plant(run: str | Path, out: str | Path, codewords: int = 8) -> Path:
@@ -18,8 +19,7 @@ def plant(run: str | Path, out: str | Path, codewords: int = 8) -> Path:
     The codewords of each flat codebook become the leaves of a tree (`TreeVQ.from_codebook`).
 
     Raises:
-        InputError: The run is of another system.
-        FileExistsError: There is a folder `out`.
+        InputError: The run is of another system, or `out` exists or can't be written.
     """
     loaded: Any = open_run(run).load(decoder=None)
     model, config = loaded
@@ -30,9 +30,9 @@ def plant(run: str | Path, out: str | Path, codewords: int = 8) -> Path:
     tree = TreeVQ.from_codebook(codebooks, codewords, counts).quantizer
     model.quantizer = tree
     settings = replace(config.model, system="treevq", quantizer=tree.config)
-    folder = RunFolder(Path(out))
-    folder.path.mkdir(parents=True)
     config = replace(config, model=settings)
-    save_model(folder.model, config, model.state_dict(), 0)
-    folder.write_config(config)
-    return folder.path
+    with create_folder(Path(out)) as path:
+        folder = RunFolder(path)
+        save_model(folder.model, config, model.state_dict(), 0)
+        folder.write_config(config)
+    return Path(out)

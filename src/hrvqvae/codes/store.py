@@ -261,12 +261,15 @@ def write_on_ray(
 ) -> None:
     """Write the codes of images with Ray Data, on the cluster of RAY_ADDRESS or on this machine.
 
-    Every machine must see the images and the folder. An interrupted call begins anew.
+    Every machine must see the images and the folder. An interrupted call does not go on:
+    the next one needs another folder (InputError).
 
     Args:
         open_encoder: Returns an encoder on a device, "cpu" or "cuda".
         gpus: GPUs of an encoder, 0 or 1.
     """
+    if any(folder.glob("*.parquet")):
+        raise InputError(f"{folder} has files of codes already; choose another folder")
     import ray
 
     if not ray.is_initialized():
