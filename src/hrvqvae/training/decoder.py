@@ -4,6 +4,7 @@ Both decode the first levels, and begin as copies of the autoencoder's decoder.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
@@ -91,14 +92,14 @@ class DecoderTask(ImageTask):
         self.model.use_progressive_decoder(decoder.eval())
         return self.model
 
-    def describe_source(self) -> dict[str, Any]:
-        """Return what the decoder is trained for, which its file says."""
+    @cached_property  # what it says of the beginning holds to the end
+    def source(self) -> dict[str, Any]:
+        """What the decoder is trained for, which its file says."""
         return {"autoencoder": self.autoencoder_digest}
 
     def save(self, state: TrainState) -> None:
         weights = state.averaged.module.state_dict()
-        source = self.describe_source()
-        save_model(self.run.model, self.config, weights, state.step, self.kind, **source)
+        save_model(self.run.model, self.config, weights, state.step, self.kind, **self.source)
 
 
 class PrefixTask(DecoderTask):
@@ -193,10 +194,11 @@ class SampleTask(DecoderTask):
         super().open(say)
         self.samples = distributed.on_rank_zero(self.load_samples)
 
-    def describe_source(self) -> dict[str, Any]:
+    @cached_property
+    def source(self) -> dict[str, Any]:
         settings = self.config.generation
         if not settings.samples:
-            return super().describe_source()
+            return super().source
         run = open_run(self.parent_run)
         content = blake2b(digest_size=16)
         for levels, folder in prior_folders(self.parent_run).items():
@@ -204,7 +206,7 @@ class SampleTask(DecoderTask):
                 content.update(folder.model.read_bytes())
         guidance = run.sampling_options()["guidance"]
         made_with = {"priors": content.hexdigest(), "guidance": guidance}
-        return {**super().describe_source(), **made_with}
+        return {**super().source, **made_with}
 
     def load_samples(self) -> tuple[Codes, Tensor]:
         """Return the codes (N, H, W) of samples, and their classes (N,): from the decoder's folder,
@@ -218,13 +220,12 @@ class SampleTask(DecoderTask):
             empty = torch.empty(0, *grid, dtype=torch.int64)
             return (empty,) * settings.levels, torch.empty(0, dtype=torch.int64)
         file = self.run.path / "samples.safetensors"
-        source = self.describe_source()
         if not file.is_file():
             drawn, classes = self.draw_samples()
             levels = {f"level-{level}": codes.int() for level, codes in enumerate(drawn, 1)}
-            storage.write(file, {**levels, "classes": classes}, source)
+            storage.write(file, {**levels, "classes": classes}, self.source)
         stored, meta = storage.read(file)
-        require_made_for(self.run.path, meta, source)
+        require_made_for(self.run.path, meta, self.source)
         names = [f"level-{level}" for level in range(1, settings.levels + 1)]
         return tuple(stored[name].long() for name in names), stored["classes"]
 
