@@ -14,7 +14,7 @@ from benchmarks.common import Row, as_script, options, read_images, show, side_b
 from hrvqvae.cli.console import print_json
 from hrvqvae.compression.hrv import read, write
 from hrvqvae.compression.images import decode_images, flat_codes
-from hrvqvae.compression.zips import create_zip, read_zip
+from hrvqvae.compression.zips import open_zip, write_zip
 from hrvqvae.model import Model
 from hrvqvae.utils.progress import note
 
@@ -84,11 +84,9 @@ def _bench_zip(files: Sequence[bytes], count: int, path: Path) -> Row:
     contents = [files[index % len(files)] for index in range(count)]
     size = sum(map(len, contents))
     begun = time.perf_counter()
-    with create_zip(path) as write_entry:
-        for index, content in enumerate(contents):
-            write_entry(f"{index:06d}.hrv", content)
+    write_zip(path, ((f"{index:06d}.hrv", content) for index, content in enumerate(contents)))
     written = time.perf_counter()
-    assert sum(len(content or b"") for _, content in read_zip(path)) == size
+    assert sum(len(read()) for _, read in open_zip(path)) == size
     finished = time.perf_counter()
     return {
         "images": count,

@@ -377,9 +377,13 @@ def _seal_tables(content: bytes, plain: bytes) -> bytes:
 
 
 def _read_zip(path: Path) -> Parts:
-    contents = [content for _, content in zips.read_zip(path)]  # no check covers the names
-    parts = {digest(content): "whole" for content in contents if content is not None}
-    return parts | ({"fault": "damaged entries"} if None in contents else {})
+    parts = {}
+    for _, read in zips.open_zip(path):  # no check covers the names
+        try:
+            parts[digest(read())] = "whole"
+        except InputError:
+            parts["fault"] = "damaged entries"
+    return parts
 
 
 @cache

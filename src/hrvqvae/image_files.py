@@ -1,19 +1,17 @@
 """Compress image files to files of codes (.hrv) or a zip of them, and decompress both to PNG."""
 
-import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hrvqvae.compression import hrv, zips
-from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
 from hrvqvae.data.datasets import is_stored
 from hrvqvae.data.folders import FolderSource, Source, find_files
@@ -26,14 +24,12 @@ from hrvqvae.data.images import (
     write_image,
 )
 from hrvqvae.data.loading import open_whole
-from hrvqvae.model import Model, find_models
+from hrvqvae.model import Model, find_model
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.grouping import chunk_by_size
 from hrvqvae.utils.outputs import Outputs, check_output, write_output
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
-
-T = TypeVar("T")
 
 # Limits of a batch. Its files are written as soon as it is done, so that little is lost by Ctrl-C.
 _BATCH_IMAGES = 16
@@ -118,14 +114,11 @@ def _read_batches(
                 outcome.pixels += pixels.size
                 yield image, torch.from_numpy(pixels)
 
-    batches = _chunk(read_images(), lambda pair: pair[1][0].numel())
-    return tracked(batches, "compress", len(images), len)
-
-
-def _chunk(items: Iterable[T], count_pixels: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yield batches within both limits."""
     least = _BATCH_PIXELS // _BATCH_IMAGES
-    return chunk_by_size(items, lambda item: max(count_pixels(item), least), _BATCH_PIXELS)
+    batches = chunk_by_size(
+        read_images(), lambda pair: max(pair[1][0].numel(), least), _BATCH_PIXELS
+    )
+    return tracked(batches, "compress", len(images), len)
 
 
 def compress_images(
@@ -139,8 +132,9 @@ def compress_images(
 ) -> CompressionOutcome:
     """Compress image files. Report images that lost something by conversion.
 
-    Into a folder, each batch is written as soon as it is encoded, and files that exist are skipped:
-    a second call goes on where the first was stopped.
+    Each batch is written as soon as it is encoded, and files that exist are skipped: a second call
+    goes on where the first was stopped. The files of X.zip are written to the folder X.zip.parts
+    until all of them are done.
 
     Args:
         paths: Image files and folders, and Parquet, tar and Arrow files.
@@ -154,44 +148,35 @@ def compress_images(
     """
     model.autoencoder.check_levels(options.get("levels"))
     images = _find_images(paths)
-    outcome = CompressionOutcome({})
-    with _open_output(images, paths, out, force) as (write, remaining):
-        for batch in _read_batches(model, remaining, outcome, skip):
-            places = [image.where for image, _ in batch]
-            files = model.compress([pixels for _, pixels in batch], names=places, **options)
-            for (image, _), content in zip(batch, files, strict=True):
-                write(image.name, content)
-                outcome.bytes += len(content)
-        if remaining and not outcome.lost:
-            raise InputError("no image could be read")
-    note_conversions(outcome.lost)
-    return outcome
-
-
-@contextmanager
-def _open_output(
-    images: Sequence[_NamedImage], paths: Sequence[Path], out: Path, force: bool
-) -> Iterator[tuple[zips.Write, Sequence[_NamedImage]]]:
-    """Yield a function that writes the file of an image, and the images that have no file yet."""
     if zips.is_zip(out):
         check_output(out, force=force, inputs=paths)
-        # as if the zip were a folder: names that differ and stay inside
-        outputs = Outputs(out)
-        targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
-        with zips.create_zip(out) as write:
-            yield (
-                lambda name, content: write(targets[name].relative_to(out).as_posix(), content),
-                images,
-            )
-        return
-
-    is_single = out.suffix.lower() == hrv.SUFFIX
-    suffixes = [hrv.SUFFIX, zips.SUFFIX]
-    outputs = Outputs(out, suffixes, force=force or not is_single, inputs=paths)
+        folder = out.with_name(f"{out.name}.parts")
+        outputs = Outputs(folder, force=True)
+    else:
+        folder = out
+        may_exist = force or out.suffix.lower() != hrv.SUFFIX
+        outputs = Outputs(out, [hrv.SUFFIX, zips.SUFFIX], force=may_exist, inputs=paths)
     targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
     missing = [image for image in images if force or not targets[image.name].exists()]
-    _note_skipped(len(images) - len(missing), out)
-    yield lambda name, content: write_output(targets[name], content), missing
+    _note_skipped(len(images) - len(missing), folder)
+
+    outcome = CompressionOutcome({})
+    for batch in _read_batches(model, missing, outcome, skip):
+        places = [image.where for image, _ in batch]
+        files = model.compress([pixels for _, pixels in batch], names=places, **options)
+        for (image, _), content in zip(batch, files, strict=True):
+            write_output(targets[image.name], content)
+            outcome.bytes += len(content)
+    if missing and not outcome.lost:
+        raise InputError("no image could be read")
+
+    if zips.is_zip(out):
+        written = [path for path in targets.values() if path.exists()]
+        names = (path.relative_to(folder).as_posix() for path in written)
+        zips.write_zip(out, zip(names, map(Path.read_bytes, written), strict=True))
+        shutil.rmtree(folder)
+    note_conversions(outcome.lost)
+    return outcome
 
 
 def _note_skipped(count: int, folder: Path) -> None:
@@ -203,48 +188,40 @@ def _note_skipped(count: int, folder: Path) -> None:
 class _CodeFile(NamedTuple):
     place: str  # for messages
     name: str  # of its image
-    content: bytes  # empty if it can't be read
-    fault: str = ""  # why it can't be read, if there is more to say than that it is damaged
+    read: Callable[[], bytes]
 
 
-class _Job(NamedTuple):
-    """What is known of a file before it is decoded."""
-
-    maker: Model
-    pixels: int
-    target: Path
-
-
-def _list_paths(paths: Iterable[Path]) -> list[tuple[Path, str]]:
-    """Return the files of codes and zips at paths and in folders, each with the name that its image
-    gets. Raises InputError if a folder has none.
+def _list_files(paths: Iterable[Path], faults: list[str]) -> list[_CodeFile]:
+    """Return the files of codes at paths, in folders and in zips. Zips that can't be read are added
+    to `faults`. Raises InputError if a folder has neither files nor zips.
     """
-    files = []
+    listed = []
     for path in dict.fromkeys(paths):
         if not path.is_dir():
-            files.append((path, path.stem))
+            listed.append((path, path.name))
             continue
         names = sorted(find_files(path, (hrv.SUFFIX, zips.SUFFIX)))
         if not names:
             raise InputError(f"{path} has neither files of codes (.hrv) nor zips of them")
-        files += [(path / name, name.rpartition(".")[0]) for name in names]
+        listed += [(path / name, name) for name in names]
+
+    files = []
+    for path, name in listed:
+        if not zips.is_zip(path):
+            files.append(_CodeFile(str(path), _remove_suffix(name), path.read_bytes))
+            continue
+        try:
+            entries = zips.open_zip(path)
+        except DamagedFileError as error:
+            faults.append(str(error))
+            continue
+        for entry, read in entries:
+            files.append(_CodeFile(f"{path}: {entry}", _remove_suffix(entry), read))
     return files
 
 
-def _read_files(paths: Iterable[tuple[Path, str]]) -> Iterator[_CodeFile]:
-    """Yield the files of codes at paths and in zips, one at a time."""
-    for path, name in paths:
-        try:
-            if not zips.is_zip(path):
-                yield _CodeFile(str(path), name, path.read_bytes())
-                continue
-            for entry, content in zips.read_zip(path):
-                stem = entry[: -len(hrv.SUFFIX)] if zips.holds_codes(entry) else entry
-                yield _CodeFile(f"{path}: {entry}", stem, content or b"")
-        except InputError as error:  # a zip that can't be read
-            yield _CodeFile(str(path), name, b"", str(error))
-        except PermissionError as error:
-            yield _CodeFile(str(path), name, b"", f"{path}: {error.strerror}")
+def _remove_suffix(name: str) -> str:
+    return name.rpartition(".")[0] or name
 
 
 def decompress_files(
@@ -257,7 +234,7 @@ def decompress_files(
 ) -> int:
     """Decompress files of codes to PNG, and return the number of images that were written.
 
-    Each batch is written as soon as it is decoded. Images that exist in a folder are skipped.
+    Each image is written as soon as it is decoded. Images that exist in a folder are skipped.
 
     Args:
         paths: Files of codes, zips of them, or folders of both.
@@ -266,48 +243,36 @@ def decompress_files(
         levels: Largest number of levels to use (default: all).
 
     Raises:
-        InputError: Another model made a file, Y.png exists, or `out` can't be written.
-        DamagedFileError: A file is damaged. Undamaged files and levels are decompressed
-            first.
+        InputError: The levels are out of range, Y.png exists, or `out` can't be written.
+        DamagedFileError: A file is damaged, or another model made it. Undamaged files and levels
+            are decompressed all the same.
     """
-    listed = _list_paths(paths)
+    faults = list[str]()
+    files = _list_files(paths, faults)
     may_exist = force or out.suffix.lower() != ".png"
-    outputs = Outputs(out, [".png"], force=may_exist, inputs=[path for path, _ in listed])
+    outputs = Outputs(out, [".png"], force=may_exist, inputs=paths)
+    targets = [outputs.reserve(file.name, ".png") for file in files]
+    pairs = zip(files, targets, strict=True)
+    missing = [(file, target) for file, target in pairs if force or not target.exists()]
+    _note_skipped(len(files) - len(missing), out)
 
-    # First find what can be read, and who made it, before anything is written. Then read all files
-    # again, so that their contents need not stay in memory.
-    faults = []
-    headers = {}  # by the place of the file among those that are read: place, name, header
-    for index, file in enumerate(_read_files(listed)):
-        try:
-            if not file.content:
-                raise DamagedFileError(file.fault or f"{file.place} is damaged")
-            headers[index] = file.place, file.name, hrv.read_header(file.content, file.place)
-        except DamagedFileError as error:
-            faults.append(str(error))
-    marks = [(place, header.fingerprint) for place, _, header in headers.values()]
-    makers, unknown = find_models(marks, model)
-    faults += unknown
-    jobs = {}
-    num_skipped = 0
-    for maker, (index, (_, name, header)) in zip(makers, headers.items(), strict=True):
-        if maker:
-            maker.autoencoder.check_levels(levels)
-            target = outputs.reserve(name, ".png")
-            if target.exists() and not force:
-                num_skipped += 1
-            else:
-                jobs[index] = _Job(maker, math.prod(header.size), target)
-    _note_skipped(num_skipped, out)
+    # each model of the package is loaded once
+    find_maker: Callable[[bytes], Model | None] = cache(find_model)
+    if model is not None:
+        maker = Model(model)
+        find_maker = cache(lambda _: maker)
 
     count = 0
-    files = enumerate(_read_files(listed))
-    pairs = ((jobs[index], file) for index, file in files if index in jobs)
-    chunks = _chunk(pairs, lambda pair: pair[0].pixels)
-    images = (pair for chunk in chunks for pair in _decode_files(chunk, levels, faults))
-    for target, image in tracked(images, "decompress", len(jobs), lambda _: 1):
+    for file, target in tracked(missing, "decompress", len(missing), lambda _: 1):
+        try:
+            image, fault = _decode_file(file, find_maker, levels)
+        except DamagedFileError as error:
+            faults.append(str(error))
+            continue
         write_image(to_pil(image), target)
         count += 1
+        if fault:
+            faults.append(fault)
     for fault in faults[:-1]:
         note(fault)
     if faults:
@@ -316,37 +281,24 @@ def decompress_files(
     return count
 
 
-def _decode_files(
-    pairs: Sequence[tuple[_Job, _CodeFile]], levels: int | None, faults: list[str]
-) -> Iterator[tuple[Path, Tensor]]:
-    """Yield each target with the image to write; append messages about damage to `faults`."""
-    for maker in dict.fromkeys(job.maker for job, _ in pairs):
-        made = [(job, file) for job, file in pairs if job.maker is maker]
-        targets = []
-        decodable = []
-        all_codes = _read_codes(maker, [file for _, file in made], levels)
-        for (job, file), codes in zip(made, all_codes, strict=True):
-            num_whole = len(codes.codes)
-            if num_whole < maker.autoencoder.prefixes[0]:  # the fewest levels that it decodes
-                faults.append(f"{file.place}: {codes.fault or 'it ends too early'}")
-                continue
-            if codes.fault:
-                levels_used = counted(num_whole, "whole level")
-                faults.append(f"{file.place}: {codes.fault}; decoded from {levels_used}")
-            targets.append(job.target)
-            decodable.append(codes)
-        images = decode_images(maker.autoencoder, decodable, maker.device, levels)
-        yield from zip(targets, images, strict=True)
-
-
-def _read_codes(model: Model, files: Sequence[_CodeFile], levels: int | None) -> list[ImageCodes]:
-    """Return the codes of files; those of a file that is refused have only a fault."""
-    contents = [file.content for file in files]
-    places = [file.place for file in files]
-    max_pixels = model.config.data.max_pixels
-    try:
-        return hrv.read(model.entropy_model, contents, levels, places, max_pixels)
-    except InputError as error:
-        if len(files) > 1:  # one of them is refused: read each alone to learn which
-            return [codes for file in files for codes in _read_codes(model, [file], levels)]
-        return [ImageCodes((0, 0), (), fault=str(error).removeprefix(f"{places[0]} "))]
+def _decode_file(
+    file: _CodeFile, find_maker: Callable[[bytes], Model | None], levels: int | None
+) -> tuple[Tensor, str]:
+    """Return the image of a file, and what is wrong with finer levels. Raises DamagedFileError if
+    it has no whole level or its model is unknown.
+    """
+    content = file.read()
+    fingerprint = hrv.read_header(content, file.place).fingerprint
+    maker = find_maker(fingerprint)
+    if maker is None:
+        raise DamagedFileError(
+            f"{file.place} was made by a model whose fingerprint is {fingerprint.hex()} (or the"
+            " file is damaged), which is not inside the package: name it with --model RUN"
+        )
+    max_pixels = maker.config.data.max_pixels
+    (codes,) = hrv.read(maker.entropy_model, [content], levels, [file.place], max_pixels)
+    (image,) = decode_images(maker.autoencoder, [codes], maker.device, levels, [file.place])
+    if not codes.fault:
+        return image, ""
+    levels_used = counted(len(codes.codes), "whole level")
+    return image, f"{file.place}: {codes.fault}; decoded from {levels_used}"

@@ -686,30 +686,6 @@ def find_model(fingerprint: bytes) -> Model | None:
     return None
 
 
-def find_models(
-    files: Sequence[tuple[str, bytes]], name: str | None
-) -> tuple[list[Model | None], list[str]]:
-    """Return the model that made each file of codes, and a line for each file whose model is
-    unknown (None): the run `name`, or by default a model of the package.
-
-    `files` are pairs of a place, for messages, and the fingerprint of a file. Raises InputError if
-    all models are unknown.
-    """
-    if name is not None:
-        return [Model(name)] * len(files), []
-    makers = {fingerprint: find_model(fingerprint) for fingerprint in {mark for _, mark in files}}
-    models = [makers[fingerprint] for _, fingerprint in files]
-    faults = [
-        f"{place} was made by a model whose fingerprint is {fingerprint.hex()} (or the file is"
-        " damaged), which is not inside the package: name it with --model RUN"
-        for place, fingerprint in files
-        if makers[fingerprint] is None
-    ]
-    if faults and not any(models):
-        raise InputError(faults[0])
-    return models, faults
-
-
 def _open_encoder(run: Path, beam: int | None, effort: int, device: str) -> Encode:
     """Return the encoder of a run, in a worker of Ray."""
     return Model(run, device, beam).encoder(effort=effort)

@@ -18,7 +18,7 @@ from hrvqvae.compression.levels import (
     encode_level,
 )
 from hrvqvae.config import Grid
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import DamagedFileError
 from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.quantities import counted
 
@@ -123,20 +123,18 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
 
 
 def _require_model(model: EntropyModel, header: Header, name: str) -> None:
-    """Raise InputError if a file was made by another model or another entropy model, or its header
-    is damaged.
-    """
+    """Raise DamagedFileError if another model or entropy model made a file."""
     # Damage to a header can't be told from another model: the header's check byte follows level 1,
     # and only the right model finds where level 1 ends.
     if header.by_tables and not model.networks:
-        raise InputError(
+        raise DamagedFileError(
             f"{name} was made with an entropy model, and {model.name} has none: put its tables.hrvt"
             " beside its weights; or the file is damaged"
         )
     expected = (model if header.by_tables else model.bare).fingerprint
     if header.fingerprint != expected:
         subject = "entropy model is" if header.by_tables else "weights are"
-        raise InputError(
+        raise DamagedFileError(
             f"{name} was made by another model: its {subject} {header.fingerprint.hex()}, of"
             f" {model.name} {expected.hex()}; or the file is damaged"
         )
@@ -197,10 +195,8 @@ def read(
     """Return the codes of each file, of at most `levels` levels. A file with damage behind the
     header has a `fault`.
 
-    Raises:
-        InputError: A file was made by another model.
-        DamagedFileError: A header is damaged, of another kind of file or version, or of too large
-            an image.
+    Raises DamagedFileError if a header is damaged, of another model, kind of file or version, or of
+    too large an image.
     """
     names = names or [f"file {number}" for number in range(1, len(files) + 1)]
     headers = [read_header(file, name, max_pixels) for file, name in zip(files, names, strict=True)]
