@@ -1,11 +1,13 @@
 """Training an autoencoder: loss and files, restarted codewords, images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+import hrvqvae
 from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.data.batches import Batch, make_rng
 from hrvqvae.data.loading import load_images
@@ -151,6 +153,48 @@ def test_tensors_stay_where_they_are(system, mnist_root):
         started.train()
         places.append({name: tensor.data_ptr() for name, tensor in started.state.tensors().items()})
     assert places[2] == places[-1]  # the discriminator begins at step 2
+
+
+@parametrize("linked", [0, 2])
+def test_a_planted_training(linked, mnist_root, tmp_path):
+    """Flat codebooks are trained, and the run is a tree with their codewords as leaves."""
+    tree = {"levels": 4, "linked": linked, "coarse_weight": 0.0}
+    base = with_quantizer(tiny_systems(mnist_root)["treevq"], planted=True, beam=81, **tree)
+    base = with_training(base, schedule="constant")
+    case = Case("autoencoder", tmp_path / "run", base)
+    case.train()
+    parts = case.at(tmp_path / "parts")
+    for steps in (5, 12):
+        parts.train(max_steps=steps, resume=steps > 5)
+    assert same(case.state(), parts.state())
+
+    # the trained flat codebooks, and the images that they give
+    flat = build(replace(base, model=base.model.trained))
+    stages = 2 if linked else 1
+    assert flat.config.num_codewords == (81 if stages == 1 else 9,) * stages
+    average = "averaged.module."
+    weights = {
+        name.removeprefix(average): tensor
+        for name, tensor in case.state().items()
+        if name.startswith(average)
+    }
+    flat.load_state_dict(weights)
+    model = hrvqvae.load(case.path)
+    images = random_images(4, 1, 28, 28)
+    codes = model.encode(images)
+    assert len(codes) == 4
+    if stages == 1:
+        expected = flat.eval().decode(flat.encode(images))
+        assert_close(model.decode(codes), expected, rtol=0, atol=1e-5)
+    files = model.compress(images)
+    assert same(model.decompress(files)[0], model.decode(codes)[0])
+
+    # another training begins with the leaves
+    still = with_quantizer(base, decay=0.9999)
+    longer = Case("autoencoder", tmp_path / "longer", still)
+    longer.train(max_steps=1, learning_rate=1e-9, init_from=case.path)
+    again = hrvqvae.load(longer.path)
+    assert_close(again.decode(again.encode(images)), model.decode(codes), rtol=0, atol=5e-3)
 
 
 @pytest.fixture

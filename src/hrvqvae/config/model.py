@@ -93,6 +93,11 @@ class ModelConfig(Section, section="model"):
         """Training steps between restarts of dead codewords (0: none)."""
         return 0
 
+    @property
+    def trained(self) -> Self:
+        """The configuration of the model that is trained, which may become another afterwards."""
+        return self
+
     def check_images(self, size: int) -> None:  # most systems take any size
         """Raise InputError if the system can't be trained on images of `size` x `size` pixels."""
 
@@ -132,6 +137,7 @@ class NetworkConfig(ModelConfig):
         return Geometry(self.stride, 2 * self.padding, (1,) * len(self.num_symbols))
 
 
+_MOST_TRAINED = 2**16  # codewords of a flat codebook that is trained for a tree
 _REMOVED = {"context": 0, "shrinkage": 0, "memory_mib": 64}  # fields of earlier versions
 
 
@@ -151,6 +157,9 @@ class QuantizerConfig(Section, section="model.quantizer"):
     #: m of each level, coarse first (default: `codewords`)
     level_codewords: tuple[AtLeastTwo, ...] = ()
     dim: Positive = 32  #: D, width of a codeword
+    #: Train a flat codebook for each group of linked levels, and order its codewords as a tree
+    #: (docs/method.md). A group of more than 65,536 leaves is trained as a tree.
+    planted: bool = False
     beta: Weight = 0.25  #: beta_0, weight of the commitment to the sum of the codewords
     #: beta_l, weight of the commitment at each level, coarse first, or one value for all levels.
     #: Default: `beta` for all levels, as in the paper, or no such term if there is a single level.
@@ -225,6 +234,18 @@ class QuantizerConfig(Section, section="model.quantizer"):
         return min(self.linked or self.levels, self.levels)
 
     @property
+    def trained(self) -> Self:
+        """The quantizer that is trained: for a planted tree, a flat codebook per group of linked
+        levels.
+        """
+        starts = range(0, self.levels, self.group_size)
+        leaves = tuple(math.prod(self.sizes[start:][: self.group_size]) for start in starts)
+        if not self.planted or max(leaves) > _MOST_TRAINED:
+            return self
+        flat = {"levels": len(leaves), "level_codewords": leaves, "linked": 1}
+        return self.replace(**flat, beam=1, joint_beam=False, planted=False)
+
+    @property
     def num_codebooks(self) -> tuple[int, ...]:
         """Number of codebooks of each level: 1 at the first level of a group, and one per codeword
         of the coarser level at the others.
@@ -262,6 +283,10 @@ class SingleGridConfig(CodebookConfig):
 
     system: str = "hrvqvae"
     quantizer: QuantizerConfig = QuantizerConfig(levels=3, codewords=8)
+
+    @property
+    def trained(self) -> Self:
+        return self.replace(quantizer=self.quantizer.trained)
 
     @property
     def num_symbols(self) -> tuple[int, ...]:

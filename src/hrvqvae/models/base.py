@@ -7,6 +7,7 @@ inside. Codes are a tuple of int64 tensors (B, H_l, W_l), one per level, coarse 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -179,6 +180,10 @@ class Autoencoder(nn.Module, ABC):
         how many were restarted.
         """
         return 0
+
+    def plant(self, config: ModelConfig) -> Self:
+        """Return the model of `config` that this model, trained as `config.trained`, becomes."""
+        return self
 
     def align(self) -> None:
         """Renumber codewords so that codes are easier to predict; reconstructions do not change."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae import distributed
-from hrvqvae.config import Grid, NetworkConfig, SingleGridConfig
+from hrvqvae.config import Grid, ModelConfig, NetworkConfig, SingleGridConfig
 from hrvqvae.models import tiles
 from hrvqvae.models.base import (
     Autoencoder,
@@ -22,6 +22,7 @@ from hrvqvae.models.base import (
 )
 from hrvqvae.models.blocks import ConditionalDecoder, Decoder, Encoder
 from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer, check_codes
+from hrvqvae.quantize.planting import plant_tree
 
 
 class SingleGridAutoencoder(Autoencoder):
@@ -145,6 +146,17 @@ class SingleGridAutoencoder(Autoencoder):
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
         latents = self.latents(to_unit_images(images, self.channels))
         return self.quantizer.restart_dead_codes(distributed.all_gather(latents), rng)
+
+    def plant(self, config: ModelConfig) -> Self:
+        if config == self.config:
+            return self
+        assert isinstance(config, SingleGridConfig)
+        assert isinstance(self.quantizer, ResidualQuantizer)
+        model = copy.copy(self)
+        model._modules = dict(self._modules)  # the copy shares encoder and decoder alone
+        model.quantizer = plant_tree(self.quantizer, config.quantizer)
+        model.config = config
+        return model
 
     def align(self) -> None:
         if isinstance(self.quantizer, ResidualQuantizer):

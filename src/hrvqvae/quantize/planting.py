@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize.codebook import LevelCodebooks
+from hrvqvae.quantize.residual import ResidualQuantizer
 
 _ITERATIONS = 15
 _LEAST_WEIGHT = 1e-3  # of an unused codeword, in mean weights
@@ -42,6 +44,35 @@ def plant(levels: Sequence[LevelCodebooks], codebook: Tensor, counts: Tensor) ->
         level.set_codewords(slice(None), codewords, count.flatten())
         nodes = parents + codewords
     return marked
+
+
+def plant_tree(flat: ResidualQuantizer, config: QuantizerConfig) -> ResidualQuantizer:
+    """Return the tree of `config`. The codewords of a flat codebook become the leaves of each group
+    of linked levels.
+    """
+    tree = ResidualQuantizer(config)
+    for group, stage in zip(_groups(tree), flat.levels, strict=True):
+        plant(group, stage.codewords[0].detach().cpu(), stage.count[0].cpu())
+    return tree.to(flat.levels[0].count.device)
+
+
+def read_leaves(tree: ResidualQuantizer) -> ResidualQuantizer:
+    """Return flat codebooks, one per group of linked levels, whose codewords are the leaves of a
+    tree: the inverse of `plant_tree`.
+    """
+    flat = ResidualQuantizer(tree.config.replace(planted=True).trained)
+    for group, stage in zip(_groups(tree), flat.levels, strict=True):
+        leaves = torch.zeros(1, tree.config.dim)
+        for level in group:
+            leaves = leaves.repeat_interleave(level.size, 0) + level.codewords.flatten(0, 1)
+        stage.set_codewords(slice(None), leaves, group[-1].count.flatten())
+    return flat
+
+
+def _groups(tree: ResidualQuantizer) -> list[list[LevelCodebooks]]:
+    """Return the groups of linked levels."""
+    size = tree.config.group_size
+    return [tree.levels[start:][:size] for start in range(0, len(tree.levels), size)]
 
 
 def _order(words: Tensor, weights: Tensor, rows: Tensor, sizes: Sequence[int]) -> Tensor:

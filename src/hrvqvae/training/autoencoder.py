@@ -3,6 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -21,6 +22,7 @@ from hrvqvae.models.build import build, build_objective
 from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.quantize import functional as vq
+from hrvqvae.quantize.planting import read_leaves
 from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.loggers import Record
@@ -125,11 +127,16 @@ class AutoencoderTask(ImageTask):
         self.schedule = CodebookSchedule(config.model.restart_every)
 
     def build(self) -> Autoencoder:
-        return build(self.config)
+        return build(replace(self.config, model=self.config.model.trained))
 
     def init_from(self, model: nn.Module) -> str:
         name = self.training.init_from
+        source: Any
         source, config = open_run(name).load(decoder=None)
+        target = self.config.model
+        is_planted = target != target.trained
+        if is_planted and source.config.num_codewords == target.num_codewords:
+            source.quantizer = read_leaves(source.quantizer)
         copy_weights(model, source.state_dict(), name)  # with the counts of the codewords
         return f"beginning with the weights of {name}, trained on {config.data.dataset}"
 
@@ -180,7 +187,7 @@ class AutoencoderTask(ImageTask):
         # usage of the finest level in the batch of all processes
         if (state.step + 1) % self.training.log_every == 0:
             finest = model.codeword_indices(goal.codes)[-1]
-            counts = vq.counts(finest, self.config.model.num_codewords[-1])
+            counts = vq.counts(finest, model.config.num_codewords[-1])
             (total,) = distributed.all_reduce([counts])
             metrics["usage"] = (total > 0).double().mean()
         return metrics
@@ -188,7 +195,7 @@ class AutoencoderTask(ImageTask):
     def averaged_model(self, state: TrainState) -> Autoencoder:
         model = state.averaged.module
         assert isinstance(model, Autoencoder)
-        return model.eval()
+        return model.plant(self.config.model).eval()
 
     def remark(self, step: int, records: Sequence[Record]) -> str:
         few = step < _FEW_STEPS
