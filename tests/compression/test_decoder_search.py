@@ -7,9 +7,9 @@ from PIL import Image
 
 import hrvqvae
 from hrvqvae.compression import decoder_search
-from hrvqvae.compression.decoder_search import DecoderSearch
+from hrvqvae.compression.decoder_search import open_encoder
 from hrvqvae.config.parsing import override
-from hrvqvae.models.tiles import divide_grid
+from hrvqvae.models import tiles
 from tests.compression.made import (
     digits,
     single_grid,
@@ -47,25 +47,24 @@ def _float32(monkeypatch):
 def test_effort_2_never_has_more_error_than_the_nearest_codewords(name, mnist_root):
     """Of groups of levels, a flat codebook, and unlinked levels; images that do not fill a grid."""
     model, entropy_model = started(name, mnist_root)
-    search = DecoderSearch(model)
+    encode = open_encoder(model, effort=2)
     for images in (digits(), digits(3)[:, :, 2:7]):
         nearest = model.encode(images)
-        chosen = search.encode(images)
+        chosen = encode(images)
         assert [code.shape for code in chosen] == [code.shape for code in nearest]
         before, after = (errors(model, images, codes) for codes in (nearest, chosen))
         assert (after <= before + 1e-4).all()
         assert after.sum() < 0.997 * before.sum()
-    empty = search.encode(digits(0))
+    empty = encode(digits(0))
     assert [len(code) for code in empty] == [0] * len(entropy_model.symbols)
 
 
 def test_an_image_of_one_position(mnist_root):
     config = override(single_grid("hrvqvae", mnist_root), {"model.padding": "0"})
     model, _ = untrained(config)
-    search = DecoderSearch(model)
     images = digits()[..., 5:7, 5:7]
     nearest = errors(model, images, model.encode(images))
-    codes = search.encode(images)
+    codes = open_encoder(model, effort=2)(images)
     assert {code.shape for code in codes} == {(len(images), 1, 1)}
     assert (errors(model, images, codes) <= nearest + 1e-4).all()
 
@@ -91,7 +90,7 @@ def test_a_leaf_is_moved_only_where_it_comes_nearer_to_its_goal(mnist_root):
     expected = [
         torch.where(is_nearer & has_turn, *codes) for codes in zip(leaf, nearest, strict=True)
     ]
-    chosen = DecoderSearch(model).encode(image, effort=1)
+    chosen = open_encoder(model, effort=1)(image)
     assert same(chosen, expected)
     assert not same(chosen, nearest)
 
@@ -128,34 +127,22 @@ def test_the_command_writes_these_files(run, tmp_path):
 
 def test_models_of_several_grids_are_told(mnist_root):
     with input_error("one latent grid"):
-        DecoderSearch(untrained(tiny_systems(mnist_root)["vqvae2"])[0])
+        open_encoder(untrained(tiny_systems(mnist_root)["vqvae2"])[0], effort=1)
 
 
 def test_large_images_are_searched_in_tiles_to_codes_about_as_good(model, monkeypatch):
     rows = [torch.cat([*row], -1) for row in digits(30).split(6)]
     image = torch.cat(rows, -2)[None, :, :55, :70]
-    encoder = DecoderSearch(model.autoencoder)
-    at_once = encoder.encode(image)
+    encode = open_encoder(model.autoencoder, effort=2)
+    at_once = encode(image)
     usual = model.encode(image)
-    monkeypatch.setattr(decoder_search, "_TILE_SIDE", 12)
-    monkeypatch.setattr(decoder_search, "_HALO", 6)
-    assert len(divide_grid(tuple(usual[0].shape[1:]), 12, 6)) == 9
-    in_tiles = encoder.encode(image)
+    monkeypatch.setattr(tiles, "_TILE", 24)
+    monkeypatch.setattr(tiles, "_MAX_UNDIVIDED", 400)
+    in_tiles = encode(image)
     assert not same(in_tiles, at_once)
     least, most, tiled = (
         errors(model.autoencoder, image, codes) for codes in (at_once, usual, in_tiles)
     )
     assert tiled < least + 0.1 * (most - least)
-
-
-def test_progress_of_tiles_ends_at_its_total(model, monkeypatch):
-    ends = []
-
-    def tracked(items, title, total, size):
-        ends.append((total, sum(map(size, items))))
-        return items
-
-    monkeypatch.setattr(decoder_search, "tracked", tracked)
-    monkeypatch.setattr(decoder_search, "_TILE_SIDE", 4)
-    DecoderSearch(model.autoencoder).encode(digits(3), effort=1)
-    assert [total for total, _ in ends] == [count for _, count in ends] != []
+    first = open_encoder(model.autoencoder, levels=2, effort=1)(image)
+    assert [code.shape for code in first] == [code.shape for code in usual[:2]]

@@ -88,8 +88,8 @@ def encode(
     config: NetworkConfig,
     networks: nn.Module,
 ) -> Codes:
-    """Return the codes of images (B, C, Y, X); `encode_tile` encodes a tile by the convolutions of
-    `networks`.
+    """Return the codes of images (B, C, Y, X); `encode_tile` encodes a tile, perhaps in its first
+    levels only, by the convolutions of `networks`.
     """
     # a traced graph can't depend on the size
     if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _MAX_UNDIVIDED:
@@ -104,9 +104,9 @@ def encode(
         grids[0], stride, networks, config, "encode"
     ):
         tile_codes = encode_tile(images[index_area(extended, stride)])
-        for level_codes, level_tile, factor in zip(codes, tile_codes, factors, strict=True):
+        for level_codes, level_tile, factor in zip(codes, tile_codes, factors, strict=False):
             level_codes[index_area(core, factor)] = level_tile[index_area(core_in_extended, factor)]
-    return tuple(codes)
+    return tuple(codes[: len(tile_codes)])
 
 
 def decode(

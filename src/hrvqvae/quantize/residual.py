@@ -112,25 +112,27 @@ class ResidualQuantizer(Quantizer):
     def _codes(self, indices: Iterable[Tensor], latents: Tensor) -> Codes:
         """Return the codes (B, H, W) of each level for indices (N,) of latents (B, H, W, D)."""
         codes = []
-        for index, codebooks in zip(indices, self.levels, strict=True):
+        for index, codebooks in zip(indices, self.levels, strict=False):
             code = index % codebooks.size
             codes.append(code.view(latents.shape[:-1]))
         return tuple(codes)
 
-    def descend(self, z: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Return, for vectors (N, D), the indices (N,) and codewords (N, D) of each level, and the
-        residuals r_0 to r_L.
+    def descend(
+        self, z: Tensor, levels: int | None = None
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return, for vectors (N, D), the indices (N,) and codewords (N, D) of the first levels
+        (default: all), and the residuals r_0 to r_L.
 
         Codewords carry the gradient to the codebooks, residuals the gradient to the vectors.
         """
         indices: list[Tensor] = []
         codewords: list[Tensor] = []
         residuals = [z]
-        search, parts = self.plan_search(len(self.levels))
+        search, parts = self._plan_search(levels or len(self.levels))
         for part in parts:
-            levels = self.levels[part.start : part.stop]
-            nearest = self._search(search, residuals[-1], levels)
-            for codebooks, index in zip(levels, nearest, strict=True):
+            searched = self.levels[part.start : part.stop]
+            nearest = self._search(search, residuals[-1], searched)
+            for codebooks, index in zip(searched, nearest, strict=True):
                 codeword = codebooks.lookup(index)
                 residual = residuals[-1] - codeword.detach()
                 indices.append(index)
@@ -138,9 +140,9 @@ class ResidualQuantizer(Quantizer):
                 residuals.append(residual)
         return indices, codewords, residuals
 
-    def plan_search(self, levels: int) -> tuple[Search, list[range]]:
+    def _plan_search(self, levels: int) -> tuple[Search, list[range]]:
         """Return the search of the present mode, and the levels of each call of it, for the first
-        `levels`. Also used by compression/decoder_search.py.
+        `levels`.
 
         Raises InputError if there is a beam for encoding, and `search` was replaced.
         """
@@ -206,15 +208,17 @@ class ResidualQuantizer(Quantizer):
         return losses, torch.stack(sums)
 
     @torch.no_grad()
-    def encode(self, latents: Tensor) -> Codes:
+    def encode(self, latents: Tensor, levels: int | None = None) -> Codes:
+        """Return the codes of the first levels (default: all); see `Quantizer.encode`."""
         check_dimension(latents, self.config.dim)
         z = latents.flatten(0, -2).float()
+        count = levels or len(self.levels)
         indices: Iterable[Tensor]
-        search, parts = self.plan_search(len(self.levels))
+        search, parts = self._plan_search(count)
         if len(parts) == 1:  # which needs no residuals
-            indices = self._search(search, z, self.levels)
+            indices = self._search(search, z, self.levels[:count])
         else:
-            indices, _, _ = self.descend(z)
+            indices, _, _ = self.descend(z, count)
         return self._codes(indices, latents)
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
@@ -257,7 +261,7 @@ class ResidualQuantizer(Quantizer):
             noise = torch.randn(num_vectors, len(spread), generator=rng, dtype=torch.float32)
             start = noise.to(start.device) * spread + mean
 
-        search, parts = self.plan_search(len(self.levels))
+        search, parts = self._plan_search(len(self.levels))
         for part in parts:
             levels = self.levels[part.start : part.stop]
             residual = start
