@@ -24,7 +24,7 @@ table = pq.read_table(source, columns=["id", "embedding"])
 vectors = np.stack(table["embedding"].to_numpy()).astype(np.float32)
 codewords = 2 ** math.ceil(math.log2(4 * len(vectors)) / 3)  # four leaves or more per row
 
-tree = TreeVQ(dim=vectors.shape[1], codewords=codewords, levels=3).fit(vectors, align=True)
+tree = TreeVQ(dim=vectors.shape[1], codewords=codewords, levels=3).fit(vectors)
 ids = tree.unique_indices(vectors)  # (rows, 3)
 with target.open("xb") as file:
     pq.write_table(table.select(["id"]).append_column("semantic_id", pa.array(ids.tolist())), file)

@@ -198,7 +198,6 @@ def test_a_training_step_of_a_prior(kind):
 
 LAYERS = {
     "ema": {},
-    "gradient": {"update": "gradient"},
     "groups": {"linked": 2},
     "greedy": {"beam": 1},
 }

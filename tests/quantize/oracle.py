@@ -30,33 +30,23 @@ def search(z, codebooks, linked):
 
 
 def losses(vectors, codebooks, linked, beta, level_betas):
-    """Loss: return its terms after the reconstruction error, by name, summed over vectors, and
-    their gradients: by the vectors, which the commitments reach, and by the codewords of each
-    level, which the others reach.
+    """Loss: return its commitments by name, summed over vectors, and their gradient by the vectors.
 
-    Without `level_betas`, only the terms of z_q.
+    Without `level_betas`, only the term of z_q.
     """
     terms = Counter()
     of_vectors = np.zeros_like(vectors)
-    of_codebooks = [np.zeros(codebook.shape) for codebook in codebooks]
     for row, z in enumerate(vectors):
         # r_(l-1) - e_l = r_l, and z - z_q = r_L
-        indices, (_, *residuals) = search(z, codebooks, linked)
+        _, (_, *residuals) = search(z, codebooks, linked)
         errors = [float((residual**2).sum()) for residual in residuals]
-        terms["codebook"] += errors[-1]
         terms["commitment"] += beta * errors[-1]
         of_vectors[row] += 2 * beta * residuals[-1]
-        for level, index in enumerate(indices):
-            of_codeword = of_codebooks[level].reshape(-1, len(z))[index]
-            of_codeword -= 2 * residuals[-1]
-            if level_betas:
-                weight = level_betas[level]
-                terms[f"codebook_{level + 1}"] += errors[level]
-                if weight:
-                    terms[f"commitment_{level + 1}"] += weight * errors[level]
-                of_vectors[row] += 2 * weight * residuals[level]
-                of_codeword -= 2 * residuals[level]
-    return terms, of_vectors, of_codebooks
+        for level, weight in enumerate(level_betas):
+            if weight:
+                terms[f"commitment_{level + 1}"] += weight * errors[level]
+            of_vectors[row] += 2 * weight * residuals[level]
+    return terms, of_vectors
 
 
 def batch_sums(vectors, codebooks, indices):

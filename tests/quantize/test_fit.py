@@ -153,7 +153,7 @@ def test_training_goes_on_from_there():
     vectors = vectors_of(2_000)
     tree = layer(restart_every=0)
     with torch.device("meta"):  # a default for new tensors
-        tree.fit(vectors, batch=500, align=True)
+        tree.fit(vectors, batch=500)
     fitted = copy.deepcopy(tree)
     for seed in range(5):
         tree(vectors_of(500, seed=seed))

@@ -21,7 +21,7 @@ from tests.conftest import generator, normal, parametrize, same, shared_fixture
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 8
-UPDATES = ("ema", "gradient", "large")
+SIZES = ("small", "large")
 
 
 def batch(step):
@@ -36,10 +36,10 @@ def batch(step):
 
 
 class Network(nn.Module):
-    def __init__(self, update, group=None):
+    def __init__(self, size, group=None):
         super().__init__()
         self.encoder = nn.Linear(6, 6)
-        with patch.object(codebook, "_LARGE", 0 if update == "large" else 2**21):
+        with patch.object(codebook, "_LARGE", 0 if size == "large" else 2**21):
             self.layer = TreeVQ(
                 6,
                 3,
@@ -48,7 +48,6 @@ class Network(nn.Module):
                 restart_every=3,
                 decay=0.5,
                 process_group=group,
-                update="gradient" if update == "gradient" else "ema",
             )
 
     def forward(self, x, mask):
@@ -56,12 +55,12 @@ class Network(nn.Module):
         return (quantized - x)[mask].square().mean() + loss
 
 
-def train(update, rank, size, group=None, ddp=True):
+def train(kind, rank, size, group=None, ddp=True):
     """Return the state after some steps, and how many codewords jumped. Without `ddp` a copy goes
     on after each.
     """
     torch.manual_seed(0)
-    network = Network(update, group)
+    network = Network(kind, group)
     trained = DistributedDataParallel(network) if size > 1 and ddp else network
     optimizer = torch.optim.SGD(network.parameters(), 0.05)
     jumped = 0
@@ -99,13 +98,13 @@ def saved(folder, name):
     return [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)]
 
 
-@parametrize("update", UPDATES)
-def test_two_processes_agree_with_each_other_and_with_one(folder, update):
+@parametrize("size", SIZES)
+def test_two_processes_agree_with_each_other_and_with_one(folder, size):
     """The start takes three batches, and something is restarted on the way."""
-    (first, jumped), (second, _) = saved(folder, update)
+    (first, jumped), (second, _) = saved(folder, size)
     assert same(first, second)
     assert jumped > 0
-    alone, _ = train(update, 0, 1)
+    alone, _ = train(size, 0, 1)
     assert alone["layer.schedule.progress"].tolist() == [STEPS - 2, 0]
     assert_close(first, alone, rtol=1e-3, atol=1e-4)
 
@@ -117,7 +116,7 @@ def test_a_backend_without_this_device_gives_the_same_codebooks(folder):
 
 
 def test_a_layer_of_a_group_of_one_trains_as_alone(folder):
-    assert same(torch.load(folder / "group.pt")[0], train("ema", 0, 1, ddp=False)[0])
+    assert same(torch.load(folder / "group.pt")[0], train("small", 0, 1, ddp=False)[0])
 
 
 def main(folder, rank):
@@ -125,17 +124,17 @@ def main(folder, rank):
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
     )
-    for update in UPDATES:
-        torch.save(train(update, rank, 2), folder / f"{update}-{rank}.pt")
-    torch.save(train("ema", rank, 2, ddp=False), folder / f"plain-{rank}.pt")
+    for size in SIZES:
+        torch.save(train(size, rank, 2), folder / f"{size}-{rank}.pt")
+    torch.save(train("small", rank, 2, ddp=False), folder / f"plain-{rank}.pt")
     group = dist.new_group([0])
     if rank == 0:
-        torch.save(train("ema", 0, 1, group, ddp=False), folder / "group.pt")
+        torch.save(train("small", 0, 1, group, ddp=False), folder / "group.pt")
     dist.destroy_process_group()
     dist.init_process_group(
         "cuda:gloo", init_method=f"file://{folder / 'cuda'}", rank=rank, world_size=2
     )
-    torch.save(train("ema", rank, 2, ddp=False), folder / f"cuda-{rank}.pt")
+    torch.save(train("small", rank, 2, ddp=False), folder / f"cuda-{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -138,7 +138,8 @@ class NetworkConfig(ModelConfig):
 
 
 _MOST_TRAINED = 2**16  # codewords of a flat codebook that is trained for a tree
-_REMOVED = {"context": 0, "shrinkage": 0, "memory_mib": 64}  # fields of earlier versions
+# fields of earlier versions
+_REMOVED = {"context": 0, "shrinkage": 0, "memory_mib": 64, "update": "ema"}
 
 
 class QuantizerConfig(Section, section="model.quantizer"):
@@ -164,8 +165,6 @@ class QuantizerConfig(Section, section="model.quantizer"):
     #: beta_l, weight of the commitment at each level, coarse first, or one value for all levels.
     #: Default: `beta` for all levels, as in the paper, or no such term if there is a single level.
     level_betas: tuple[Weight, ...] = ()
-    #: ema: moving averages of the latents; gradient: the codebook loss
-    update: Literal["ema", "gradient"] = "ema"
     decay: Share = 0.99  #: of the moving averages
     #: latents for the k-means start (0: noise at the scale of the latents)
     init_vectors: Count = 131_072

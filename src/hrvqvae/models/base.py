@@ -184,6 +184,3 @@ class Autoencoder(nn.Module, ABC):
     def plant(self, config: ModelConfig) -> Self:
         """Return the model of `config` that this model, trained as `config.trained`, becomes."""
         return self
-
-    def align(self) -> None:
-        """Renumber codewords so that codes are easier to predict; reconstructions do not change."""

@@ -62,7 +62,7 @@ class SingleGridAutoencoder(Autoencoder):
         levels = quantizer.config.levels
         if levels == 1 or levels != quantizer.config.group_size:
             return ()
-        return tuple(codebooks.codewords.detach() for codebooks in quantizer.levels)
+        return tuple(codebooks.codewords for codebooks in quantizer.levels)
 
     @property
     def progressive_decoder(self) -> ConditionalDecoder | None:
@@ -157,10 +157,6 @@ class SingleGridAutoencoder(Autoencoder):
         model.quantizer = plant_tree(self.quantizer, config.quantizer)
         model.config = config
         return model
-
-    def align(self) -> None:
-        if isinstance(self.quantizer, ResidualQuantizer):
-            self.quantizer.align()
 
     def use_progressive_decoder(self, decoder: ConditionalDecoder) -> None:
         """Use a conditional decoder, on the model's device, to decode prefixes.

@@ -26,16 +26,11 @@ _LARGE = 2**21  # values of a level, 8 MiB, above which it does not keep `total`
 
 
 class LevelCodebooks(nn.Module):
-    """All codebooks of one level, with moving averages of how often each codeword is chosen.
-
-    With the update "ema" codewords are a buffer of moving averages, total / count. With "gradient"
-    they are a parameter, which the codebook loss moves.
-    """
+    """All codebooks of one level: codewords are moving averages, total / count."""
 
     codewords: Tensor  # (num_books, m, D)
     count: Tensor  # (num_books, m): moving average of the number of vectors per batch
-    #: (num_books, m, D): moving average of the sum of these vectors; with "ema", if not too large,
-    #: or loaded from a state of version 1.0.0
+    #: (num_books, m, D): moving average of the sum of these vectors; None for a large level
     total: Any
 
     def __init__(self, config: QuantizerConfig, num_books: int, size: int) -> None:
@@ -44,14 +39,12 @@ class LevelCodebooks(nn.Module):
         self.num_books = num_books
         self.size = size
         self.num_codewords = num_books * size
-        self.is_ema = config.update == "ema"
         count = torch.ones(num_books, size, dtype=torch.float32)
         codewords = torch.zeros(num_books, size, config.dim, dtype=torch.float32)
         self.is_large = codewords.numel() > _LARGE
-        keeps_total = self.is_ema and not self.is_large
         self.register_buffer("count", count)
-        self.codewords = nn.Buffer(codewords) if self.is_ema else nn.Parameter(codewords)
-        self.register_buffer("total", torch.zeros_like(codewords) if keeps_total else None)
+        self.register_buffer("codewords", codewords)
+        self.register_buffer("total", None if self.is_large else torch.zeros_like(codewords))
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
@@ -73,20 +66,11 @@ class LevelCodebooks(nn.Module):
         """Set the codewords of indices (K,) to vectors (K, D), with counts (K,), or to what can be
         broadcast to these shapes; sums follow from both.
         """
-        self.codewords.data.flatten(0, 1)[index] = vectors
+        self.codewords.flatten(0, 1)[index] = vectors
         self.count.view(-1)[index] = count
         if self.total is not None:
             total = vectors * count.unsqueeze(-1)
             self.total.flatten(0, 1)[index] = total
-
-    def reorder(self, index: Tensor) -> None:
-        """Renumber the codewords, with their averages: new[i] = old[index[i]], for index
-        (num_codewords,).
-        """
-        for values in (self.codewords.data, self.count, self.total):
-            if values is not None:
-                flat = values.view(self.num_codewords, -1)
-                flat.copy_(flat[index])
 
     def average(self, batch_counts: Tensor, rows: Any, sums: Tensor) -> None:
         """Update averages and codewords (docs/method.md, "Moving averages").
@@ -126,7 +110,7 @@ class LevelCodebooks(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         """Load; a large level keeps `total` if the state has it."""
-        if self.is_ema and self.is_large:
+        if self.is_large:
             is_saved = f"{prefix}total" in state_dict
             self.total = torch.zeros_like(self.codewords) if is_saved else None
         super()._load_from_state_dict(state_dict, prefix, *arguments)
@@ -219,10 +203,6 @@ def update_codebooks(
         chosen = vq.counts(index, level.num_codewords)
         counts.append(chosen.float())
     counts = distributed.all_reduce(counts, group)
-    if not levels[0].is_ema:
-        for level, level_counts in zip(levels, counts, strict=True):
-            level.count.view(-1).lerp_(level_counts, 1 - level.decay)
-        return
 
     # per level, the codewords (K,) that the batch may move, the same in all processes, and the sums
     # (K, D) of this process's vectors

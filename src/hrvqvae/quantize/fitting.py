@@ -170,7 +170,7 @@ def _refit(
             codewords = total
 
         if level is not levels[-1]:
-            shift = codewords - level.codewords.detach() + parent_shift
+            shift = codewords - level.codewords + parent_shift
             parent_shift = shift.flatten(0, 1).unsqueeze(1)
         vectors = codewords.flatten(0, 1)
         level.set_codewords(slice(None), vectors, count.flatten() * weight)
@@ -208,10 +208,10 @@ def _split_fullest(
             continue
         target = book * codebooks.size + child
         source = book * codebooks.size + partner[book, child]
-        codewords = codebooks.lookup(source).detach()
+        codewords = codebooks.lookup(source)
         half = codebooks.count.view(-1)[source] / 2
         noise = torch.randn(codewords.shape, generator=rng, dtype=torch.float32)
-        spread = codebooks.codewords.detach().std(correction=0)
+        spread = codebooks.codewords.std(correction=0)
         offset = noise.to(codewords.device) * spread / 20
 
         # The copy of the subtree gets half its counts, as `target` has half the count of `source`.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,8 @@ class TreeVQ(nn.Module):
     codebook the next level searches, so a greedy search computes L * m distances for m^L leaves.
 
     In training mode each call updates the codebooks; the first calls also fit them by k-means, from
-    a fixed seed. After `freeze` and in evaluation mode no call updates them; `fit` and `align`
-    always do. Codebooks stay in float32, and are the same in all processes of torch.distributed.
+    a fixed seed. After `freeze` and in evaluation mode no call updates them; `fit` always does.
+    Codebooks stay in float32, and are the same in all processes of torch.distributed.
 
     Args:
         dim: D, number of channels.
@@ -62,8 +62,6 @@ class TreeVQ(nn.Module):
             with the beam.
         coarse_weight: weight of the coarser levels' squared residuals in a candidate's cost;
             improves coarse outputs.
-        update: codewords follow moving averages of their vectors ("ema") or the gradient of the
-            loss ("gradient").
         decay: decay of all moving averages; 0.99 suits codewords that get only a few vectors per
             batch.
         start_vectors: vectors in the k-means start; None for eight per codeword of the largest
@@ -95,7 +93,6 @@ class TreeVQ(nn.Module):
         level_betas: float | Sequence[float] = 0.05,
         beam: int = 4,
         coarse_weight: float = 0.1,
-        update: Literal["ema", "gradient"] = "ema",
         decay: float = 0.95,
         start_vectors: int | None = None,
         restart_every: int = 100,
@@ -120,7 +117,6 @@ class TreeVQ(nn.Module):
                 beta=beta,
                 level_betas=betas,
                 coarse_weight=coarse_weight,
-                update=update,
                 decay=decay,
                 restart_every=restart_every,
                 restart_below=restart_below,
@@ -228,10 +224,9 @@ class TreeVQ(nn.Module):
 
         Returns:
             Quantized features in the shape and type of the input, with a straight-through gradient;
-            indices (B, ..., L) int64; and the loss, a float32 scalar: the commitment terms plus,
-            with "gradient", the codebook terms. Each term is a mean over all unmasked values. With
-            `return_losses` also the loss of each level (L,). The last level's loss includes the
-            terms of the sum of the codewords.
+            indices (B, ..., L) int64; and the loss, a float32 scalar: the commitment terms, each a
+            mean over all unmasked values. With `return_losses` also the loss of each level (L,).
+            The last level's loss includes the term of the sum of the codewords.
 
         Raises:
             InputError: Wrong shape or type, or training mode under `torch.inference_mode`.
@@ -328,28 +323,18 @@ class TreeVQ(nn.Module):
 
     def freeze(self) -> TreeVQ:
         """Keep the codebooks unchanged in training mode too; return the layer."""
-        self.quantizer.requires_grad_(False).frozen = True
+        self.quantizer.frozen = True
         return self
 
     def unfreeze(self) -> TreeVQ:
         """Undo `freeze`; return the layer."""
-        self.quantizer.requires_grad_(True).frozen = False
+        self.quantizer.frozen = False
         return self
 
     def reset_parameters(self) -> None:
         """Reset to the state of a new layer, also after `to_empty`."""
         for module in (*self.quantizer.levels, self.schedule):
             module.reset_parameters()
-
-    def align(self) -> TreeVQ:
-        """Renumber children so that an index means about the same below every parent; return the
-        layer.
-
-        Codebooks of more than 1,024 codewords stay as they are. The state of an optimizer is not
-        renumbered.
-        """
-        self.quantizer.align()
-        return self
 
     @torch.inference_mode(False)
     def fit(
@@ -359,7 +344,6 @@ class TreeVQ(nn.Module):
         passes: int = 10,
         batch: int = 65_536,
         seed: int = 0,
-        align: bool = False,
     ) -> TreeVQ:
         """Fit the codebooks to an array or to batches, in any mode; return the layer.
 
@@ -374,7 +358,6 @@ class TreeVQ(nn.Module):
             passes: number of passes over all vectors.
             batch: most vectors read at once, if they fit into 64 MiB.
             seed: random seed.
-            align: call `align` at the end.
 
         Raises:
             InputError: There are no vectors, they have a wrong shape or type, or they are an
@@ -391,7 +374,7 @@ class TreeVQ(nn.Module):
                 seed,
             )
         self.schedule.finish_start()
-        return self.align() if align else self
+        return self
 
     def _repeatable(self, vectors: Vectors, batch: int) -> Callable[[], Iterator[Tensor]]:
         """Return a function that starts a new iteration over all vectors, in batches, at each
@@ -504,9 +487,7 @@ class TreeVQ(nn.Module):
     def extra_repr(self) -> str:
         config = self.quantizer.config
         sizes = list(config.sizes) if config.level_codewords else config.codewords
-        about = (
-            f"dim={config.dim}, codewords={sizes}, levels={config.levels}, update={config.update!r}"
-        )
+        about = f"dim={config.dim}, codewords={sizes}, levels={config.levels}"
         return about if self.channel_last else f"{about}, channel_last=False"
 
 

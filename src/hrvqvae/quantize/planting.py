@@ -52,7 +52,7 @@ def plant_tree(flat: ResidualQuantizer, config: QuantizerConfig) -> ResidualQuan
     """
     tree = ResidualQuantizer(config)
     for group, stage in zip(_groups(tree), flat.levels, strict=True):
-        plant(group, stage.codewords[0].detach().cpu(), stage.count[0].cpu())
+        plant(group, stage.codewords[0].cpu(), stage.count[0].cpu())
     return tree.to(flat.levels[0].count.device)
 
 

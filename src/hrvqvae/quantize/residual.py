@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.distributed import GroupHandle
-from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks, update_codebooks
 from hrvqvae.quantize.quantized import (
     Codes,
@@ -36,8 +35,6 @@ from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import InputError, NonFiniteError, require
 
 Search = Callable[..., Tensor]
-
-_MAX_ALIGNED_SIZE = 1024  # codewords per codebook: alignment takes m^2 values per codebook
 
 
 class ResidualQuantizer(Quantizer):
@@ -100,7 +97,7 @@ class ResidualQuantizer(Quantizer):
         z_q = sum(codewords, torch.zeros_like(z))
 
         # "Training": loss, and moving averages
-        losses, level_losses = self._losses(z_q, codewords, residuals)
+        losses, level_losses = self._losses(z_q, residuals)
         if self.training and not self.frozen:
             update_codebooks(self.levels, residuals[:-1], indices, self.processes.group)
 
@@ -123,7 +120,7 @@ class ResidualQuantizer(Quantizer):
         """Return, for vectors (N, D), the indices (N,) and codewords (N, D) of the first levels
         (default: all), and the residuals r_0 to r_L.
 
-        Codewords carry the gradient to the codebooks, residuals the gradient to the vectors.
+        Residuals carry the gradient to the vectors.
         """
         indices: list[Tensor] = []
         codewords: list[Tensor] = []
@@ -134,7 +131,7 @@ class ResidualQuantizer(Quantizer):
             nearest = self._search(search, residuals[-1], searched)
             for codebooks, index in zip(searched, nearest, strict=True):
                 codeword = codebooks.lookup(index)
-                residual = residuals[-1] - codeword.detach()
+                residual = residuals[-1] - codeword
                 indices.append(index)
                 codewords.append(codeword)
                 residuals.append(residual)
@@ -161,7 +158,7 @@ class ResidualQuantizer(Quantizer):
 
     def _search(self, search: Search, residual: Tensor, levels: Sequence[LevelCodebooks]) -> Tensor:
         """Return the indices (l, N) of vectors (N, D) from one search of consecutive levels."""
-        codebooks = [level.codewords.detach() for level in levels]
+        codebooks = [level.codewords for level in levels]
         try:
             return search(residual.detach(), codebooks)
         except NonFiniteError:
@@ -169,42 +166,26 @@ class ResidualQuantizer(Quantizer):
             require_finite(residual, [level.codewords for level in self.levels])
             raise
 
-    def _losses(
-        self, z_q: Tensor, codewords: Sequence[Tensor], residuals: Sequence[Tensor]
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def _losses(self, z_q: Tensor, residuals: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Return the terms of the loss (docs/method.md), summed over all vectors, and their sums by
-        level (L,), of which the last includes the terms of z_q.
-
-        Residuals carry no gradient to codewords, so the commitment of every level reaches the
-        encoder alone.
+        level (L,), of which the last includes the term of z_q.
         """
-        z = residuals[0]
-        is_gradient = self.config.update == "gradient"
-        terms: list[dict[str, Tensor]] = [{} for _ in codewords]
+        losses: dict[str, Tensor] = {}
+        zero = z_q.new_zeros(())
+        sums = [zero] * len(self.levels)
 
-        # the terms of each level; a single level has those of z_q alone (`_betas` may be empty)
+        # the term of each level; a single level has that of z_q alone (`_betas` may be empty)
         for level, beta in enumerate(self._betas):
-            if is_gradient:
-                error = residuals[level].detach() - codewords[level]
-                terms[level][f"codebook_{level + 1}"] = error.square().sum()
             if beta:
                 squared_error = residuals[level + 1].square().sum()  # r_l = r_(l-1) - e_l
-                terms[level][f"commitment_{level + 1}"] = beta * squared_error
+                sums[level] = beta * squared_error
+                losses[f"commitment_{level + 1}"] = sums[level]
 
-        # the terms of z_q
-        if is_gradient:
-            error = z.detach() - z_q
-            terms[-1]["codebook"] = error.square().sum()
-        error = z - z_q.detach()
+        # the term of z_q
+        error = residuals[0] - z_q
         squared_error = error.square().sum()
-        terms[-1]["commitment"] = self.config.beta * squared_error
-
-        losses: dict[str, Tensor] = {}
-        sums = []
-        zero = z.new_zeros(())
-        for level_terms in terms:
-            losses |= level_terms
-            sums.append(sum(level_terms.values(), zero))
+        losses["commitment"] = self.config.beta * squared_error
+        sums[-1] = sums[-1] + losses["commitment"]
         return losses, torch.stack(sums)
 
     @torch.no_grad()
@@ -323,22 +304,3 @@ class ResidualQuantizer(Quantizer):
             count = finer.count.view(-1)[source] * ratio
             codewords = finer.lookup(source)
             finer.set_codewords(target, codewords, count)
-
-    @torch.no_grad()
-    def align(self) -> None:
-        """Renumber children, with their subtrees, so that a code means about the same below every
-        parent.
-
-        Codebooks of more than 1,024 codewords stay as they are.
-        """
-        for level, codebooks in enumerate(self.levels):
-            if codebooks.num_books == 1 or codebooks.size > _MAX_ALIGNED_SIZE:
-                continue
-            order = vq.alignment(codebooks.codewords, codebooks.count)
-            books = torch.arange(codebooks.num_books, device=order.device)
-            indices = books.unsqueeze(-1) * codebooks.size + order
-            permutation = indices.flatten()
-            codebooks.reorder(permutation)
-            for finer in self._linked_below(level):
-                permutation = finer.children_of(permutation)
-                finer.reorder(permutation)

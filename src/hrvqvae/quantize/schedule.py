@@ -1,6 +1,4 @@
-"""When codebooks start, when dead codewords restart, and what an optimizer must forget after a
-restart.
-"""
+"""When codebooks start, when dead codewords restart, and what an average must follow then."""
 
 import math
 from collections.abc import Iterator
@@ -9,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hrvqvae import distributed
 from hrvqvae.quantize.codebook import LevelCodebooks
-from hrvqvae.utils.errors import InputError
 
 # share of a training after which nothing restarts: codewords would have no time to adapt
 RESTART_SHARE = 0.9
@@ -48,7 +44,7 @@ class CodebookSchedule(nn.Module):
         waiting = torch.zeros(start_vectors, dim, dtype=torch.float32)
         self.register_buffer("progress", progress)
         self.register_buffer("waiting", waiting)
-        # which codewords of each level have moved since the last `forget`
+        # which codewords of each level have moved since the last `copy_moved`
         self._moved: dict[LevelCodebooks, Tensor] = {}
         # `progress`, its version and its two values, when they were last read or written
         self._copy: tuple[Tensor, int, int, int] | None = None
@@ -127,55 +123,31 @@ class CodebookSchedule(nn.Module):
 
     @contextmanager
     def track_moves(self, module: nn.Module) -> Iterator[None]:
-        """Record for `forget` which codewords the block moves, and copy the codebooks of rank 0 to
-        all ranks.
+        """Record for `copy_moved` which codewords the block moves, and copy the codebooks of rank
+        0 to all ranks.
         """
         books = _codebooks_of(module)
-        before = [book.codewords.detach().clone() for book in books]
+        before = [book.codewords.clone() for book in books]
         yield
         for book, old in zip(books, before, strict=True):
             distributed.broadcast(book.state_dict().values(), self.processes.group)
-            moved = (book.codewords.detach() != old).any(-1)
+            moved = (book.codewords != old).any(-1)
             earlier = self._moved.get(book, moved)
             self._moved[book] = moved | earlier.to(moved.device)
 
     @torch.no_grad()
-    def forget(self, optimizer: Optimizer | None = None, averaged: nn.Module | None = None) -> None:
-        """Zero the optimizer's moments of codewords that have moved since the last call, and copy
-        these codewords to an average.
-
-        The average may be an `AveragedModel` of the whole model, or the layer in it.
-
-        Raises:
-            InputError: `averaged` has other codebooks than this module: a model with several
-                layers, of which each takes its own copy.
-        """
-        moments_of = {} if optimizer is None else optimizer.state
-        for book, moved in self._moved.items():
-            state = moments_of.get(book.codewords, {})
-            for moment in state.values():
-                if isinstance(moment, Tensor) and moment.shape == book.codewords.shape:
-                    rows = moved.to(moment.device)
-                    moment[rows] = 0
-        if averaged is not None and self._moved:
-            copies = _codebooks_of(averaged)
-            shapes = [book.count.shape for book in self._moved]
-            if shapes != [copy.count.shape for copy in copies]:
-                raise InputError(
-                    f"the average has {len(copies)} levels of codebooks, this layer"
-                    f" {len(self._moved)}, or of other shapes: give the copy of this layer in the"
-                    " average"
-                )
-            pairs = zip(copies, self._moved.items(), strict=True)
-            for copy, (book, moved) in pairs:
-                state = copy.state_dict()
-                for name, values in book.state_dict().items():
-                    average = state[name]
-                    rows = moved.to(average.device)
-                    if values.ndim == 3:  # codewords and sums, not counts
-                        rows = rows.unsqueeze(-1)
-                    kept = torch.where(rows, values.to(average.device), average)
-                    average.copy_(kept)
+    def copy_moved(self, averaged: nn.Module) -> None:
+        """Copy the codewords that have moved since the last call to an average of the model."""
+        pairs = zip(_codebooks_of(averaged), self._moved.items(), strict=False)
+        for copy, (book, moved) in pairs:
+            state = copy.state_dict()
+            for name, values in book.state_dict().items():
+                average = state[name]
+                rows = moved.to(average.device)
+                if values.ndim == 3:  # codewords and sums, not counts
+                    rows = rows.unsqueeze(-1)
+                kept = torch.where(rows, values.to(average.device), average)
+                average.copy_(kept)
         self._moved.clear()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:

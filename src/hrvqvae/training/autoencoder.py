@@ -1,6 +1,5 @@
 """The task that trains an autoencoder, and the base class of tasks that train on images."""
 
-import copy
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_objective
 from hrvqvae.models.distortion import Report, evaluate
-from hrvqvae.models.objective import MODEL, Metrics
+from hrvqvae.models.objective import Metrics
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.planting import read_leaves
 from hrvqvae.quantize.schedule import CodebookSchedule
@@ -180,9 +179,8 @@ class AutoencoderTask(ImageTask):
         # update the averaged weights
         state.averaged.update_parameters(model)
 
-        # Reset the moments of the codewords that this step restarted, if any. Set their average to
-        # the new value, after the update above, which mixed it with the old one.
-        self.schedule.forget(state.networks[MODEL].optimizer, state.averaged.module)
+        # set the average of the codewords that this step restarted, if any, to their new value
+        self.schedule.copy_moved(state.averaged.module)
 
         # usage of the finest level in the batch of all processes
         if (state.step + 1) % self.training.log_every == 0:
@@ -202,9 +200,7 @@ class AutoencoderTask(ImageTask):
         return "little is learned in so few steps: resume with more" if few else ""
 
     def save(self, state: TrainState) -> None:
-        # a copy, so that `align` renumbers only the saved codewords
-        model = copy.deepcopy(self.averaged_model(state))
-        model.align()
+        model = self.averaged_model(state)
         save_model(self.run.model, self.config, model.state_dict(), state.step)
 
 
