@@ -1,7 +1,7 @@
 // Files of codes: .hrv (docs/format.md).
 
 import { crc8, pushVarint, refuseUnless, Varints } from "./bytes.js";
-import { admits, decodeLevels, encodeLevels, gridsOf } from "./levels.js";
+import { decodeLevels, encodeLevels, gridsOf } from "./levels.js";
 
 // The limits of the page.
 const MAX_PIXELS = 2 ** 26;
@@ -42,7 +42,5 @@ export function writeImage(tables, height, width, levels) {
     }
     return Uint8Array.from(bytes);
   });
-  const grids = gridsOf(tables, height, width);
-  const read = levels.every((_, level) => admits(tables, 1, level, grids, files[1].length));
-  return read && tables.levels.some(Boolean) && files[1].length <= files[0].length ? files[1] : files[0];
+  return tables.levels.some(Boolean) && files[1].length <= files[0].length ? files[1] : files[0];
 }

@@ -221,13 +221,6 @@ function modelOf(tables, byTables, level, grids, codes) {
   return entry ? new Predicted({ ...entry, symbols }, level, grids, codes) : new Alike(symbols[level]);
 }
 
-/** Whether a reader reads the levels up to that one from so many bytes: a few bytes can stand for many codes. */
-export function admits(tables, byTables, level, grids, bytes) {
-  const sizes = grids.slice(0, level + 1).map(([rows, columns]) => rows * columns);
-  const groups = (byTables && tables.levels[level]?.groups.length) || 0;
-  return sizes.reduce((sum, size) => sum + size) + groups * Math.max(...sizes) <= 2 ** 24 + 16 * bytes;
-}
-
 /**
  * The levels of a .hrv whose header takes the first `start` bytes.
  *
@@ -243,10 +236,6 @@ export function decodeLevels(tables, byTables, [height, width], bytes, start) {
   let checked = 0; // the first check includes the header
   for (let level = 0; level < grids.length && !fault; level++) {
     if (level > 0 && at === bytes.length) break; // a file may end after any level
-    if (!admits(tables, byTables, level, grids, bytes.length)) {
-      fault = `level ${level + 1} has more codes than its bytes admit`;
-      break;
-    }
     const codes = new Int32Array(grids[level][0] * grids[level][1]);
     levels.push(codes);
     const model = modelOf(tables, byTables, level, grids, levels);

@@ -64,10 +64,8 @@ def random_codes(entropy_model, size, count, seed=0):
         content = np.frombuffer(
             np.random.default_rng([seed, level]).bytes(count * length), np.uint8
         )
-        starts = np.arange(count) * length
-        decode_level(
-            content, starts, starts + length, codes, layout, level, entropy_model.network(level)
-        )
+        for row, stream in zip(codes, content.reshape(count, length), strict=True):
+            decode_level(stream, 0, row, layout, level, entropy_model.network(level))
     return codes
 
 

@@ -6,7 +6,7 @@ import base64
 import gzip
 import json
 import os
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from benchmarks.torture import bombs
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.compression import hrv
 from hrvqvae.compression.images import decode_images, flat_codes
-from hrvqvae.compression.levels import count_required_bytes
 from hrvqvae.config.parsing import override
 from hrvqvae.export.web import export_web
 from hrvqvae.model import Model
@@ -187,30 +186,6 @@ def test_constructed_files_are_refused_in_node(case, tmp_path):
     out = run_node(DECODER, *([tables] if case[0] == "file of codes" else []), path).stdout
     assert '"levels":[[' not in out
     assert '"refused"' in out or '"fault":"' in out or case[0] == "tables"
-
-
-def test_a_level_needs_as_many_bytes_as_in_python(bundle):
-    """With tables and without, for images near the limit."""
-    _, entropy_model = read_bundle(bundle)
-    cases = []
-    for size, level, by_tables in product(
-        ((8192, 8192), (4096, 8000), (6000, 5000)), range(5), (0, 1)
-    ):
-        network = entropy_model.network(level) if by_tables else None
-        layout = entropy_model.layout(size)
-        groups = [None] * level + [{"groups": network.contexts.groups} if network else None]
-        needed = count_required_bytes(layout, level, network)
-        cases.append([{"levels": groups}, by_tables, level, layout.grids.tolist(), needed])
-    assert {needed > 0 for *_, needed in cases} == {False, True}
-    script = f"""
-import {{ admits }} from {json.dumps((WEB / "levels.js").as_uri())};
-for (const [tables, byTables, level, grids, needed] of {json.dumps(cases)}) {{
-  const [enough, less] = [needed, needed - 1].map(
-    (bytes) => admits(tables, byTables, level, grids, bytes));
-  if (!enough || (needed && less)) throw new Error(JSON.stringify([level, byTables, needed]));
-}}
-"""
-    run_node("--input-type=module", "-e", script)
 
 
 def test_the_command_writes_a_bundle_of_the_model(tmp_path, monkeypatch):

@@ -51,7 +51,6 @@ def fit_entropy_model(
     shifts: int = 0,
     device: torch.device | None = None,
     say: Say = note,
-    small: bool = False,
     fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> EntropyModel:
     """Fit the entropy model to the codes of the training images, and write it beside the weights.
@@ -63,7 +62,6 @@ def fit_entropy_model(
         root: Folder of the data (default: as in training).
         effort: Duration of the fit, in multiples of the usual duration.
         shifts: Number of further copies of the images to fit, each shifted by some pixels.
-        small: Limit the file to a few kilobytes per level, for a web page.
         fields: Fields of reading the data, such as "data.on_error".
 
     Raises InputError if the data is missing, or another process fits the model.
@@ -83,7 +81,7 @@ def fit_entropy_model(
         levels = [np.concatenate(arrays) for arrays in zip(*copies, strict=True)]
 
         bare = EntropyModel(config.name, run.digest, config.model.geometry, symbols)
-        fitted = fit(bare, levels, effort, say, len(copies), small)
+        fitted = fit(bare, levels, effort, say, len(copies))
         with explain_write_errors(run.tables):
             write_atomic(run.tables, fitted.content)
         return fitted

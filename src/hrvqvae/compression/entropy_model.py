@@ -18,13 +18,13 @@ import numpy as np
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import Contexts, EntropyNetwork
 from hrvqvae.config import Geometry, Grid
-from hrvqvae.utils.errors import DamagedFileError, InputError, one_line, printable
+from hrvqvae.utils.errors import DamagedFileError, one_line, printable
 
 MAGIC = b"HRVQTAB1"
 MOST_SYMBOLS = 4096  # per code of a level with a network
 # per image
 MOST_PIXELS = 1 << 26
-MOST_CODES = 1 << 27
+_MOST_CODES = 1 << 27
 _MOST_BODY_BYTES = 1 << 28
 # the arrays may unpack to so many bytes, plus so many per byte of the file
 _MOST_BODY = 1 << 22
@@ -47,24 +47,26 @@ class EntropyModel:
 
     @cached_property
     def content(self) -> bytes:
-        """The bytes of the entropy model's file: as `read_entropy_model` read them, or newly
-        written.
-
-        Raises InputError if the file would be too large to be read.
-        """
+        """The bytes of the entropy model's file, as they were read or newly written."""
         networks = self.networks or (None,) * len(self.symbols)
         levels = list[dict[str, Any] | None]()
+        body = bytearray()
         for network in networks:
-            entry = None
-            if network:
-                entry = {
-                    "groups": network.contexts.groups,
-                    "features": network.contexts.features,
-                    "selecting": network.contexts.selecting,
+            if network is None:
+                levels.append(None)
+                continue
+            contexts = network.contexts
+            levels.append(
+                {
+                    "groups": contexts.groups,
+                    "features": contexts.features,
+                    "selecting": contexts.selecting,
                     "hidden": len(network.bias),
                     "shift": network.shift,
                 }
-            levels.append(entry)
+            )
+            for name, dtype in _ARRAY_TYPES:
+                body += getattr(network, name).astype(dtype).tobytes()
         header = {
             "name": self.name,
             "model": self.model,
@@ -73,21 +75,8 @@ class EntropyModel:
             "levels": levels,
         }
         text = json.dumps(header, separators=(",", ":")).encode()
-        body = bytearray()
-        for network in filter(None, networks):
-            for name, dtype in _ARRAY_TYPES:
-                body += getattr(network, name).astype(dtype).tobytes()
         body += zlib.crc32(text).to_bytes(_CHECK_BYTES, "little")
-        if len(body) > _MOST_BODY_BYTES:
-            sizes = f"{len(body):,} bytes, more than {_MOST_BODY_BYTES:,}"
-            raise InputError(
-                f"the entropy model of {self.name} has {sizes}: its levels or codewords are too"
-                " many"
-            )
-        packed = zlib.compress(body, 9)
-        if len(body) > _MOST_BODY + _MOST_BODY_PER_BYTE * len(packed):
-            packed = zlib.compress(body, 0)  # readers refuse what unpacks to so much more
-        return MAGIC + len(text).to_bytes(4, "little") + text + packed
+        return MAGIC + len(text).to_bytes(4, "little") + text + zlib.compress(body, 9)
 
     @cached_property
     def bare(self) -> EntropyModel:
@@ -111,15 +100,13 @@ class EntropyModel:
     def layout(self, size: Grid) -> Layout:
         """Return the layout of the codes of an image.
 
-        Raises DamagedFileError if it has too many pixels or codes: the header of such a file is
-        damaged.
+        Raises DamagedFileError if it has too many codes.
         """
         grids = self.geometry.grids(*size)
-        for noun, shapes, most in (("pixels", [size], MOST_PIXELS), ("codes", grids, MOST_CODES)):
-            if sum(height * width for height, width in shapes) > most:
-                raise DamagedFileError(
-                    f"an image of {size[0]}x{size[1]} pixels has more than {most} {noun}"
-                )
+        if sum(height * width for height, width in grids) > _MOST_CODES:
+            raise DamagedFileError(
+                f"an image of {size[0]}x{size[1]} pixels has more than {_MOST_CODES} codes"
+            )
         return Layout(grids, self.symbols)
 
 
@@ -137,22 +124,13 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
             content[12 + length :],
             min(_MOST_BODY_BYTES, _MOST_BODY + _MOST_BODY_PER_BYTE * len(content)),
         )
-        if not unpack.eof or unpack.unused_data:
-            raise DamagedFileError(f"{name} is damaged: it ends too early, or too late")
-        if body[-_CHECK_BYTES:] != zlib.crc32(text).to_bytes(_CHECK_BYTES, "little"):
-            raise DamagedFileError(f"{name} is damaged: its header does not match its checksum")
+        check = zlib.crc32(text).to_bytes(_CHECK_BYTES, "little")
+        if not unpack.eof or unpack.unused_data or body[-_CHECK_BYTES:] != check:
+            raise DamagedFileError(f"{name} is damaged: its length or its checksum is wrong")
         entropy_model = _parse(json.loads(text.decode()), body[:-_CHECK_BYTES])
     except DamagedFileError:
         raise
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        OverflowError,
-        RecursionError,
-        zlib.error,
-    ) as error:
+    except Exception as error:  # of many types
         raise DamagedFileError(f"{name} is damaged: {one_line(error)}") from error
 
     # The cached property is set: another zlib may write other bytes, with another fingerprint.

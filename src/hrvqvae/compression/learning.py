@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import MOST_SYMBOLS, EntropyModel
-from hrvqvae.compression.levels import Layout, fill_maps, find_rows
+from hrvqvae.compression.levels import Layout, compute_scores, fill_maps, find_rows
 from hrvqvae.compression.network import (
     FRAME,
     STEPS_PER_OCTAVE,
     Contexts,
     EntropyNetwork,
     usual_contexts,
-    web_contexts,
 )
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import InputError
@@ -35,7 +34,6 @@ Parameters = tuple[Floats, Floats, Floats, Floats]
 
 _POSITIONS_PER_IMAGE = 64  # that are visited before the next image is drawn
 _HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # (largest number of table rows, hidden units)
-SMALL_HIDDEN = 16  # of a network for web pages
 # learning rate at the start and at the end, with exponential decay between them
 _FIRST_RATE = 0.02
 _LAST_RATE = 0.0002
@@ -91,29 +89,18 @@ def _train(
     scores = np.empty(num_symbols, np.float32)
     nats = 0.0
     for index in range(len(order)):
-        image = order[index]
+        row_codes = codes[order[index]]
         # The maps include the codes of the level itself. Its features see earlier positions only.
-        fill_maps(codes, image, begins, grids, symbols, groups, level + 1, maps)
+        fill_maps(row_codes, layout, groups, level + 1, maps)
         step_size = np.float32(rate * decay ** (index / len(order)))
         for position in positions[index]:
             y = position // width
             x = position % width
-            code = codes[image, begins[level] + position]
+            code = row_codes[begins[level] + position]
             weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
-            for h in range(num_hidden):
-                hidden[h] = bias[h]
-                gradient[h] = 0
-            for row in rows:
-                for h in range(num_hidden):
-                    hidden[h] += table[row, h]
-            for h in range(num_hidden):
-                hidden[h] = max(hidden[h], np.float32(0))
-            largest = np.float32(-1e30)
-            for k in range(num_symbols):
-                score = offsets[weight_set, k]
-                for h in range(num_hidden):
-                    score += weights[weight_set, k, h] * hidden[h]
-                scores[k] = score
+            compute_scores(rows, weight_set, parameters, hidden, scores)
+            largest = scores[0]
+            for score in scores:
                 largest = max(largest, score)
             total = np.float32(0)  # from here on, scores are exp(score - largest)
             for k in range(num_symbols):
@@ -122,6 +109,8 @@ def _train(
             nats -= math.log(scores[code] / total)
             if step_size == 0:
                 continue
+            for h in range(num_hidden):
+                gradient[h] = 0
             for k in range(num_symbols):
                 error = scores[k] / total - np.float32(1 if k == code else 0)
                 step = step_size * error
@@ -173,7 +162,6 @@ def learn_level(
     symbols: Sequence[int],
     effort: float = 1.0,
     copies: int = 1,
-    small: bool = False,
 ) -> tuple[EntropyNetwork, float]:
     """Fit the network of the finest of several levels.
 
@@ -187,7 +175,6 @@ def learn_level(
         copies: variants per image, for example mirrored: all images in the first variant, then all
             in the next. A held-out image is evaluated in its first variant, and none of its
             variants is trained on.
-        small: fit a network of some kilobytes, for web pages.
 
     Returns the network, and the bits per code of held-out images before rounding.
     """
@@ -196,7 +183,7 @@ def learn_level(
     if num_images < 2:
         raise InputError(f"an entropy model is fitted to at least 2 images; there are {num_images}")
     grids = [(level_codes.shape[1], level_codes.shape[2]) for level_codes in levels]
-    contexts = web_contexts(level, symbols) if small else usual_contexts(level, symbols, grids)
+    contexts = usual_contexts(level, symbols, grids)
     layout = Layout(grids, symbols)
     flat = [level_codes.reshape(num_images * copies, -1) for level_codes in levels]
     codes = np.concatenate(flat, 1).astype(np.min_scalar_type(max(symbols)))
@@ -204,8 +191,6 @@ def learn_level(
     # with small random numbers, all symbols are about equally likely
     rng = np.random.default_rng([0, level])
     hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
-    if small:
-        hidden = SMALL_HIDDEN
     shape = contexts.sets, symbols[level], hidden
     parameters: Parameters = (
         rng.normal(0, 0.02, (contexts.rows, hidden)).astype(np.float32),
@@ -262,7 +247,6 @@ def fit(
     effort: float = 1.0,
     say: Callable[[str], None] = print,
     copies: int = 1,
-    small: bool = False,
 ) -> EntropyModel:
     """Return the entropy model `bare` with networks fitted to codes (N, H_l, W_l) per level.
 
@@ -277,9 +261,7 @@ def fit(
             )
             networks.append(None)
             continue
-        network, bits = learn_level(
-            levels[: level + 1], bare.symbols[: level + 1], effort, copies, small
-        )
+        network, bits = learn_level(levels[: level + 1], bare.symbols[: level + 1], effort, copies)
         say(
             f"level {level + 1}: {bits:.3f} bits per code on held-out images; without a network"
             f" {math.log2(count):.3f}"

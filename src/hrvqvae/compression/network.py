@@ -7,7 +7,7 @@ it points to an earlier position in raster order. docs/format.md defines how fre
 the features.
 
 To keep tables small, levels are divided into families, and no group has levels of two families. A
-family is a run of levels with at most 4,096 values together, 512 for web pages.
+family is a run of levels with at most 4,096 values together.
 """
 
 import math
@@ -34,8 +34,7 @@ POWERS: Integers = np.array(
     np.int64,
 )
 
-# most values of a family, of a group, and of a group of another family than the level's or for web
-# pages
+# most values of a family, of a group, and of a group of another family than the level's
 _FAMILY_VALUES = 4096
 _GROUP_VALUES = 512
 _SMALL_GROUP_VALUES = 64
@@ -43,8 +42,6 @@ _EARLIER_OFFSETS = sorted(
     (offset for offset in product(range(-3, 1), range(-3, 4)) if offset < (0, 0)),
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
 )  # nearest first
-_SMALL_FAMILY_VALUES = 512  # most values of a family for web pages
-_CROSS_OFFSETS = ((0, 0), (-1, 0), (0, -1), (0, 1), (1, 0))
 _AROUND_OFFSETS = tuple(product(range(-2, 3), range(-2, 3)))
 
 
@@ -62,22 +59,17 @@ class Contexts:
         """Check that each feature exists, is near and is decoded before the code. Raises
         DamagedFileError.
         """
+        level = self.level
         num_groups = len(self.groups)
-        sound = len(self.symbols) == self.level + 1
-        sound = sound and num_groups > 0 and -1 <= self.selecting < num_groups
-        sound = sound and all(0 <= first <= last <= self.level for first, last in self.groups)
-        sound = sound and all(0 <= group < num_groups for group, _, _ in self.features)
-        if not sound or (self.selecting >= 0 and self.groups[self.selecting][1] == self.level):
-            raise DamagedFileError(
-                f"contexts of level {self.level + 1} name levels or groups that are not there"
-            )
+        sound = len(self.symbols) == level + 1 and 0 < num_groups > self.selecting >= -1
+        sound = sound and all(0 <= first <= last <= level for first, last in self.groups)
         for group, dy, dx in self.features:
-            if max(abs(dy), abs(dx)) > FRAME or (
-                self.groups[group][1] == self.level and (dy, dx) >= (0, 0)
-            ):
-                raise DamagedFileError(
-                    f"a context of level {self.level + 1} lies at ({dy}, {dx}), which is not known"
-                )
+            sound = sound and 0 <= group < num_groups and max(abs(dy), abs(dx)) <= FRAME
+            sound = sound and (self.groups[group][1] < level or (dy, dx) < (0, 0))
+        if not sound or (self.selecting >= 0 and self.groups[self.selecting][1] == level):
+            raise DamagedFileError(
+                f"contexts of level {level + 1} name levels, groups or places that are not there"
+            )
 
     def count_values(self, group: int) -> int:
         """Return the number of values of a group. Positions outside the grid have one more."""
@@ -113,13 +105,11 @@ class Contexts:
         return 1 if self.selecting < 0 else self.count_values(self.selecting)
 
 
-def _find_families(symbols: Sequence[int], max_values: int) -> list[int]:
-    """Divide levels into families, of at most `max_values` values each, and return the first level
-    of each family.
-    """
+def _find_families(symbols: Sequence[int]) -> list[int]:
+    """Divide levels into families, and return the first level of each family."""
     starts = [0]
     for level in range(1, len(symbols)):
-        if math.prod(symbols[starts[-1] : level + 1]) > max_values:
+        if math.prod(symbols[starts[-1] : level + 1]) > _FAMILY_VALUES:
             starts.append(level)
     return starts
 
@@ -146,19 +136,6 @@ def _find_group(
     return first, last
 
 
-def _make_contexts(
-    level: int, symbols: Sequence[int], placed: _Placed, selecting: _Group | None
-) -> Contexts:
-    groups = list(dict.fromkeys(group for group, _ in placed))
-    return Contexts(
-        level,
-        tuple(symbols[: level + 1]),
-        tuple(groups),
-        tuple((groups.index(group), dy, dx) for group, (dy, dx) in placed),
-        -1 if selecting is None else groups.index(selecting),
-    )
-
-
 def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
     """Return the usual contexts of a level.
 
@@ -171,7 +148,7 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
     to the level has at most 64 values, it is seen up to two positions away. It selects the output
     weights if it is of the level's family and its values times the symbols are at most 4,096.
     """
-    starts = _find_families(symbols[: level + 1], _FAMILY_VALUES)
+    starts = _find_families(symbols[: level + 1])
     limits = [_FAMILY_VALUES] * 2 + [_GROUP_VALUES] * 4 + [1] * (6 if level else 18)
     placed: _Placed = [
         (_find_group(level, symbols, starts, grids, most), offset)
@@ -192,37 +169,10 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
         if is_next and is_same_family and values * symbols[level] <= _FAMILY_VALUES:
             selecting = group
         last = group[0] - 1
-    return _make_contexts(level, symbols, placed, selecting)
-
-
-def web_contexts(level: int, symbols: Sequence[int]) -> Contexts:
-    """Return few contexts, for an entropy model of some 15 kilobytes per level that a web page
-    downloads.
-
-    The features are the group that ends at the level, at the four nearest earlier positions, and
-    the groups that end at the next coarser level of the family and at the last levels of the three
-    families before. The first two of these are also seen at the four neighbours, if they have at
-    most 64 values (a level alone may have more). The group of coarser levels of the family selects
-    the output weights.
-    """
-    starts = _find_families(symbols[: level + 1], _SMALL_FAMILY_VALUES)
-    one_grid = [(1, 1)] * (level + 1)  # a model for web pages has a single grid, of any size
-
-    # the last levels of the families before, nearest first
-    lasts = [start - 1 for start in reversed(starts[1:])][:3]
-    if level > starts[-1]:
-        lasts.insert(0, level - 1)
-    own, *groups = [
-        _find_group(last, symbols, starts, one_grid, _SMALL_GROUP_VALUES)
-        for last in (level, *lasts)
-    ]
-    placed: _Placed = [(own, offset) for offset in _EARLIER_OFFSETS[:4]]
-    for index, group in enumerate(groups):
-        values = math.prod(symbols[group[0] : group[1] + 1])
-        is_crossed = index < 2 and values <= _SMALL_GROUP_VALUES
-        offsets = _CROSS_OFFSETS if is_crossed else _CROSS_OFFSETS[:1]
-        placed += [(group, offset) for offset in offsets]
-    return _make_contexts(level, symbols, placed, groups[0] if level > starts[-1] else None)
+    groups = list(dict.fromkeys(group for group, _ in placed))
+    features = tuple((groups.index(group), dy, dx) for group, (dy, dx) in placed)
+    selected = -1 if selecting is None else groups.index(selecting)
+    return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), features, selected)
 
 
 @dataclass(frozen=True)

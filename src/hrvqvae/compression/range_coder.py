@@ -40,38 +40,38 @@ def begin_encoding(state: Integers) -> None:
 
 
 @inlined
-def _carry(state: Integers, out: Bytes, row: int) -> None:
-    """If the low end has overflowed, add one to the bytes written in out[row].
+def _carry(state: Integers, out: Bytes) -> None:
+    """If the low end has overflowed, add one to the bytes written in `out`.
 
     A byte below 255 is always there, since the stream as a fraction stays below 1.
     """
     if state[LOW] >= _FULL_RANGE:
         state[LOW] -= _FULL_RANGE
         index = state[USED] - 1
-        while out[row, index] == 255:
-            out[row, index] = 0
+        while out[index] == 255:
+            out[index] = 0
             index -= 1
-        out[row, index] += 1
+        out[index] += 1
 
 
 @inlined
-def _write_byte(state: Integers, out: Bytes, row: int) -> None:
-    out[row, state[USED]] = state[LOW] >> _TOP_SHIFT
+def _write_byte(state: Integers, out: Bytes) -> None:
+    out[state[USED]] = state[LOW] >> _TOP_SHIFT
     state[USED] += 1
     state[LOW] = (state[LOW] & _REST_MASK) << 8
 
 
 @inlined
-def encode(state: Integers, out: Bytes, row: int, before: int, frequency: int, total: int) -> None:
+def encode(state: Integers, out: Bytes, before: int, frequency: int, total: int) -> None:
     """Narrow the interval to a symbol. `before` is the sum of the frequencies of the lower
     symbols.
     """
     part = state[RANGE] // total
     state[LOW] += part * before
     state[RANGE] = part * frequency
-    _carry(state, out, row)
+    _carry(state, out)
     while state[RANGE] <= _MIN_RANGE:
-        _write_byte(state, out, row)
+        _write_byte(state, out)
         state[RANGE] <<= 8
 
 
@@ -94,13 +94,13 @@ def _count_final_bytes(state: Integers) -> int:
 
 
 @inlined
-def end_encoding(state: Integers, out: Bytes, row: int) -> int:
-    """Write the last bytes to a row of `out`, and return the length of the stream in bytes."""
+def end_encoding(state: Integers, out: Bytes) -> int:
+    """Write the last bytes to `out`, and return the length of the stream in bytes."""
     count = _count_final_bytes(state)
     state[LOW] = _round_up(state[LOW], _FULL_RANGE >> 8 * count)
-    _carry(state, out, row)
+    _carry(state, out)
     for _ in range(count):
-        _write_byte(state, out, row)
+        _write_byte(state, out)
     return int(state[USED])
 
 
