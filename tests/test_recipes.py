@@ -12,16 +12,18 @@ import pytest
 import torch
 import yaml
 
-from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.evaluation.samples import CLASSIFIER
 from tests.conftest import approx, cells_of, names_in, parametrize, random_images, write_picture
 from tests.models.small import TREE, config_of, model_of
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
+from tests.trained_run import write_untrained_classifier
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = (
@@ -35,12 +37,6 @@ SMALL_PRIOR = (
 SMALL_DECODER = "--generation.training.batch_size 4"
 PIXELSNAIL = "--prior.network.residual_blocks 1 --prior.network.attention_layers 1"
 RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD"\n'
-
-
-@pytest.fixture(autouse=True)
-def _one_epoch(monkeypatch):
-    """The classifier of CIFAR10 is trained for one epoch."""
-    monkeypatch.setattr(classifier, "NATURAL", dataclasses.replace(classifier.NATURAL, epochs=1))
 
 
 def recipe(name, folder, *arguments, fields=""):
@@ -155,7 +151,7 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
     fields = PIXELSNAIL if name in ("mnist", "cifar10") else "--prior.network.layers 1"
     cuts = cells_of(rf"""
         --max-(steps|minutes) [^\0]+ | --max-steps 2
-        --samples 2000 | --samples 2
+        --samples 2000 | --samples 4
         1.0 1.1 1.2 1.3 1.5 | 1.0 1.3
         -n 64 | -n 4
         ^(python .*/nearest.py .*) | \1 -n 4
@@ -171,11 +167,13 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
         (r" --prior.network.(hidden_units|layers|residual_blocks|dropout) [^\0]+", ""),
         (r"^(hrvqvae train-prior .*)", rf"\1 {SMALL_PRIOR} {fields}"),
     ]
+    exported = tmp_path / "out" / "export"
     for words in recorded(tmp_path):
         if words[1] == "export" and sampling:
             defaults.write_text(sampling)
+        if words[1] == "evaluate":
+            write_untrained_classifier(open_run(exported).read_config().data, exported / CLASSIFIER)
         replay([word for word in cut(words, cuts) if word])
-    exported = tmp_path / "out" / "export"
     parts = {
         "treevq-cifar10": ("priors/levels-1-4/", "prefixes/", "generation/"),
         "treevq-mnist": ("priors/levels-1-5/", "prefixes/"),
@@ -185,8 +183,7 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
     if sampling:
         files.add("sampling.json")
     exported_files = {path.relative_to(exported).as_posix() for path in exported.rglob("*.*")}
-    # drawn images are not those of the classifier in the package, so that one is trained
-    assert exported_files - {"classifier.safetensors"} == files
+    assert exported_files - {CLASSIFIER} == files
     assert {"samples.png", "nearest.png"} <= {*names_in(tmp_path / "out")}
 
 
@@ -202,7 +199,7 @@ def test_the_classifier(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recipe("classifier", tmp_path).returncode == 0
     for words in recorded(tmp_path):
-        replay(words)
+        replay([*words, "--epochs", "1"] if words[0] == "python" else words)
     data = presets.get("hrvqvae/cifar10").config.data
     trained = classifier.read_classifier(Path("runs/classifier-cifar10.safetensors"), data)
     assert trained.classes[2] == "bird"

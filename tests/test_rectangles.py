@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 import hrvqvae
+from hrvqvae.checkpoints.folder import open_run
 from hrvqvae.config import DataConfig
 from hrvqvae.data.images import decode_image, read_image, to_pil
 from tests.conftest import cells_of, do, input_error, parametrize, with_data, write_file
-from tests.trained_run import GIVEN, GIVEN_GPT, as_options, tiny_systems
+from tests.trained_run import GIVEN, GIVEN_GPT, as_options, tiny_systems, write_untrained_classifier
 
 SIDES = (12, 16)
 
@@ -46,7 +47,8 @@ def test_the_largest_part_of_the_shape_is_taken(size, sides, share):
 
 @parametrize("system", ["hrvqvae", "treevq", "vqvae2", "vqgan"])
 def test_every_stage_takes_rectangles(system, picture_folder, tmp_path):
-    data = {"dataset": "mine", "root": str(picture_folder), "channels": 3}
+    root = str(picture_folder)
+    data = {"dataset": "mine", "root": root, "channels": 3, "test_fraction": 0.4}
     config = with_data(tiny_systems(tmp_path)[system], **data)
     file = write_file(config, tmp_path / "tiny.yaml")
     run = tmp_path / "run"
@@ -63,6 +65,9 @@ def test_every_stage_takes_rectangles(system, picture_folder, tmp_path):
         sample {run} -n 3 --save-dir {samples} -o {tmp_path}/sheet.png
     """
     for command in commands.strip().splitlines():
+        if "evaluate" in command:
+            file = run / "classifier.safetensors"
+            write_untrained_classifier(open_run(run).read_config().data, file)
         do(command)
     if system == "treevq":
         shutil.rmtree(run / "priors")

@@ -2,6 +2,7 @@
 
 import shutil
 from functools import cache
+from pathlib import Path
 
 from benchmarks.common import TINY, fields
 from hrvqvae.checkpoints.entropy import fit_entropy_model
@@ -9,6 +10,13 @@ from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.config import QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
+from hrvqvae.data.loading import load_images
+from hrvqvae.evaluation.classifier import (
+    TrainedClassifier,
+    build_classifier,
+    describe_images,
+    write_classifier,
+)
 from hrvqvae.training import prior
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.trainer import Trainer
@@ -121,3 +129,12 @@ def tiny_systems(mnist_root):
         config = tiny_run(mnist_root).replace(name=f"{name}/mnist", model=model)
         configs[name] = override(config, _NETWORK | changes)
     return configs
+
+
+def write_untrained_classifier(config, path):
+    """Write an untrained classifier of a data set, and return its network."""
+    classes = load_images(config, "test").classes
+    network = build_classifier(config, len(classes)).eval().requires_grad_(False)
+    trained = TrainedClassifier(network, 0.1, classes, describe_images(config))
+    write_classifier(Path(path), trained)
+    return network

@@ -68,9 +68,7 @@ class Instruments:
     """Columns of a training that diverged; None: divergence is an error."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        """Load the networks, or raise InputError. A classifier that must be trained is kept in
-        `folder`.
-        """
+        """Load the networks, or raise InputError. A classifier may lie in `folder`."""
         self.images = torch.split(_read_tests(config), _BATCH)
         self.real = RealImages(choose_features(config.data, folder / CLASSIFIER), self.images)
         self.perceptual: PerceptualDistance | None = None

@@ -10,10 +10,11 @@ import torch
 
 from benchmarks import sample, search
 from benchmarks.common import matrix_rate
+from benchmarks.laboratory import instruments
 from hrvqvae.config import presets
 from hrvqvae.config.registry import SYSTEMS, register_system
-from hrvqvae.evaluation import classifier
-from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
+from hrvqvae.evaluation.classifier import small_classifier
+from hrvqvae.evaluation.samples import Features
 from tests.trained_run import tiny_systems
 
 
@@ -48,11 +49,8 @@ def systems(mnist_root, monkeypatch):
     }
     original = presets.get
 
-    def train(config):
-        torch.manual_seed(0)
-        network = small_classifier(1, 10).eval().requires_grad_(False)
-        names = tuple("0123456789")
-        return TrainedClassifier(network, 0.1, names, classifier.describe_images(config))
-
+    torch.manual_seed(0)
+    network = small_classifier(1, 10).eval().requires_grad_(False)
+    features = Features("a classifier of mnist", network.features)
     monkeypatch.setattr(presets, "get", lambda name: tiny.get(name) or original(name))
-    monkeypatch.setattr(classifier, "train_classifier", train)
+    monkeypatch.setattr(instruments, "choose_features", lambda *_: features)

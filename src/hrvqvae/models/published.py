@@ -78,7 +78,7 @@ INCEPTION = Published(
     name="inception",
     about="FID: Inception's weights, 91 MB",
     package="torch_fidelity",
-    extra="perceptual",
+    extra="train",
     url_name="torch_fidelity.feature_extractor_inceptionv3:URL_INCEPTION_V3",
 )
 NETWORKS: Mapping[str, Published] = {network.name: network for network in (LPIPS, INCEPTION)}
