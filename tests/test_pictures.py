@@ -50,7 +50,7 @@ def test_a_second_call_goes_on(tmp_path):
     assert after == contents()
 
 
-def test_files_of_another_call_are_no_files_of_a_forced_one(tmp_path, caplog):
+def test_files_of_another_call_are_no_files_of_a_forced_one(tmp_path):
     folder = tmp_path / "single"
 
     def draw(seed, force=False, name="7", top_k=0):
@@ -73,8 +73,6 @@ def test_files_of_another_call_are_no_files_of_a_forced_one(tmp_path, caplog):
         draw(2, force=True)
     second = draw(2)
     assert not set(first) & set(second)
-    draw(1, force=True, name="3")
-    assert f"{folder} keeps 3 images of other names" in caplog.text
 
 
 def test_memory_is_bounded_and_the_sheet_shows_the_first(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,12 +19,10 @@ from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import Outputs, check_output, write_output
 from hrvqvae.utils.progress import note
-from hrvqvae.utils.quantities import counted
 
 _COMPLETIONS_PER_ROW = 8
 _SHEET_PIXELS = 1 << 24  # of the samples on a sheet
 _RECORD = "samples.json"
-_PIXEL_ROWS = 1024  # that are compared at once, so that no float32 copy of a large image is made
 
 
 def reconstruct(
@@ -60,16 +57,10 @@ def reconstruct(
             array, conversions[path] = decode_image(path, autoencoder.channels, max_pixels)
             pixels = torch.from_numpy(array)
             (image,) = autoencoder.decode(encode(pixels[None]), levels, image_size(pixels))
-            error = 0.0
-            rounded = torch.empty_like(pixels)
-            for top in range(0, pixels.shape[1], _PIXEL_ROWS):
-                rows = slice(top, top + _PIXEL_ROWS)
-                error += float((image[:, rows] - pixels[:, rows] / 255).square().sum())
-                rounded[:, rows] = (image[:, rows] * 255).round()
-            del image  # float32: four times as large as the uint8 pixels
+            error = (image - pixels / 255).square().mean()
             originals.append(pixels)
-            decoded.append(rounded)
-            errors.append((path, error / pixels.numel()))
+            decoded.append((image * 255).round().to(torch.uint8))
+            errors.append((path, float(error)))
     note_conversions(conversions)
     total = "" if levels == 1 else f" of {autoencoder.prefixes[-1]}"
     caption = f"reconstruction, {level_names(range(num_levels))}{total}"
@@ -100,7 +91,7 @@ def sample(
     shown = min(count, max(1, _SHEET_PIXELS // math.prod(model.config.data.image_size)))
     params = params or SamplingParams(**model.run.sampling_options())
     if save_dir is not None:
-        paths = _write_samples(model, count, out, save_dir, seed, class_name, params, force=force)
+        paths = _write_samples(model, count, save_dir, seed, class_name, params, force=force)
         images = [read_image(path) for path in paths[:shown]]
     elif shown < count:
         raise InputError(f"a sheet shows at most {shown:,} samples: take fewer, or --save-dir")
@@ -114,7 +105,6 @@ def sample(
 def _write_samples(
     model: Model,
     count: int,
-    out: Path,
     folder: Path,
     seed: int,
     class_name: str | None,
@@ -124,17 +114,16 @@ def _write_samples(
 ) -> list[Path]:
     """Write the samples that a folder lacks, and return the paths of all."""
     check_output(folder / _RECORD, force=True)
-    weights = hashlib.blake2b(digest_size=16)
-    for file in sorted(model.run.path.glob("**/model.safetensors")):
-        weights.update(file.read_bytes())
-    options = {"weights": weights.hexdigest(), "seed": seed, "class": class_name, **vars(params)}
-    options["decoder"] = params.decoder or model.run.read_sampling().decoder
 
     # The record in the folder tells how its samples were drawn: a call goes on with its own only.
+    weights = hashlib.blake2b(digest_size=16)
+    for path in sorted(model.run.path.glob("**/model.safetensors")):
+        weights.update(path.read_bytes())
+    options = {"weights": weights.hexdigest(), "seed": seed, "class": class_name, **vars(params)}
+    options["decoder"] = params.decoder or model.run.read_sampling().decoder
     record = json.dumps(options).encode()
-    goes_on = False
-    with suppress(OSError):
-        goes_on = (folder / _RECORD).read_bytes() == record
+    file = folder / _RECORD
+    goes_on = file.is_file() and file.read_bytes() == record
     if not (goes_on or force) and next(folder.glob("*.png"), None):
         raise InputError(
             f"{folder} has other images already; choose another folder, or overwrite them with"
@@ -145,16 +134,12 @@ def _write_samples(
     priors = model.load_priors(model.autoencoder.check_levels(params.levels))
     labels = model.draw_labels(range(count), seed, class_name, priors)
     outputs = Outputs(folder, force=True)
-    if out.parent.resolve() == folder.resolve():
-        outputs.reserve(out.stem, out.suffix)
     paths = []
     for index in range(count):
         name = f"{index:04d}"
         if labels is not None:
             name = f"{priors.classes[labels[index]]}-{name}".replace("/", "_")
         paths.append(outputs.reserve(name, ".png"))
-    if others := {*folder.glob("*.png")} - {*paths, out}:
-        note(f"{folder} keeps {counted(len(others), 'image')} of other names")
 
     # The samples of another call go before the first sample is written, but not before it is drawn.
     missing = [index for index in range(count) if not (goes_on and paths[index].is_file())]
@@ -163,7 +148,7 @@ def _write_samples(
         if not goes_on:
             for path in paths:
                 path.unlink(missing_ok=True)
-            write_output(folder / _RECORD, record)
+            write_output(file, record)
             goes_on = True
         for image in batch.images:
             write_image(to_pil(image), paths[next(remaining)])

@@ -44,32 +44,23 @@ def make_files(
 ) -> list[bytes]:
     """Return the content of each image's file; see `Model.compress`."""
     levels = model.check_levels(levels)
-    open_encoder(model, levels, effort)  # refuses an effort before anything is read
-    if max_bytes is not None and max_bytes < 1:
-        raise InputError(f"the limit of a file is {max_bytes} bytes; it must be at least 1")
-    if names is None:
-        names = [f"image {index}" for index in range(1, len(images) + 1)]
-    if len(names) != len(images):
-        counts = f"{counted(len(images), 'image')} and {counted(len(names), 'name')}"
-        raise InputError(f"there are {counts}; give one each")
-    for image, name in zip(images, names, strict=True):
-        if image.dim() != 3:
-            raise InputError(f"{name} has {image.dim()} dimensions; expected 3: (C, Y, X)")
+    names = names or [f"image {index}" for index in range(1, len(images) + 1)]
+    prefixes = [levels]
+    if max_bytes is not None:
+        prefixes = [prefix for prefix in model.prefixes if prefix <= levels]
 
     # images of one batch have one shape and type, since torch.stack converts types
     shapes = [(*image_size(image), image.shape[0], image.dtype) for image in images]
     files: dict[int, bytes] = {}
     for indices in group_by_size(shapes, _MOST_PIXELS):
         batch = torch.stack([images[index] for index in indices]).to(device)
-        if max_bytes is None:
-            codes = flat_codes(open_encoder(model, levels, effort)(batch))
-            contents = write(entropy_model, codes, image_size(batch), levels)
-        else:
-            batch_names = [names[index] for index in indices]
-            contents = _fit_files(
-                model, entropy_model, batch, levels, max_bytes, effort, batch_names
-            )
+        contents = _fit_files(model, entropy_model, batch, prefixes, max_bytes, effort)
         files.update(zip(indices, contents, strict=True))
+    for index, name in enumerate(names):
+        if max_bytes is not None and len(files[index]) > max_bytes:
+            raise InputError(
+                f"{name} takes at least {len(files[index])} bytes; the limit is {max_bytes}"
+            )
     return [files[index] for index in range(len(images))]
 
 
@@ -77,30 +68,26 @@ def _fit_files(
     model: Autoencoder,
     entropy_model: EntropyModel,
     images: Tensor,
-    levels: int,
-    max_bytes: int,
+    prefixes: Sequence[int],
+    max_bytes: int | None,
     effort: int,
-    names: Sequence[str],
 ) -> list[bytes]:
-    """Return the file of each image with the most levels that fit. Raises InputError if none
-    fits.
+    """Return the file of each image with the most levels that fit, of these numbers of levels; with
+    the fewest if none fits.
     """
-    size = image_size(images)
-    prefixes = [prefix for prefix in model.prefixes if prefix <= levels]
     files = [b""] * len(images)
     codes = None
     for prefix in reversed(prefixes):
         # an effort makes other codes for each number of levels
         if codes is None or effort:
             codes = flat_codes(open_encoder(model, prefix, effort)(images))
-        shorter = write(entropy_model, codes, size, prefix)
+        shorter = write(entropy_model, codes, image_size(images), prefix)
+        if max_bytes is None:
+            return shorter
         pairs = zip(files, shorter, strict=True)
         files = [file if 0 < len(file) <= max_bytes else short for file, short in pairs]
         if max(map(len, files)) <= max_bytes:
             break
-    for file, name in zip(files, names, strict=True):
-        if len(file) > max_bytes:
-            raise InputError(f"{name} takes at least {len(file)} bytes; the limit is {max_bytes}")
     return files
 
 
@@ -122,14 +109,12 @@ def decode_images(
     names = names or [f"file {number}" for number in range(1, len(files) + 1)]
     shapes = list[tuple[int, int, int]]()  # height and width in pixels, number of levels
     for file, name in zip(files, names, strict=True):
-        num_whole = len(file.codes)
-        if num_whole < model.prefixes[0]:
-            raise DamagedFileError(
-                f"{name} has {counted(num_whole, 'whole level')}, but this model decodes"
-                f" {model.prefixes[0]} or more: {file.fault or 'it ends too early'}"
-            )
-        most = min(max_levels, num_whole)
-        shapes.append((*file.size, max(prefix for prefix in model.prefixes if prefix <= most)))
+        most = min(max_levels, len(file.codes))
+        prefixes = [prefix for prefix in model.prefixes if prefix <= most]
+        if not prefixes:
+            whole = counted(len(file.codes), "whole level")
+            raise DamagedFileError(f"{name} has {whole}: {file.fault or 'it ends too early'}")
+        shapes.append((*file.size, prefixes[-1]))
     images = dict[int, Tensor]()
     for indices in group_by_size(shapes, _MOST_PIXELS):
         *size, prefix = shapes[indices[0]]
