@@ -183,7 +183,7 @@ def read_chosen(folder: Folder) -> dict[str, Fields]:
 
 def study_depth(folder: Path) -> None:
     """Train the variants of 36 bits per position, then encode with every search."""
-    settings = {_RATE: "0.003", **_quantizer("decay=0.95 encoding_beam=0")}
+    settings = {_RATE: "0.003", **_quantizer("decay=0.95")}
     systems = {name: ("treevq-deep", "", {**settings, **fields}) for name, fields in DEPTH.items()}
     _make_rows(make_comparison(systems, {}, DEPTH_STEPS, SEEDS), folder)
     searched = {name: systems[name] for name in SEARCHED_DEPTH}

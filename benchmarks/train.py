@@ -62,7 +62,6 @@ class AutoencoderSide:
         ]
         if plain:
             for quantizer in self.quantizers:
-                quantizer.config = quantizer.config.replace(encoding_beam=0)
                 quantizer.search = plain_search
         rng = torch.Generator().manual_seed(0)
         shape = (config.training.batch_size, config.data.channels, *config.data.image_size)

@@ -186,10 +186,10 @@ export function buildEncoder(kernel, weights, name, { stride, residual_blocks: b
 export class Codebooks {
   constructor(
     weights,
-    { levels, codewords, linked, dim, beam, joint_beam: joint, encoding_beam: wide, coarse_weight: coarseWeight },
+    { levels, codewords, linked, dim, beam, joint_beam: joint, coarse_weight: coarseWeight },
   ) {
-    Object.assign(this, { levels, size: codewords, dim, beam: wide || beam, coarseWeight });
-    this.together = Math.min((!joint && !wide && linked) || levels, levels); // levels of one search
+    Object.assign(this, { levels, size: codewords, dim, beam, coarseWeight });
+    this.together = Math.min((!joint && linked) || levels, levels); // levels of one search
     const name = (level) => (levels === 1 ? "quantizer.codebook" : `quantizer.codebooks.${level}`);
     this.books = Array.from({ length: levels }, (_, level) => weights[`${name(level)}.codewords`].data);
     this.counts = this.books.map((book) => book.length / (codewords * dim)); // of codebooks

@@ -145,13 +145,11 @@ def codewords_searched(model: ModelConfig) -> int | None:
     if not isinstance(model, CodebookConfig):
         return getattr(model, "codewords_searched", None)
     quantizer = model.quantizer
-    beam = quantizer.encoding_beam or quantizer.beam
-    joint = quantizer.joint_beam or quantizer.encoding_beam > 0
     times = model.geometry.times
     searched = 0
     kept = 1
     for symbols, linked, factor in zip(model.num_symbols, model.linked, times, strict=True):
-        candidates = symbols * (kept if linked or joint else 1)
+        candidates = symbols * (kept if linked or quantizer.joint_beam else 1)
         searched += candidates * factor**2
-        kept = min(beam, candidates)
+        kept = min(quantizer.beam, candidates)
     return searched // times[-1] ** 2

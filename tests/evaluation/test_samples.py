@@ -355,7 +355,7 @@ def test_a_beam_and_an_effort_encode_all_that_is_measured(run):
         assert np.array_equal(level, codes.numpy())
     error = (wide.decode(coded, size=(12, 12)) - images / 255).square().mean()
     assert evaluated.report.mse == approx(float(error), rel=1e-4)
-    assert samples.call_args.args[0].config.model.quantizer.encoding_beam == beam
+    assert samples.call_args.args[0].config.model.quantizer.beam == beam
     assert samples.call_args.kwargs["effort"] == effort
 
 

@@ -3,7 +3,6 @@ restarts.
 """
 
 import copy
-import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -106,31 +105,6 @@ def test_codes_under_autocast_give_what_training_decodes(config):
     assert decoded.dtype == result.latents.dtype == torch.float32
     assert_close(decoded, result.latents, rtol=1e-4, atol=1e-4)
     assert same(result.latents, quantizer(z.float()).latents)
-
-
-@parametrize("config", [VARIANTS["groups"], VARIANTS["unlinked"], TREE])
-def test_a_beam_for_encoding_leaves_the_training_alone(config):
-    z = latents(2, 8, 8)
-    usual = random_quantizer(config).train()
-    wide = random_quantizer(config, encoding_beam=3).train()
-    assert same(wide(z).codes, usual(z).codes)
-    assert same(wide.state_dict(), usual.state_dict())
-    joint = random_quantizer(config, beam=3, joint_beam=True)
-    joint.load_state_dict(wide.state_dict())
-    assert same(wide.eval()(z).codes, joint.eval()(z).codes)
-    assert not same(wide(z).codes, usual.eval()(z).codes)
-
-
-@parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_a_search_of_ones_own_takes_no_beam_for_encoding(copied):
-    z = latents(2, 3, 4)
-    quantizer = random_quantizer(TREE, encoding_beam=3).eval()
-    quantizer_copy = copied(quantizer)
-    assert same(quantizer_copy.encode(z), quantizer.encode(z))
-    for module in (quantizer, quantizer_copy):
-        module.search = search_tensors
-        with input_error("encoding_beam is 3.*takes no beam: set encoding_beam to 0"):
-            module.encode(z)
 
 
 @every_variant
@@ -283,15 +257,6 @@ def test_configurations_that_are_refused():
     """):
         with input_error(f"^model.quantizer.{message}"):
             override(preset, fields("model.quantizer", line))
-
-
-def test_fields_of_earlier_versions_are_read_at_their_defaults():
-    earlier = {"context": 0, "shrinkage": 0.0, "memory_mib": 64, "update": "ema"}
-    assert TREE.replace(**earlier, beam=2) == replace(TREE, beam=2)
-    for name, value in (("context", 2), ("shrinkage", "0.05"), ("memory_mib", 16)):
-        line = f"model.quantizer.{name} is {value}; only {earlier[name]:g} is left.* 620d44e0"
-        with input_error(line):
-            TREE.replace(**{name: value})
 
 
 @every_variant

@@ -204,10 +204,9 @@ def test_the_command_writes_a_bundle_of_the_model(tmp_path, monkeypatch):
     "system, changes, levels",
     [
         ("hrvqvae", fields("model.quantizer", "levels=5 beam=3 linked=2 joint_beam=true"), None),
-        ("hrvqvae", fields("model.quantizer", "levels=5 linked=2 encoding_beam=3"), None),
         ("treevq", {"progressive.network.residual_blocks": "0"}, 1),
     ],
-    ids=["a joint beam", "a beam for encoding", "a refiner without blocks"],
+    ids=["a joint beam", "a refiner without blocks"],
 )
 @torch.inference_mode()
 def test_models_of_other_shapes(system, changes, levels, tmp_path, monkeypatch):

@@ -233,7 +233,8 @@ class RunFolder:
                     f"{config.model.system} has a single level per grid; a beam needs several"
                 )
             require(beam != 0, "beam", beam, "at least 1")
-            config = config.replace(**{"model.quantizer.encoding_beam": beam})
+            search = {"model.quantizer.beam": beam, "model.quantizer.joint_beam": True}
+            config = config.replace(**search)
         model = _build_with_weights(lambda: build(config), weights, self.model)
         self.digest = storage.weights_digest(weights)
         if decoder is not None and decoder_folder(self.path, decoder).model.is_file():

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from hrvqvae.config.section import (
     AUTO,
@@ -138,8 +138,6 @@ class NetworkConfig(ModelConfig):
 
 
 _MOST_TRAINED = 2**16  # codewords of a flat codebook that is trained for a tree
-# fields of earlier versions
-_REMOVED = {"context": 0, "shrinkage": 0, "memory_mib": 64, "update": "ema"}
 
 
 class QuantizerConfig(Section, section="model.quantizer"):
@@ -174,9 +172,6 @@ class QuantizerConfig(Section, section="model.quantizer"):
     beam: Positive = 1  #: candidates that the search keeps per level; 1 is greedy, as in the paper
     #: the beam decides after the last level, not after each group of linked levels
     joint_beam: bool = False
-    #: candidates of a joint beam of several levels, outside of training (0: the search of the
-    #: training)
-    encoding_beam: Count = 0
     #: weight of the coarser levels' squared residuals in a beam's objective
     coarse_weight: Weight = 0.0
 
@@ -201,18 +196,6 @@ class QuantizerConfig(Section, section="model.quantizer"):
         values = max(self.num_codewords) * self.dim
         limit = "at most 2^30 (4 GiB of leaves) per group of linked levels"
         require(values <= 2**30, "model.quantizer.codewords ** levels * dim", values, limit)
-
-    def replace(self, /, **changes: Any) -> Self:
-        """As `Section.replace`, also with fields of earlier versions at their defaults."""
-        for name, default in _REMOVED.items():
-            value = changes.pop(name, default)
-            # a number, or its text from a command line
-            if str(value) not in (str(default), f"{default}.0"):
-                raise InputError(
-                    f"{self.section}.{name} is {value}; only {default} is left, since it did not"
-                    " pay (docs/findings.md); commit 620d44e0 has it"
-                )
-        return super().replace(**changes)
 
     @property
     def beta_of_levels(self) -> tuple[float, ...]:

@@ -38,7 +38,13 @@ _INITIAL = [f"{section}.init_from" for section in TRAINING_SECTIONS]
 _PATHS = ("prior.codes", *_INITIAL)
 _NAMED = ("python:", "hub:")  # of `data.datasets`: beginnings of `data.root` that is no path
 # Fields in the files of shipped models, which have no meaning any more.
-_EARLIER = {"model.train_prefixes", "prior.class_weight"}
+_EARLIER = {
+    "model.train_prefixes",
+    "model.quantizer.encoding_beam",
+    "model.quantizer.shrinkage",
+    "model.quantizer.update",
+    "prior.class_weight",
+}
 
 
 def from_dict(tree: Any, where: str) -> Config:

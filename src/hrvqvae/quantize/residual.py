@@ -32,7 +32,7 @@ from hrvqvae.quantize.quantized import (
     require_finite,
 )
 from hrvqvae.quantize.search import search
-from hrvqvae.utils.errors import InputError, NonFiniteError, require
+from hrvqvae.utils.errors import NonFiniteError, require
 
 Search = Callable[..., Tensor]
 
@@ -64,8 +64,6 @@ class ResidualQuantizer(Quantizer):
         require(isinstance(self.processes, GroupHandle), "processes", processes, "a GroupHandle")
         self.frozen = False
         self.search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
-        self._built_in_search = self.search
-        self._wide_search = partial(self.search, width=config.encoding_beam)
         levels = nn.ModuleList()
         for num_books, size in zip(config.num_codebooks, config.sizes, strict=True):
             levels.append(LevelCodebooks(config, num_books, size))
@@ -125,11 +123,9 @@ class ResidualQuantizer(Quantizer):
         indices: list[Tensor] = []
         codewords: list[Tensor] = []
         residuals = [z]
-        search, parts = self._plan_search(levels or len(self.levels))
-        for part in parts:
-            searched = self.levels[part.start : part.stop]
-            nearest = self._search(search, residuals[-1], searched)
-            for codebooks, index in zip(searched, nearest, strict=True):
+        for part in self._plan_search(levels or len(self.levels)):
+            nearest = self._search(residuals[-1], part)
+            for codebooks, index in zip(part, nearest, strict=True):
                 codeword = codebooks.lookup(index)
                 residual = residuals[-1] - codeword
                 indices.append(index)
@@ -137,30 +133,17 @@ class ResidualQuantizer(Quantizer):
                 residuals.append(residual)
         return indices, codewords, residuals
 
-    def _plan_search(self, levels: int) -> tuple[Search, list[range]]:
-        """Return the search of the present mode, and the levels of each call of it, for the first
-        `levels`.
+    def _plan_search(self, levels: int) -> list[list[LevelCodebooks]]:
+        """Return the levels of each call of the search, for the first `levels`."""
+        step = self.config.levels if self.config.joint_beam else self.config.group_size
+        first = self.levels[:levels]
+        return [first[start : start + step] for start in range(0, levels, step)]
 
-        Raises InputError if there is a beam for encoding, and `search` was replaced.
-        """
-        config = self.config
-        if config.encoding_beam and self.search is not self._built_in_search:
-            raise InputError(
-                f"model.quantizer.encoding_beam is {config.encoding_beam}, but the quantizer has a"
-                " search of its own, which takes no beam: set encoding_beam to 0, and leave out"
-                " --beam"
-            )
-        if config.encoding_beam and not self.training:
-            return self._wide_search, [range(levels)]
-        step = config.levels if config.joint_beam else config.group_size
-        starts = range(0, levels, step)
-        return self.search, [range(start, min(start + step, levels)) for start in starts]
-
-    def _search(self, search: Search, residual: Tensor, levels: Sequence[LevelCodebooks]) -> Tensor:
+    def _search(self, residual: Tensor, levels: Sequence[LevelCodebooks]) -> Tensor:
         """Return the indices (l, N) of vectors (N, D) from one search of consecutive levels."""
         codebooks = [level.codewords for level in levels]
         try:
-            return search(residual.detach(), codebooks)
+            return self.search(residual.detach(), codebooks)
         except NonFiniteError:
             # name the level of the model: the search numbers levels from the first one searched
             require_finite(residual, [level.codewords for level in self.levels])
@@ -195,9 +178,9 @@ class ResidualQuantizer(Quantizer):
         z = latents.flatten(0, -2).float()
         count = levels or len(self.levels)
         indices: Iterable[Tensor]
-        search, parts = self._plan_search(count)
-        if len(parts) == 1:  # which needs no residuals
-            indices = self._search(search, z, self.levels[:count])
+        first, *others = self._plan_search(count)
+        if not others:  # one search needs no residuals
+            indices = self._search(z, first)
         else:
             indices, _, _ = self.descend(z, count)
         return self._codes(indices, latents)
@@ -242,9 +225,7 @@ class ResidualQuantizer(Quantizer):
             noise = torch.randn(num_vectors, len(spread), generator=rng, dtype=torch.float32)
             start = noise.to(start.device) * spread + mean
 
-        search, parts = self._plan_search(len(self.levels))
-        for part in parts:
-            levels = self.levels[part.start : part.stop]
+        for levels in self._plan_search(len(self.levels)):
             residual = start
             parent = torch.zeros_like(start[:, 0], dtype=torch.long)
             for count, codebooks in enumerate(levels, start=1):
@@ -253,7 +234,7 @@ class ResidualQuantizer(Quantizer):
 
                 # search again from the first level: a beam may change coarser levels too
                 searched = levels[:count]
-                indices = self._search(search, start, searched)
+                indices = self._search(start, searched)
                 codewords = []
                 for level, index in zip(searched, indices, strict=True):
                     codewords.append(level.lookup(index))
