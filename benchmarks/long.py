@@ -54,9 +54,12 @@ def _searched(rate: str, quantizer: str) -> Fields:
     return {"training.optimizer": "muon", _RATE: rate, **_quantizer(quantizer)}
 
 
+# trained as a tree, as all trees of these rows were
+_GROWING = "planted=false joint_beam=false beam=4 coarse_weight=0.1 level_betas=0.05"
+
 SEARCHED: Mapping[str, Fields] = {
     "hrvqvae": _searched("0.003", "decay=0.5 beta=0.25"),
-    "treevq": _searched("0.003", "decay=0.8 beta=1.0"),
+    "treevq": _searched("0.003", f"decay=0.8 beta=1.0 {_GROWING}"),
     "vqvae": _searched("0.003", "decay=0.8 beta=0.25"),
     "rqvae": _searched("0.003", "decay=0.95 beta=1.0"),
     "vqvae2": _searched("0.003", "decay=0.8 beta=0.25"),
@@ -183,7 +186,7 @@ def read_chosen(folder: Folder) -> dict[str, Fields]:
 
 def study_depth(folder: Path) -> None:
     """Train the variants of 36 bits per position, then encode with every search."""
-    settings = {_RATE: "0.003", **_quantizer("decay=0.95")}
+    settings = {_RATE: "0.003", **_quantizer("decay=0.95 beta=1.0"), **_quantizer(_GROWING)}
     systems = {name: ("treevq-deep", "", {**settings, **fields}) for name, fields in DEPTH.items()}
     _make_rows(make_comparison(systems, {}, DEPTH_STEPS, SEEDS), folder)
     searched = {name: systems[name] for name in SEARCHED_DEPTH}
