@@ -17,7 +17,6 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from hrvqvae import TreeVQ
-from hrvqvae.config import presets
 from hrvqvae.quantize.search.tensors import search_tensors
 from tests.conftest import (
     approx,
@@ -104,9 +103,6 @@ def test_any_positions_are_quantized_as_by_its_quantizer(positions, channel_last
 
 
 def test_options_of_the_quantizer_arrive():
-    preset = presets.get("treevq/mnist").config.model.quantizer
-    defaults = TreeVQ(preset.dim, preset.codewords, preset.levels, beta=preset.beta)
-    assert defaults.quantizer.config == preset
     fields = {"beam": 4, "coarse_weight": 0.1, "restart_every": 7}
     changed = layer(level_betas=0.3, **fields).quantizer.config
     assert changed == replace(layer().quantizer.config, level_betas=(0.3,), **fields)

@@ -253,7 +253,6 @@ def test_configurations_that_are_refused():
         linked=1 beam=2 | beam
         levels=16 | codewords \*\* levels .*2\^30
         levels=256 | levels is 256; it must be at most 255
-        update=gradient | update is gradient; only ema is left
     """):
         with input_error(f"^model.quantizer.{message}"):
             override(preset, fields("model.quantizer", line))
