@@ -2,9 +2,9 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,17 +13,15 @@ from torch import Tensor
 
 from hrvqvae.compression import hrv, zips
 from hrvqvae.compression.images import decode_images
-from hrvqvae.data.datasets import is_stored
-from hrvqvae.data.folders import FolderSource, Source, find_files
+from hrvqvae.data.folders import find_files
 from hrvqvae.data.images import (
-    OpenImage,
+    SUFFIXES,
     decode_image,
     note_conversions,
     remove_image_suffix,
     to_pil,
     write_image,
 )
-from hrvqvae.data.loading import open_whole
 from hrvqvae.model import Model, find_model
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.grouping import chunk_by_size
@@ -36,18 +34,12 @@ _BATCH_IMAGES = 16
 _BATCH_PIXELS = 1 << 20
 
 
-class _NamedImage(NamedTuple):
-    name: str  # of its file of codes
-    where: str  # for messages
-    open: OpenImage
-
-
 @dataclass
 class CompressionOutcome:
     """The outcome of `compress_images`."""
 
-    # of each image that was read, by its place: what conversion to the model's channels lost, or ""
-    lost: dict[str, str]
+    # of each image that was read: what conversion to the model's channels lost, or ""
+    lost: dict[Path, str]
     bytes: int = 0  # total size of the files
     pixels: int = 0  # size of the uncompressed images in bytes
 
@@ -55,64 +47,68 @@ class CompressionOutcome:
 def check_exist(paths: Iterable[Path]) -> None:
     """Raise InputError if there is no file or folder of one of the paths."""
     for path in paths:
-        if not (path.exists() or is_stored(str(path))):
+        if not path.exists():
             raise InputError(f"{path}: there is no such file")
 
 
-def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
-    """Return all images of files and folders, and of Parquet, tar and Arrow files.
+def _list_files(paths: Iterable[Path], suffixes: tuple[str, ...]) -> dict[Path, str]:
+    """Return the files at paths and in folders, each with its name below the folder. Raises
+    InputError if a folder has no file with one of the suffixes.
+    """
+    files = {}
+    for path in paths:
+        if not path.is_dir():
+            files[path] = path.name
+            continue
+        names = sorted(find_files(path, suffixes))
+        if not names:
+            raise InputError(f"{path} has no files that end in {', '.join(suffixes)}")
+        files |= {path / name: name for name in names}
+    return files
+
+
+def _find_images(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return the image files at paths and in folders, by name.
 
     Names keep their endings where they would be equal without: 0.jpg and 0.png. Raises InputError
     if two images have the same name even so.
     """
-    images = []
-    seen = set[str]()
-    for path in paths:
-        source: Source = FolderSource(path.parent, [path.name])
-        if path.is_dir() or is_stored(str(path)):
-            source = open_whole(path)
-        for row in range(len(source)):
-            where = source.where(row)
-            if where in seen:  # a file that is given twice counts once
-                continue
-            seen.add(where)
-            images.append(_NamedImage(source.name(row), where, partial(source.open, row)))
-
-    counts = Counter(remove_image_suffix(image.name) for image in images)
-    by_name = dict[str, _NamedImage]()
-    for image in images:
-        stem = remove_image_suffix(image.name)
-        name = stem if counts[stem] == 1 else image.name
-        earlier = by_name.setdefault(name, image._replace(name=name))
-        if earlier.open is not image.open:  # another image has this name
+    files = _list_files(paths, SUFFIXES)
+    counts = Counter(map(remove_image_suffix, files.values()))
+    images = dict[str, Path]()
+    for path, file_name in files.items():
+        stem = remove_image_suffix(file_name)
+        name = stem if counts[stem] == 1 else file_name
+        if name in images:
             raise InputError(
-                f"{earlier.where} and {image.where} would both be named {name}; compress them apart"
+                f"{images[name]} and {path} would both be named {name}; compress them apart"
             )
-    return list(by_name.values())
+        images[name] = path
+    return images
 
 
 def _read_batches(
-    model: Model, images: Sequence[_NamedImage], outcome: CompressionOutcome, skip: bool
-) -> Iterator[list[tuple[_NamedImage, Tensor]]]:
-    """Yield batches of images within both limits. With `skip`, images that can't be read are left
-    out with a notice.
+    model: Model, images: Mapping[str, Path], outcome: CompressionOutcome, skip: bool
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """Yield batches of names and images within both limits. With `skip`, images that can't be read
+    are left out with a notice.
     """
     channels = model.autoencoder.channels
     max_pixels = model.config.data.max_pixels
 
-    def read_images() -> Iterator[tuple[_NamedImage, Tensor]]:
-        for image in images:
+    def read_images() -> Iterator[tuple[str, Tensor]]:
+        for name, path in images.items():
             try:
-                pixels, lost = decode_image(image.open, channels, max_pixels, name=image.where)
+                pixels, lost = decode_image(path, channels, max_pixels)
             except InputError as error:  # broken, or there is no such file
                 if not skip:
                     advice = "leave such images out with --on-error skip"
                     raise InputError(f"{error}; {advice}") from error
                 note(f"{error}; left out")
-            else:
-                outcome.lost[image.where] = lost
-                outcome.pixels += pixels.size
-                yield image, torch.from_numpy(pixels)
+                continue
+            outcome.lost[path] = lost
+            outcome.pixels += pixels.size
+            yield name, torch.from_numpy(pixels)
 
     least = _BATCH_PIXELS // _BATCH_IMAGES
     batches = chunk_by_size(
@@ -137,7 +133,7 @@ def compress_images(
     until all of them are done.
 
     Args:
-        paths: Image files and folders, and Parquet, tar and Arrow files.
+        paths: Image files and folders.
         out: X.hrv for one image; X.zip; otherwise a folder, for one file per image.
         force: Replace files that exist.
         skip: Leave out images that can't be read, with a notice per image.
@@ -156,16 +152,16 @@ def compress_images(
         folder = out
         may_exist = force or out.suffix.lower() != hrv.SUFFIX
         outputs = Outputs(out, [hrv.SUFFIX, zips.SUFFIX], force=may_exist, inputs=paths)
-    targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
-    missing = [image for image in images if force or not targets[image.name].exists()]
+    targets = {name: outputs.reserve(name, hrv.SUFFIX) for name in images}
+    missing = {name: path for name, path in images.items() if force or not targets[name].exists()}
     _note_skipped(len(images) - len(missing), folder)
 
     outcome = CompressionOutcome({})
     for batch in _read_batches(model, missing, outcome, skip):
-        places = [image.where for image, _ in batch]
+        places = [str(images[name]) for name, _ in batch]
         files = model.compress([pixels for _, pixels in batch], names=places, **options)
-        for (image, _), content in zip(batch, files, strict=True):
-            write_output(targets[image.name], content)
+        for (name, _), content in zip(batch, files, strict=True):
+            write_output(targets[name], content)
             outcome.bytes += len(content)
     if missing and not outcome.lost:
         raise InputError("no image could be read")
@@ -191,22 +187,12 @@ class _CodeFile(NamedTuple):
     read: Callable[[], bytes]
 
 
-def _list_files(paths: Iterable[Path], faults: list[str]) -> list[_CodeFile]:
+def _find_codes(paths: Iterable[Path], faults: list[str]) -> list[_CodeFile]:
     """Return the files of codes at paths, in folders and in zips. Zips that can't be read are added
-    to `faults`. Raises InputError if a folder has neither files nor zips.
+    to `faults`. Raises InputError as `_list_files`.
     """
-    listed = []
-    for path in dict.fromkeys(paths):
-        if not path.is_dir():
-            listed.append((path, path.name))
-            continue
-        names = sorted(find_files(path, (hrv.SUFFIX, zips.SUFFIX)))
-        if not names:
-            raise InputError(f"{path} has neither files of codes (.hrv) nor zips of them")
-        listed += [(path / name, name) for name in names]
-
     files = []
-    for path, name in listed:
+    for path, name in _list_files(paths, (hrv.SUFFIX, zips.SUFFIX)).items():
         if not zips.is_zip(path):
             files.append(_CodeFile(str(path), _remove_suffix(name), path.read_bytes))
             continue
@@ -248,7 +234,7 @@ def decompress_files(
             are decompressed all the same.
     """
     faults = list[str]()
-    files = _list_files(paths, faults)
+    files = _find_codes(paths, faults)
     may_exist = force or out.suffix.lower() != ".png"
     outputs = Outputs(out, [".png"], force=may_exist, inputs=paths)
     targets = [outputs.reserve(file.name, ".png") for file in files]

@@ -14,8 +14,9 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from hrvqvae.data.batches import batches, evaluation_batches, make_rng
+from hrvqvae.data.datasets import open_whole
+from hrvqvae.data.folders import open_folder
 from hrvqvae.data.images import read_image
-from hrvqvae.data.loading import open_whole
 from tests.conftest import cells_of, input_error, parametrize, same
 from tests.data.stored import (
     broken_image,
@@ -161,7 +162,7 @@ def test_what_is_no_image_of_the_set_is_left_out(caplog, tmp_path):
 def test_names_are_those_of_every_file_system():
     """Some decompose accented letters; a name need not be UTF-8."""
     touch("e\u0301.png", os.fsdecode(b"\xff.png"))
-    source = open_whole(Path("set"))
+    source = open_folder(Path("set"))[""]
     assert {source.name(row) for row in range(2)} == {"\u00e9.png", "\udcff.png"}
 
 
@@ -195,7 +196,7 @@ def test_files_that_datasets_reads(suffix, write):
         assert_array_equal(content(images), planes(PNGS))
         assert images.labels.tolist() == LABELS
         assert images.classes == ("0", "1", "2")
-    assert len(open_whole(Path("set"))) == 12
+    assert len(open_whole("set")) == 12
 
 
 def test_a_saved_data_set_and_its_class_names():

@@ -77,7 +77,7 @@ COMMANDS = (
         "encode images as files of codes (.hrv), or as a zip of them",
         _compress,
         "model",
-        option("images IMAGE", "files, folders; Parquet, tar or Arrow files", nargs="+", type=Path),
+        option("images IMAGE", "image files, or folders of them", nargs="+", type=Path),
         option("-o --out OUT", "X.hrv, X.zip, or a folder", required=True, type=Path),
         option("--levels K", "write levels 1 to K only (default: all)", type=int),
         "--force",

@@ -22,7 +22,7 @@ from hrvqvae.config.registry import DATASETS
 from hrvqvae.data import datasets
 from hrvqvae.data.batches import ImageSet, evaluation_batches
 from hrvqvae.data.fetch import Arrays, find_data_root, find_published, list_missing_files
-from hrvqvae.data.folders import TRAIN, FolderSource, Source, find_files, open_folder
+from hrvqvae.data.folders import TRAIN, Source, open_folder
 from hrvqvae.utils.errors import InputError, require
 from hrvqvae.utils.progress import note_once
 from hrvqvae.utils.quantities import counted
@@ -183,12 +183,6 @@ def _select_split(
     note_once(f"{where}: {counts}; {summary}")
     labels = numbers[name][rows] if classes else np.zeros(len(rows), np.int64)
     return ImageSet(config, labels, classes, source, rows)
-
-
-def open_whole(path: Path) -> Source:
-    """Return all images of a folder, or of files that `datasets` reads, without their labels."""
-    files = sorted(find_files(path)) if path.is_dir() else []
-    return FolderSource(path, files) if files else datasets.open_whole(str(path), labels=False)
 
 
 def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
