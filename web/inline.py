@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 WEB = Path(__file__).parent
+MODULE = WEB.parent / "src/hrvqvae/export/javascript"
 MODULES = ("bytes.js", "levels.js", "tables.js", "files.js", "network.js", "hrvqvae.js")
 LIBRARIES = {"blurhash": "blurhash/dist/index.mjs", "thumbhash": "thumbhash/thumbhash.js"}
 
 
 def joined_modules() -> str:
     """Return the module in one piece: its files in order of need, without imports and exports."""
-    text = "\n".join((WEB / name).read_text() for name in MODULES)
+    text = "\n".join((MODULE / name).read_text() for name in MODULES)
     text = re.sub(r"^import [^;]*;\n", "", text, flags=re.MULTILINE)
     return re.sub(r"^export (\{[^}]*\};\n)?", "", text, flags=re.MULTILINE)
 

@@ -1,6 +1,6 @@
 // The page: a picture at a few bytes, beside what others make of as many.
 
-import { decode, encode, levelEnds, load, readBundle } from "./hrvqvae.js";
+import { decode, encode, levelEnds, load, readBundle } from "../src/hrvqvae/export/javascript/hrvqvae.js";
 
 const at = (id) => document.getElementById(id);
 const say = (text, failed = false) => {

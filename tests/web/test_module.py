@@ -1,4 +1,4 @@
-"""The module in web/ in node: pixels and files of a bundle as Python has them, and what it
+"""The JavaScript module in node: pixels and files of a bundle as Python has them, and what it
 refuses.
 """
 
@@ -27,7 +27,6 @@ from tests.export import test_graphs
 from tests.format.test_javascript import DECODER, run_node
 from tests.web.bundle import read_bundle
 
-WEB = Path(__file__).parents[2] / "web"
 WEB_TESTS = Path(__file__).parent
 CONSTRUCTED = [case for case in bombs.BOMBS if case[0] in ("file of codes", "tables")]
 MODEL = "treevq-mnist"  # with padding, a beam and a refiner of prefixes
@@ -161,6 +160,14 @@ def test_what_is_transparent_becomes_white_in_a_file_that_python_reads(bundle, t
     assert not codes.fault
 
 
+def test_image_data_of_a_wrong_length_is_refused(bundle, tmp_path):
+    fitting = {"width": 3, "height": 2}
+    images = [fitting | {"data": text_of(b"\xff" * count)} for count in (24, 0, 23, 25, 18)]
+    file, *others = run_module("encode", bundle, images, tmp_path)
+    assert isinstance(file, str)
+    assert all("refused" in other for other in others)
+
+
 @torch.inference_mode()
 def test_damaged_and_foreign_files_and_bundles_are_refused(bundle, tmp_path):
     model, entropy_model = read_bundle(bundle)
@@ -220,6 +227,14 @@ def test_models_of_other_shapes(system, changes, levels, tmp_path, monkeypatch):
     check_pixels(model, entropy_model.bare, [file], results)
 
 
-def test_the_module_stays_small():
-    modules = [path.read_bytes() for path in sorted(WEB.glob("*.js")) if path.name != "page.js"]
+def test_the_module_beside_the_bundle_reads_it_and_is_small(bundle):
+    script = f"""
+        import {{ readFileSync }} from "node:fs";
+        import {{ readBundle }} from "./hrvqvae.js";
+        const model = await readBundle(readFileSync("{bundle.name}"));
+        console.log(typeof model);
+    """
+    done = run_node("--input-type=module", "-e", script, cwd=bundle.parent)
+    assert done.stdout == "object\n"
+    modules = [path.read_bytes() for path in sorted(bundle.parent.glob("*.js"))]
     assert len(gzip.compress(b"".join(modules), 9)) <= 40_000

@@ -77,7 +77,8 @@ COMMANDS = (
             ),
             flag(
                 "--web",
-                "write one file of 8-bit weights for the JavaScript module in web/ (docs/web.md)",
+                "write a file of 8-bit weights and the JavaScript module that reads it"
+                " (docs/web.md)",
             ),
         ),
     ),

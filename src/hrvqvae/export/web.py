@@ -3,6 +3,7 @@
 """
 
 import json
+import shutil
 import zlib
 from pathlib import Path
 
@@ -21,20 +22,21 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import base_name, create_folder, write_atomic
 
 SUFFIX = ".hrvw"
+_MODULE = Path(__file__).parent / "javascript"
 _MAGIC = b"HRVQWEB1"
-_MOST_BODY = 1 << 26  # MAX_BUNDLE in web/hrvqvae.js
+_MOST_BODY = 1 << 26  # MAX_BUNDLE in javascript/hrvqvae.js
 _PREFIX = "progressive."
 _STATISTICS = (".count", ".total")  # of codewords, for training only
 _KINDS = {torch.int8: "i1", torch.int16: "i2", torch.float32: "f4"}
 
 
 def export_web(run: str | Path, out: Path) -> list[Path]:
-    """Write the bundle of a model into a new folder.
+    """Write the bundle of a model, and the JavaScript module that reads it, into a new folder.
 
     Matrices and codebooks are stored in 8 bits with one scale per row, transposed convolutions in
-    16 bits, all other tensors in float32, rounded to half precision. The folder `out` gets one
-    file, NAME.hrvw. Raises InputError if the model has several latent grids or another quantizer,
-    or `out` can't be written.
+    16 bits, all other tensors in float32, rounded to half precision. The bundle is NAME.hrvw, the
+    first of the returned files. Raises InputError if the model has several latent grids or another
+    quantizer, or `out` can't be written.
     """
     loaded = open_run(run)
     model, config = loaded.load()
@@ -93,10 +95,9 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
             f"{name} takes {len(body):,} bytes in a page, more than {_MOST_BODY:,}: train a smaller"
             " model"
         )
-    path = out / f"{name}{SUFFIX}"
+    bundle = _MAGIC + len(text).to_bytes(4, "little") + text + zlib.compress(body, 9)
     with create_folder(out) as folder:
-        write_atomic(
-            folder / path.name,
-            _MAGIC + len(text).to_bytes(4, "little") + text + zlib.compress(body, 9),
-        )
-    return [path]
+        shutil.copytree(_MODULE, folder, dirs_exist_ok=True)
+        write_atomic(folder / f"{name}{SUFFIX}", bundle)
+    others = (out / path.name for path in sorted(_MODULE.iterdir()))
+    return [out / f"{name}{SUFFIX}", *others]
