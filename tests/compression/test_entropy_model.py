@@ -133,9 +133,8 @@ def test_files_that_say_what_can_not_be_are_refused():
         *cells_of("""
             "0123 | "x123
             "unit":2 | "unit":0
-            "times":[1,1,1] | "times":[1,1,9999]
+            "times":[1,1,1] | "times":[1,1,0]
             "symbols":[3, | "symbols":[0,
-            "symbols":[3, | "symbols":[5000,
             "groups":[[0,0]] | "groups":[]
             "shift":8 | "shift":31
             "symbols":[3, | "symbols":[3,3,
@@ -150,12 +149,11 @@ def test_files_that_say_what_can_not_be_are_refused():
             read_entropy_model(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
 
 
-def test_networks_that_could_overflow_or_look_ahead_are_refused():
+def test_networks_of_other_shapes_or_that_look_ahead_are_refused():
     contexts = usual_contexts(1, (3, 3), [(4, 4)] * 2)
     network = made_network(contexts, 4)
-    for bias, message in ((np.full(4, 2**30, np.int32), "32 bits"), (network.bias[:3], "shape")):
-        with damage_error(message):
-            replace(network, bias=bias)
+    with damage_error("do not fit"):
+        replace(network, bias=network.bias[:3])
     for feature in ((0, 0, 0), (0, 0, 1), (0, 1, -1), (0, -5, 0)):
         with damage_error("not there"):
             Contexts(1, (3, 3), ((1, 1),), (feature,), -1)

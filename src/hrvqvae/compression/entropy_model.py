@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -145,18 +144,10 @@ def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
         int(fields["unit"]), int(fields["margin"]), tuple(int(value) for value in fields["times"])
     )
     levels = header["levels"]
-    sound = (
-        geometry.unit >= 1
-        and geometry.margin >= 0
-        and all(1 <= value <= 1024 for value in geometry.times)
-        and all(1 <= value <= 1 << 24 for value in symbols)
-        and re.fullmatch("([0-9a-f]{2}){3,}", header["model"]) is not None
-        and 1 <= len(symbols) == len(geometry.times) == len(levels) <= 255
-    )
-    if not sound or any(
-        entry and value > MOST_SYMBOLS for entry, value in zip(levels, symbols, strict=True)
-    ):
+    least = min(geometry.unit, *geometry.times, *symbols)
+    if least < 1 or geometry.margin < 0 or not len(symbols) == len(geometry.times) == len(levels):
         raise DamagedFileError("the header of the entropy model is not sound")
+    bytes.fromhex(header["model"])  # raises ValueError
     networks = list[EntropyNetwork | None]()
     offset = 0
     for level, entry in enumerate(levels):

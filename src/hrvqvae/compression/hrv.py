@@ -73,17 +73,15 @@ def varint(value: int) -> bytes:
 
 
 def read_varint(content: bytes, offset: int) -> tuple[int, int]:
-    """Return the number at an offset, and the next offset. Raises DamagedFileError unless `varint`
-    wrote the number.
+    """Return the number at an offset, and the next offset. Raises DamagedFileError if it is cut
+    short or too long.
     """
     value = 0
     for count, byte in enumerate(content[offset : offset + _VARINT_BYTES]):
         value |= (byte & 127) << (7 * count)
         if byte < 128:
-            if not byte and count:
-                break
             return value, offset + count + 1
-    raise DamagedFileError("a number in it is cut short or not in its shortest form")
+    raise DamagedFileError("the size of the image is cut short")
 
 
 def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_PIXELS) -> Header:
@@ -92,14 +90,11 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
     """
     if not content or not _FIRST_BYTE <= content[0] <= _FIRST_BYTE + _SQUARE + _BY_TABLES:
         raise DamagedFileError(f"{name} is not a file of codes (.hrv), or it is damaged")
-    is_square = content[0] & _SQUARE
     try:
         height, offset = read_varint(content, 1 + FINGERPRINT_BYTES)
         width = height
-        if not is_square:
+        if not content[0] & _SQUARE:
             width, offset = read_varint(content, offset)
-            if width == height:
-                raise DamagedFileError("its width is stored, although it equals the height")
     except DamagedFileError as error:
         raise DamagedFileError(f"{name} is damaged: {error}") from error
     size = (height + 1, width + 1)

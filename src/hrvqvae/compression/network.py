@@ -187,31 +187,15 @@ class EntropyNetwork:
     shift: int  # fractional bits of a score, whose unit is 1/64 of an octave
 
     def __post_init__(self) -> None:
-        """Check the arrays. Raises DamagedFileError if a shape does not fit the contexts, or a sum
-        could overflow.
-        """
+        """Raise DamagedFileError if an array does not fit the contexts."""
         contexts = self.contexts
         hidden = len(self.bias)
         symbols = contexts.symbols[-1]
         expected = (contexts.rows, hidden), (contexts.sets, symbols, hidden)
-        if (self.table.shape, self.weights.shape) != expected or (
-            self.offsets.shape != expected[1][:2]
-        ):
-            raise DamagedFileError(
-                f"the model of level {contexts.level + 1} does not have the shape that its contexts"
-                " need"
-            )
-
-        # An upper bound of all scores and intermediate sums: each feature adds one of its rows.
-        table, bias, weights, offsets = (
-            np.abs(array.astype(np.int64))
-            for array in (self.table, self.bias, self.weights, self.offsets)
-        )
-        sums = bias + np.maximum.reduceat(table, contexts.first_rows).sum(0)
-        scores = offsets + weights @ sums
-        largest = max(int(sums.max(initial=0)), int(scores.max(initial=0)))
-        if not 0 <= self.shift < 31 or largest >= 1 << 30:
-            raise DamagedFileError(f"scores of level {contexts.level + 1} do not fit 32 bits")
+        sound = (self.table.shape, self.weights.shape) == expected
+        sound = sound and self.offsets.shape == expected[1][:2] and 0 <= self.shift < 31
+        if not sound:
+            raise DamagedFileError(f"arrays of level {contexts.level + 1} do not fit its contexts")
 
     @property
     def arrays(self) -> tuple[Any, ...]:
