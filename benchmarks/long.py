@@ -55,7 +55,7 @@ def _searched(rate: str, quantizer: str) -> Fields:
 
 
 # trained as a tree, as all trees of these rows were
-_GROWING = "planted=false joint_beam=false beam=4 coarse_weight=0.1 level_betas=0.05"
+_GROWING = "planted=false joint_beam=false beam=4 coarse_weight=0.1 level_beta=0.05"
 
 SEARCHED: Mapping[str, Fields] = {
     "hrvqvae": _searched("0.003", "decay=0.5 beta=0.25"),
@@ -72,7 +72,7 @@ FURTHER: Mapping[str, Sequence[Fields]] = {
 }
 """Neighbours of an optimum that was the last value tried."""
 _AT_3000 = _quantizer("codewords=15")
-_PLAIN_LOSS = _quantizer("coarse_weight=0 level_betas=0")
+_PLAIN_LOSS = _quantizer("coarse_weight=0 level_beta=0")
 
 System = tuple[str, str, Fields]
 """Preset, the system whose settings it takes ("": as printed), fields of its own."""

@@ -97,7 +97,7 @@ _FLAT = fields("model.quantizer", "codewords=27")
 _ADVERSARIAL = "perceptual=none adversarial_start=2 discriminator_units=4 discriminator_layers=1"
 _SYSTEMS = {
     "hrvqvae": _TREE,
-    "treevq": _TREE | fields("model.quantizer", "beam=2 coarse_weight=0.1 level_betas=0"),
+    "treevq": _TREE | fields("model.quantizer", "beam=2 coarse_weight=0.1 level_beta=0"),
     "vqvae": _FLAT,
     "vqvae2": _FLAT | fields("model", "grids=2"),
     "vqgan": _FLAT | fields("model", _ADVERSARIAL) | fields("prior.network", _GPT),

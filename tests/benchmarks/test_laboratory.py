@@ -257,7 +257,7 @@ data.workers=0 prior.training.checkpoint_every=7 progressive.training.max_steps=
 """
 OTHER = """
 training.seed=7 data.size=32 training.max_steps=7 training.precision=bf16 prior.network.kind=gpt
-model.quantizer.level_betas=0.1,0.2,0.3 prior.training.evaluate_every=7
+model.quantizer.level_codewords=2,3,4 prior.training.evaluate_every=7
 """
 
 

@@ -29,10 +29,10 @@ def search(z, codebooks, linked):
     return indices, residuals
 
 
-def losses(vectors, codebooks, linked, beta, level_betas):
+def losses(vectors, codebooks, linked, beta, level_beta):
     """Loss: return its commitments by name, summed over vectors, and their gradient by the vectors.
 
-    Without `level_betas`, only the term of z_q.
+    With a `level_beta` of 0, only the term of z_q.
     """
     terms = Counter()
     of_vectors = np.zeros_like(vectors)
@@ -42,10 +42,10 @@ def losses(vectors, codebooks, linked, beta, level_betas):
         errors = [float((residual**2).sum()) for residual in residuals]
         terms["commitment"] += beta * errors[-1]
         of_vectors[row] += 2 * beta * residuals[-1]
-        for level, weight in enumerate(level_betas):
-            if weight:
-                terms[f"commitment_{level + 1}"] += weight * errors[level]
-            of_vectors[row] += 2 * weight * residuals[level]
+        if level_beta:
+            for level, residual in enumerate(residuals):
+                terms[f"commitment_{level + 1}"] += level_beta * errors[level]
+                of_vectors[row] += 2 * level_beta * residual
     return terms, of_vectors
 
 

@@ -104,8 +104,8 @@ def test_any_positions_are_quantized_as_by_its_quantizer(positions, channel_last
 
 def test_options_of_the_quantizer_arrive():
     fields = {"beam": 4, "coarse_weight": 0.1, "restart_every": 7}
-    changed = layer(level_betas=0.3, **fields).quantizer.config
-    assert changed == replace(layer().quantizer.config, level_betas=(0.3,), **fields)
+    changed = layer(level_beta=0.3, **fields).quantizer.config
+    assert changed == replace(layer().quantizer.config, level_beta=0.3, **fields)
 
 
 def test_a_mask_leaves_positions_out_of_everything():
@@ -469,14 +469,13 @@ def test_what_it_is_made_of_is_checked():
         decay: 1.0 | decay is 1.0; it must be at least 0 and below 1
         codewords: [4, 4] | codewords is \(4, 4\); it must be a number or 3 values
         codewords: [8, null, 8] | codewords is \(8, None, 8\); it must be a whole number
-        {level_betas: -5.0, levels: 1} | level_betas is \(-5.0,\); it must be at least 0
         start_vectors: 0 | start_vectors is 0; it must be a whole number from 1
         total_steps: -5 | total_steps is -5; it must be a whole number from 1
     """):
         with input_error(f"^{line}$"):
             TreeVQ(4, **yaml.safe_load(options))
-    swept = TreeVQ(4, np.int64(5), level_betas=np.float32(0.5))
-    assert swept.quantizer.config == TreeVQ(4, 5, level_betas=0.5).quantizer.config
+    swept = TreeVQ(4, np.int64(5), level_beta=np.float32(0.5))
+    assert swept.quantizer.config == TreeVQ(4, 5, level_beta=0.5).quantizer.config
 
 
 def test_what_it_is_given_is_checked():

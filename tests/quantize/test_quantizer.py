@@ -35,11 +35,10 @@ FLAT = QuantizerConfig(codewords=7, dim=DIM, beta=0.4, decay=0.9)
 TREE = replace(FLAT, levels=3, codewords=4)
 VARIANTS = {
     "flat": FLAT,
-    "one level with a term of its own": replace(FLAT, level_betas=(0.3,)),
-    "unlinked": replace(TREE, linked=1, level_betas=(0.5, 0.0, 0.2)),
+    "unlinked": replace(TREE, linked=1, level_beta=0.5),
     "sizes": replace(TREE, levels=4, level_codewords=(5, 2, 3, 4), linked=3, joint_beam=True),
     # the last is shorter
-    "groups": replace(FLAT, levels=5, codewords=3, linked=2, level_betas=(0.3,)),
+    "groups": replace(FLAT, levels=5, codewords=3, linked=2, level_beta=0.3),
     "linked": TREE,
 }
 every_variant = parametrize("config", VARIANTS.values(), ids=VARIANTS)
@@ -247,8 +246,7 @@ def test_configurations_that_are_refused():
         levels=0 | levels
         codewords=1 | codewords
         coarse_weight=.nan | coarse_weight
-        level_betas=[0.1,0.2] | level_betas is .*none, one or 3 values
-        level_betas=[-0.1] | level_betas is .*at least 0
+        level_beta=-0.1 | level_beta is .*at least 0
         level_codewords=[2,3] | level_codewords is .*none or 3 values
         linked=1 beam=2 | beam
         levels=16 | codewords \*\* levels .*2\^30

@@ -160,9 +160,8 @@ class QuantizerConfig(Section, section="model.quantizer"):
     #: (docs/method.md). A group of more than 65,536 leaves is trained as a tree.
     planted: bool = False
     beta: Weight = 0.25  #: beta_0, weight of the commitment to the sum of the codewords
-    #: beta_l, weight of the commitment at each level, coarse first, or one value for all levels.
-    #: Default: `beta` for all levels, as in the paper, or no such term if there is a single level.
-    level_betas: tuple[Weight, ...] = ()
+    #: beta_l, weight of the commitment at each of several levels (default: `beta`, as in the paper)
+    level_beta: Weight | None = None
     decay: Share = 0.99  #: of the moving averages
     #: latents for the k-means start (0: noise at the scale of the latents)
     init_vectors: Count = 131_072
@@ -177,11 +176,6 @@ class QuantizerConfig(Section, section="model.quantizer"):
 
     def check(self) -> None:
         self.require(self.levels <= 255, "levels", "at most 255")
-        self.require(
-            len(self.level_betas) in (0, 1, self.levels),
-            "level_betas",
-            f"none, one or {self.levels} values",
-        )
         self.require(
             len(self.level_codewords) in (0, self.levels),
             "level_codewords",
@@ -198,12 +192,11 @@ class QuantizerConfig(Section, section="model.quantizer"):
         require(values <= 2**30, "model.quantizer.codewords ** levels * dim", values, limit)
 
     @property
-    def beta_of_levels(self) -> tuple[float, ...]:
-        """beta_l of each level, coarse first; empty if a single level has no `level_betas`."""
+    def beta_of_levels(self) -> float:
+        """beta_l; 0 if there is a single level, whose commitment is that of the sum."""
         if self.levels == 1:
-            return self.level_betas
-        betas = self.level_betas or (self.beta,)
-        return betas * self.levels if len(betas) == 1 else betas
+            return 0.0
+        return self.beta if self.level_beta is None else self.level_beta
 
     @property
     def sizes(self) -> tuple[int, ...]:

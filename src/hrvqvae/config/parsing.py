@@ -41,6 +41,7 @@ _NAMED = ("python:", "hub:")  # of `data.datasets`: beginnings of `data.root` th
 _EARLIER = {
     "model.train_prefixes",
     "model.quantizer.encoding_beam",
+    "model.quantizer.level_betas",
     "model.quantizer.shrinkage",
     "model.quantizer.update",
     "prior.class_weight",

@@ -196,7 +196,7 @@ _DEEP = {
         "linked": 4,
         "dim": 48,
         "beta": 1.0,
-        "level_betas": 0.05,
+        "level_beta": 0.05,
         "decay": 0.95,
         "beam": 16,
         "joint_beam": True,

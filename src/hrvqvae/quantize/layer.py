@@ -56,8 +56,7 @@ class TreeVQ(nn.Module):
         channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D,
             H, W).
         beta: weight of the commitment to the sum of the codewords.
-        level_betas: weight of each level's commitment: a number, or one per level, coarse first.
-            Empty means `beta`. A single level has only the commitment with weight `beta`.
+        level_beta: weight of the commitment at each level, if there are several.
         beam: candidates that the search keeps at each level; 1 is the greedy search. The time grows
             with the beam.
         coarse_weight: weight of the coarser levels' squared residuals in a candidate's cost;
@@ -90,7 +89,7 @@ class TreeVQ(nn.Module):
         linked: int = 0,
         channel_last: bool = True,
         beta: float = 0.25,
-        level_betas: float | Sequence[float] = 0.05,
+        level_beta: float = 0.05,
         beam: int = 4,
         coarse_weight: float = 0.1,
         decay: float = 0.95,
@@ -104,7 +103,6 @@ class TreeVQ(nn.Module):
         for name, value in (("start_vectors", start_vectors), ("total_steps", total_steps)):
             require(value is None or value >= 1, name, value, "a whole number from 1")
         sizes = tuple(codewords) if isinstance(codewords, Iterable) else ()
-        betas = tuple(level_betas) if isinstance(level_betas, Iterable) else (level_betas,)
         try:
             config = QuantizerConfig(
                 dim=dim,
@@ -115,14 +113,12 @@ class TreeVQ(nn.Module):
                 beam=beam,
                 joint_beam=linked not in (0, levels),  # one beam through all groups
                 beta=beta,
-                level_betas=betas,
+                level_beta=level_beta,
                 coarse_weight=coarse_weight,
                 decay=decay,
                 restart_every=restart_every,
                 restart_below=restart_below,
             )
-            if config.levels == 1:
-                config = config.replace(level_betas=())
         except InputError as error:
             line = str(error).replace("model.quantizer.", "")
             line = line.replace("level_codewords", "codewords")

@@ -74,7 +74,6 @@ class ResidualQuantizer(Quantizer):
             self.codebook = levels[0]
         else:
             self.codebooks = levels
-        self._betas = config.beta_of_levels
 
     @property
     def levels(self) -> list[Any]:
@@ -157,11 +156,11 @@ class ResidualQuantizer(Quantizer):
         zero = z_q.new_zeros(())
         sums = [zero] * len(self.levels)
 
-        # the term of each level; a single level has that of z_q alone (`_betas` may be empty)
-        for level, beta in enumerate(self._betas):
-            if beta:
-                squared_error = residuals[level + 1].square().sum()  # r_l = r_(l-1) - e_l
-                sums[level] = beta * squared_error
+        # the term of each level; a single level has that of z_q alone
+        beta = self.config.beta_of_levels
+        if beta:
+            for level, residual in enumerate(residuals[1:]):  # r_l = r_(l-1) - e_l
+                sums[level] = beta * residual.square().sum()
                 losses[f"commitment_{level + 1}"] = sums[level]
 
         # the term of z_q
