@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,10 +32,8 @@ LEARNING_RATE = 0.003
 class ShuffledSums(LeafSums):
     """Sums in a tree whose leaves are shuffled; the inputs keep the codewords of the model."""
 
-    def forward(
-        self, features: Tensor, indices: Sequence[Tensor], embedded: Sequence[Tensor]
-    ) -> list[Tensor]:
-        return super().forward(features, split_leaves(shuffle(indices[-1])), embedded)
+    def forward(self, features: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
+        return super().forward(features, split_leaves(shuffle(indices[-1])))
 
 
 def shuffle(leaves: Tensor) -> Tensor:
@@ -50,9 +49,8 @@ def split_leaves(leaves: Tensor) -> list[Tensor]:
 
 def build_output(output: str) -> GPT:
     """Build a small transformer with an output."""
-    config = GPTConfig(hidden_units=128, layers=2, heads=4)
-    if output != "choices":
-        config = config.replace(output="sums")
+    kind: Literal["choices", "sums"] = "choices" if output == "choices" else "sums"
+    config = GPTConfig(hidden_units=128, layers=2, heads=4, output=kind)
     levels = [
         Level(grid=GRID, symbols=symbols, codewords=8 ** (index + 1))
         for index, symbols in enumerate(SYMBOLS)

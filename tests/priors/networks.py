@@ -10,7 +10,7 @@ from hrvqvae.priors.base import Level
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from tests.conftest import generator, parametrize
 
-SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5)
+SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5, output="choices")
 SUMS = SMALL.replace(output="sums")
 
 

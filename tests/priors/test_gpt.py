@@ -131,7 +131,7 @@ def test_levels_of_sums_are_marginals_of_a_softmax_over_leaves():
     expected = cross_entropy(
         (features @ torch.stack(vectors).T).movedim(-1, 1), paths[-1], reduction="none"
     )
-    pairs = zip(prior.heads(features, paths, paths), codes, strict=True)
+    pairs = zip(prior.heads(features, paths), codes, strict=True)
     nats = sum(
         cross_entropy(logits.movedim(-1, 1), level_codes, reduction="none")
         for logits, level_codes in pairs

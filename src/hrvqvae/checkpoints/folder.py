@@ -380,7 +380,13 @@ def config_of(meta: Mapping[str, Any], path: Path) -> Config:
     """
     if "config" not in meta:
         raise DamagedFileError(f"{path} holds no configuration: it is not a model of hrvqvae")
-    return from_dict(meta["config"], str(path))
+    stored = copy.deepcopy(meta["config"])
+
+    # the shipped priors have no field for their output
+    network = stored.get("prior", {}).get("network", {})
+    if network.get("kind") == "gpt":
+        network.setdefault("output", "choices")
+    return from_dict(stored, str(path))
 
 
 def prior_folder(run: str | Path, *levels: int) -> RunFolder:

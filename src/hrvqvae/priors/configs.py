@@ -41,9 +41,9 @@ class GPTConfig(PriorNetworkConfig):
 
     kind: Literal["gpt"] = "gpt"
     hidden_units: Positive = 128  #: width of the features
-    #: `choices`: a choice per level, by a network for each; `sums`: one choice of a leaf per
-    #: position, by sums over its codewords, for groups of at most 16,384 leaves
-    output: Literal["choices", "sums"] = "choices"
+    #: `sums`: one choice of a leaf per position, by sums over its codewords; `choices`: a choice
+    #: per level, by a network for each, as always for groups of more than 16,384 leaves
+    output: Literal["sums", "choices"] = "sums"
     layers: Positive = 6  #: transformer layers (attention, then a two-layer network)
     heads: Positive = 4  #: heads per attention, a divisor of `hidden_units`
     dropout: Share = 0.0  #: dropout probability of the terms that layers and heads add

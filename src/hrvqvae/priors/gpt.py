@@ -73,31 +73,6 @@ class Head(nn.Module):
         return self.output(self.last_norm(x + dropout(added, self.dropout_share, self.training)))
 
 
-class Choices(nn.ModuleList):
-    """The output that chooses a code per level, by a head for each."""
-
-    def __init__(self, config: GPTConfig, levels: Sequence[Level]) -> None:
-        super().__init__(Head(config, level.symbols) for level in levels)
-        self.draws = tuple(range(level, level + 1) for level in range(len(levels)))
-
-    def forward(
-        self, features: Tensor, indices: Sequence[Tensor], embedded: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Return the logits (B, H, W, m) of each level from features (B, H, W, C), and the codeword
-        indices (B, H, W) of each level and their embeddings (B, H, W, E).
-        """
-        coarser_sum = torch.zeros_like(embedded[0])
-        logits = []
-        for head, embeddings in zip(self, embedded, strict=True):
-            logits.append(head(features, coarser_sum))
-            coarser_sum = coarser_sum + embeddings
-        return logits
-
-    def draw_logits(self, steps: "CachedSteps", level: int) -> Tensor:
-        """Return the logits (B, m) of a level at the position of a sampler."""
-        return steps.mix(self[level](steps.features, steps.sum))
-
-
 class LeafSums(nn.Module):
     """The output that chooses a leaf per position. The logit of a leaf is the sum, over its
     codewords of all levels, of the products of features and the codeword's output vector.
@@ -110,13 +85,13 @@ class LeafSums(nn.Module):
         self.vectors = nn.ModuleList(nn.Embedding(count, config.hidden_units) for count in counts)
         for table in self.vectors:
             nn.init.normal_(table.weight, std=0.02)  # type: ignore[arg-type]
-        self.draws = (range(len(levels)),)
 
-    def forward(
-        self, features: Tensor, indices: Sequence[Tensor], embedded: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Return the logits (B, H, W, m) of each level, as `Choices`. They are marginals: a
-        codeword's logit is its own, and the logarithm of the sum over the leaves below it.
+    def forward(self, features: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
+        """Return the logits (B, H, W, m) of each level from features (B, H, W, C) and the codeword
+        indices (B, H, W) of each level.
+
+        They are marginals: a codeword's logit is its own, and the logarithm of the sum over the
+        leaves below it.
         """
         logits: list[Tensor] = []
         below: Tensor | None = None
@@ -132,13 +107,8 @@ class LeafSums(nn.Module):
             logits.append(siblings.squeeze(-2))
         return logits[::-1]
 
-    def draw_logits(self, steps: "CachedSteps", level: int) -> Tensor:
-        """Return the logits (B, n) of the leaves at the position of a sampler."""
-        return steps.mix(steps.features) @ steps.leaf_vectors.T
-
-    @property
     def leaf_vectors(self) -> Tensor:
-        """The sums (n, C) of the output vectors of each leaf's codewords."""
+        """Return the sums (n, C) of the output vectors of each leaf's codewords."""
         first, *others = (table.get_parameter("weight") for table in self.vectors)
         summed: Tensor = first
         for table, symbols in zip(others, self.symbols[1:], strict=True):
@@ -194,7 +164,7 @@ class CachedSteps(LogitSteps):
         self.sum_map = base.new_zeros(batch, height + 1, width + 2, units)
         self.sum = base.new_zeros(batch, units)
         if isinstance(prior.heads, LeafSums):
-            self.leaf_vectors = prior.heads.leaf_vectors
+            self.leaf_vectors = prior.heads.leaf_vectors().T.contiguous()
         self.above_weight = prior.above.weight.permute(2, 3, 1, 0).flatten(0, 2)
         self.indices = torch.zeros_like(self.codes[0][:, 0, 0])
         self.next_level = 0
@@ -239,8 +209,10 @@ class CachedSteps(LogitSteps):
         self.next_level = stop
 
     def logits(self, level: int) -> Tensor:
+        if isinstance(self.prior.heads, LeafSums):
+            return self.mix(self.features) @ self.leaf_vectors
         self._add_codes(level)
-        return self.prior.heads.draw_logits(self, level)
+        return self.mix(self.prior.heads[level](self.features, self.sum))
 
 
 class GPT(Prior):
@@ -284,17 +256,22 @@ class GPT(Prior):
         self.norm = nn.LayerNorm(hidden)
         leaves = math.prod(level.symbols for level in levels)
         is_summed = config.output == "sums" and leaves <= MOST_LEAVES
-        self.heads = LeafSums(config, levels) if is_summed else Choices(config, levels)
+        heads = (Head(config, level.symbols) for level in levels)
+        self.heads = LeafSums(config, levels) if is_summed else nn.ModuleList(heads)
         for layer in layers:  # each layer begins by adding only a constant, its biases
             nn.init.zeros_(layer.output.weight)
             nn.init.zeros_(layer.narrow.weight)
 
     @property
     def draws(self) -> tuple[range, ...]:
-        return self.heads.draws
+        if isinstance(self.heads, LeafSums):
+            return (range(len(self.levels)),)
+        return super().draws
 
     def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
-        """Also add the layers that the weights lack; they begin as the identity."""
+        """Also add the layers that the weights lack, which begin as the identity, and the output if
+        the weights have another kind of output.
+        """
         parts = super().fill_missing(weights)
         num_present = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
         missing = self.layers[num_present:]
@@ -304,6 +281,13 @@ class GPT(Prior):
                 weights[f"layers.{index}.{name}"] = torch.zeros_like(tensor) if is_added else tensor
         if len(missing):
             parts.append(f"{counted(len(missing), 'further layer')} as the identity")
+        stored = {name for name in weights if name.startswith("heads.")}
+        own = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
+        if stored != own.keys():
+            for name in stored:
+                del weights[name]
+            weights |= own
+            parts.append("its output anew")
         return parts
 
     def embed_coarser(self, coarser: Sequence[Tensor]) -> Tensor:
@@ -333,5 +317,10 @@ class GPT(Prior):
         for layer in self.layers:
             features = layer(features)
         features = self.norm(features).unflatten(1, self.level.grid)
-        logits = self.heads(features, indices, embedded)
+        if isinstance(self.heads, LeafSums):
+            logits = self.heads(features, indices)
+        else:
+            coarser_sums = [torch.zeros_like(embedded[0]), *accumulate(embedded[:-1])]
+            pairs = zip(self.heads, coarser_sums, strict=True)
+            logits = [head(features, coarser_sum) for head, coarser_sum in pairs]
         return tuple(level_logits.movedim(-1, 1) for level_logits in logits)

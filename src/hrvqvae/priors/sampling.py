@@ -90,14 +90,13 @@ def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tens
         logits: (B, m).
         uniforms: (B, 1) float64 in [0, 1).
     """
-    logits = logits.double()
     if params.temperature != 1:
         logits = logits / params.temperature
     shares = logits.softmax(-1)
     symbols = shares.shape[-1]
     if 0 < params.top_k < symbols or params.top_p < 1:
         shares = _keep_likeliest(shares, params)
-    cumulative = shares.cumsum(-1)
+    cumulative = shares.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     codes = torch.searchsorted(cumulative, uniforms * total, right=True)[:, 0]
     return codes.clamp_(max=symbols - 1), total
@@ -108,7 +107,7 @@ def _keep_likeliest(shares: Tensor, params: SamplingParams) -> Tensor:
     ordered, order = shares.sort(dim=-1, descending=True, stable=True)
     if params.top_k:
         ordered[:, params.top_k :] = 0
-    cumulative = ordered.cumsum(-1)
+    cumulative = ordered.cumsum(-1, dtype=torch.float64)
 
     # a code is excluded if the likelier ones reach top_p without it
     excluded = cumulative[:, :-1] >= params.top_p * cumulative[:, -1:]
