@@ -22,6 +22,7 @@ from scipy import stats
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "docs" / "data"
+RIVALS = ("WebP", "AVIF, frame only", "JPEG XL", "PCA, ideal codes")
 Values = Sequence[float]
 Row = dict[str, Any]
 
@@ -332,6 +333,23 @@ def beams(model: str, beam: int | None) -> str:
         row = rows[f"effort {effort}" + (f", beam {beam}" if beam else "")]
         cells.append(f"{row['change']:+.1%} | {row['bits']:,.0f} | {row['ratio']:.1f}")
     return " | ".join(cells)
+
+
+def at_bytes(folder: str, title: str, way: str) -> str:
+    """Return the PSNR of a kind of files at each budget of bytes; "-" where none is so small."""
+    (curve,) = (row for row in read(f"{folder}/rows.json")["curves"] if row["title"] == title)
+    return " ".join("-" if value is None else f"{value:.2f}" for value in curve[way])
+
+
+def ahead(folder: str, setting: str) -> str:
+    """Return bytes and PSNR of a model's setting, and how far it is above WebP, AVIF's frame, JPEG
+    XL and PCA.
+    """
+    (rows,) = read(f"{folder}/rows.json")["ahead"].values()
+    (row,) = (row for row in rows if row["setting"] == setting)
+    rivals = [row["ahead_of"][name] for name in RIVALS]
+    above = " ".join("-" if value is None else f"{value:+.2f}" for value in rivals)
+    return f"{row['bytes']:,.1f} {row['psnr']:.2f} {above}"
 
 
 def grid(positions: str, bits: int) -> tuple[float, float, int]:
