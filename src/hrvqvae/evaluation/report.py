@@ -101,8 +101,12 @@ def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -
     level_bytes = np.zeros(len(levels))
 
     def count_bytes(model: EntropyModel, codes: CodeArray) -> NDArray[np.int64]:  # (levels, B)
-        streams = [encode_level(codes, layout, level, model.network(level)) for level in levels]
-        return np.array([[*map(len, of_images)] for of_images in streams])
+        sizes = np.zeros((len(levels), len(codes)), np.int64)
+        for level in levels:
+            network = model.network(level)
+            for index, of_image in enumerate(codes):
+                sizes[level, index] = len(encode_level(of_image, layout, level, network))
+        return sizes
 
     for codes, _ in _read_parts(maps, _FILES):
         flat = flat_codes(codes)
