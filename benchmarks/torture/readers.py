@@ -426,7 +426,7 @@ READERS = {
     "zip": Reader("zips", _read_zip, check=32),
     "file of codes": Reader("codes", _read_file_of_codes, ("**/*.hrv",), 8),
     "codes of images": Reader("tokenized", _read_tokenized, ("[!.]*",)),
-    "image": Reader("image", lambda path: {"": digest(decode_image(path, 3).pixels)}),
+    "image": Reader("image", lambda path: {"": digest(decode_image(path, 3))}),
     "MNIST": Reader("data/mnist", _read_mnist, ("train*",), 32),
     "configuration": Reader("configs", lambda path: {"": digest(to_dict(from_file(path)))}),
     "metrics": Reader("metrics", lambda path: {"": digest(MetricsLog(path, 10**9).records)}),

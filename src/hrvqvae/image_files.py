@@ -17,7 +17,6 @@ from hrvqvae.data.folders import find_files
 from hrvqvae.data.images import (
     SUFFIXES,
     decode_image,
-    note_conversions,
     remove_image_suffix,
     to_pil,
     write_image,
@@ -38,8 +37,7 @@ _BATCH_PIXELS = 1 << 20
 class CompressionOutcome:
     """The outcome of `compress_images`."""
 
-    # of each image that was read: what conversion to the model's channels lost, or ""
-    lost: dict[Path, str]
+    images: int = 0
     bytes: int = 0  # total size of the files
     pixels: int = 0  # size of the uncompressed images in bytes
 
@@ -99,14 +97,14 @@ def _read_batches(
     def read_images() -> Iterator[tuple[str, Tensor]]:
         for name, path in images.items():
             try:
-                pixels, lost = decode_image(path, channels, max_pixels)
+                pixels = decode_image(path, channels, max_pixels)
             except InputError as error:  # broken, or there is no such file
                 if not skip:
                     advice = "leave such images out with --on-error skip"
                     raise InputError(f"{error}; {advice}") from error
                 note(f"{error}; left out")
                 continue
-            outcome.lost[path] = lost
+            outcome.images += 1
             outcome.pixels += pixels.size
             yield name, torch.from_numpy(pixels)
 
@@ -126,7 +124,7 @@ def compress_images(
     skip: bool = False,
     **options: Any,
 ) -> CompressionOutcome:
-    """Compress image files. Report images that lost something by conversion.
+    """Compress image files.
 
     Each batch is written as soon as it is encoded, and files that exist are skipped: a second call
     goes on where the first was stopped. The files of X.zip are written to the folder X.zip.parts
@@ -156,14 +154,14 @@ def compress_images(
     missing = {name: path for name, path in images.items() if force or not targets[name].exists()}
     _note_skipped(len(images) - len(missing), folder)
 
-    outcome = CompressionOutcome({})
+    outcome = CompressionOutcome()
     for batch in _read_batches(model, missing, outcome, skip):
         places = [str(images[name]) for name, _ in batch]
         files = model.compress([pixels for _, pixels in batch], names=places, **options)
         for (name, _), content in zip(batch, files, strict=True):
             write_output(targets[name], content)
             outcome.bytes += len(content)
-    if missing and not outcome.lost:
+    if missing and not outcome.images:
         raise InputError("no image could be read")
 
     if zips.is_zip(out):
@@ -171,7 +169,6 @@ def compress_images(
         names = (path.relative_to(folder).as_posix() for path in written)
         zips.write_zip(out, zip(names, map(Path.read_bytes, written), strict=True))
         shutil.rmtree(folder)
-    note_conversions(outcome.lost)
     return outcome
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from hrvqvae.config import level_names
-from hrvqvae.data.images import decode_image, note_conversions, read_image, to_pil, write_image
+from hrvqvae.data.images import decode_image, read_image, to_pil, write_image
 from hrvqvae.model import Model
 from hrvqvae.models.base import image_size
 from hrvqvae.plots import sheets
@@ -51,17 +51,14 @@ def reconstruct(
     originals = []
     decoded = []
     errors = []
-    conversions = {}
     with torch.inference_mode():
         for path in paths:
-            array, conversions[path] = decode_image(path, autoencoder.channels, max_pixels)
-            pixels = torch.from_numpy(array)
+            pixels = torch.from_numpy(decode_image(path, autoencoder.channels, max_pixels))
             (image,) = autoencoder.decode(encode(pixels[None]), levels, image_size(pixels))
             error = (image - pixels / 255).square().mean()
             originals.append(pixels)
             decoded.append((image * 255).round().to(torch.uint8))
             errors.append((path, float(error)))
-    note_conversions(conversions)
     total = "" if levels == 1 else f" of {autoencoder.prefixes[-1]}"
     caption = f"reconstruction, {level_names(range(num_levels))}{total}"
     sheet_rows = [sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]
@@ -199,8 +196,7 @@ def complete(
     check_output(out, force=force, inputs=[path, Path(keep)], suffix=".png")
     model = Model(run)
     data = model.config.data
-    array, conversion = decode_image(path, data.channels, data.max_pixels, data.image_size)
-    note_conversions({path: conversion})
+    array = decode_image(path, data.channels, data.max_pixels, data.image_size)
     pixels = torch.from_numpy(array)
     mask = read_image(Path(keep), 1)[0] > 127 if Path(keep).is_file() else keep
     kept_image, _, completions = draw_completions(

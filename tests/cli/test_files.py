@@ -231,7 +231,7 @@ def test_what_can_not_be_done(run, images, monkeypatch):
     check_refusals(f"""
         compress {run} {images} -o y.hrv | takes one image, and there are more
         compress {run} {image} {images}/more/0.png -o d | would both be named 0
-        compress {run} notes.txt -o new.hrv | notes.txt is not a readable PNG
+        compress {run} notes.txt -o new.hrv | notes.txt is not a readable image
         compress {run} {image} -o x.hrv | exists already
         compress {run} {image} -o x.hvr | end in .hrv or .zip, or be a folder that exists
         {new} --bytes 6 | {image} takes

@@ -202,7 +202,7 @@ def test_bad_runs_and_images(run, tmp_path):
         {sheet} 0 | --levels is 0; it must be at least 1
         {sheet} 4 | levels is 4; this model decodes 1, 2, 3
         evaluate {run} --split dev | unknown --split 'dev': there are test, train
-        evaluate {run} --data {tmp_path}/nowhere | give a folder of images
+        evaluate {run} --data {tmp_path}/nowhere | can't be read: No such file
         evaluate {run} --images 0 | --images is 0; it must be at least 1
     """)
     assert not (tmp_path / "sheet.png").exists()

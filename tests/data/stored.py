@@ -35,7 +35,7 @@ def loaded(root, split="train", /, **changes):
 def content(images):
     if images.pixels is not None:
         return images.pixels
-    return np.stack([images.decode(index, None).pixels for index in range(len(images))])
+    return np.stack([images.decode(index, None) for index in range(len(images))])
 
 
 def paths_of(images):

@@ -43,10 +43,10 @@ def test_images_of_every_kind_are_one_batch():
         ([], "there is no image"),
         ([PIXELS, PIXELS[:3]], "have one size and type"),
         ([BATCH[0], BATCH[0] / 255], "have one size and type"),
-        (3, "image 1 is not an image .it is a int; images are paths, bytes, PIL images"),
+        (3, "image 1 is not a readable image .it is a int; images are paths, bytes, PIL images"),
         (PIXELS.astype(int), "its type is int64; images are uint8, or float"),
         (PIXELS[None, None], r"its shape is \(1, 5, 7, 3\)"),
-        ("gone.png", "gone.png: there is no such image"),
+        ("gone.png", "gone.png is not a readable image .*No such file"),
     ],
 )
 def test_other_objects_are_refused(images, fault):
@@ -93,7 +93,7 @@ def image_of(values, dtype):
 def test_the_range_of_values_tells_their_scale(dtype, values, pixels):
     image = image_of(values, dtype)
     expected = np.array(pixels.split(), float)
-    assert_allclose(decode_image(lambda: image, 1).pixels[0, 0], expected, atol=0.5)
+    assert_allclose(decode_image(lambda: image, 1)[0, 0], expected, atol=0.5)
 
 
 @parametrize(
@@ -115,21 +115,19 @@ def test_values_beyond_16_bits_are_refused(dtype, values):
 def test_colours_of_a_profile_become_those_of_srgb(mode):
     """In the profile red and blue have each other's place: so have they in the pixels."""
     image = Image.new("RGB", (4, 4), (250, 60, 20)).convert(mode, palette=Image.Palette.ADAPTIVE)
-    for profile, pixel, told in (
-        (swapped_profile(), [20, 60, 250], "colour profile to sRGB"),
-        (SRGB, [250, 60, 20], ""),
-        (b"no profile", [250, 60, 20], "damaged colour profile ignored"),
+    for profile, pixel in (
+        (swapped_profile(), [20, 60, 250]),
+        (SRGB, [250, 60, 20]),
+        (b"no profile", [250, 60, 20]),
     ):
         image.save(PATH, icc_profile=profile)
-        pixels, lost = decode_image(PATH, 3)
-        assert lost == told
-        assert_allclose(pixels[:, 0, 0], pixel, atol=2)
+        assert_allclose(decode_image(PATH, 3)[:, 0, 0], pixel, atol=2)
 
 
 def test_a_profile_keeps_transparency():
     image = Image.new("RGBA", (1, 1), (250, 60, 20, 0))
     image.save(PATH, icc_profile=swapped_profile())
-    assert decode_image(PATH, 3).pixels.flatten().tolist() == [255, 255, 255]
+    assert decode_image(PATH, 3).flatten().tolist() == [255, 255, 255]
 
 
 def test_a_picture_of_the_caller_stays_open(tmp_path):

@@ -28,11 +28,10 @@ def _compress(arguments: Arguments) -> None:
         max_bytes=arguments.bytes,
         **pick(arguments, "force levels effort"),
     )
-    count = len(written.lost)  # it has an entry per image, even if nothing was lost
-    if count:  # all files may exist already
-        mean = written.bytes / count
+    if written.images:  # all files may exist already
+        mean = written.bytes / written.images
         share = written.bytes / written.pixels
-        totals = f"{counted(count, 'image')}, {counted(written.bytes, 'byte')}"
+        totals = f"{counted(written.images, 'image')}, {counted(written.bytes, 'byte')}"
         print(f"{totals}, {mean:.1f} per image: {share:.2%} of the pixels")
     print(arguments.out)
 

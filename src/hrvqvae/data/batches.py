@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import multiprocessing
 import os
 import signal
 import threading
@@ -30,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hrvqvae.config import DataConfig
 from hrvqvae.data.folders import Source
-from hrvqvae.data.images import BrokenImageError, Decoded, Pixels, decode_image
+from hrvqvae.data.images import BrokenImageError, Pixels, decode_image
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.grouping import slices
@@ -89,10 +88,10 @@ class ImageSet:
             state.update(repr(self.source.labels[self.rows].tolist()).encode())
         return state.hexdigest()
 
-    def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
-        """Return an image, augmented unless `augmentation` is None. Raises as `decode_image`."""
-        if self.pixels is not None:
-            return Decoded(self.take([(index, augmentation)]).images[0].numpy())
+    def decode(self, index: int, augmentation: Augmentation | None) -> Pixels:
+        """Return an image that is not in memory, augmented unless `augmentation` is None. Raises as
+        `decode_image`.
+        """
         assert self.source is not None
         config = self.config
         rng = make_rng("augmentation", *augmentation) if augmentation else None
@@ -100,7 +99,7 @@ class ImageSet:
         if rng and config.crop == "random":
             crop_position = (rng.random(), rng.random())
         row = int(self.rows[index])
-        pixels, lost = decode_image(
+        pixels = decode_image(
             partial(self.source.open, row),
             config.channels,
             config.max_pixels,
@@ -110,7 +109,7 @@ class ImageSet:
         )
         if rng and config.flip and rng.random() < 0.5:
             pixels = pixels[..., ::-1].copy()
-        return Decoded(pixels, lost)
+        return pixels
 
     def take(self, samples: Sequence[Sample]) -> Batch:
         """Return a batch of images in memory, which are never cropped at random."""
@@ -131,8 +130,6 @@ class Batch:
     images: Tensor  # (B, C, Y, X) uint8
     labels: Tensor  # (B,) int64, zeros where there are no classes
     broken: tuple[str, ...] = ()  # a message per image that could not be decoded
-    lost: tuple[str, ...] = ()  # losses of conversions, such as "colour to greyscale"
-    fatal: InputError | None = None  # an error that `data.on_error` does not skip
 
 
 def sample_stream(
@@ -233,21 +230,17 @@ def read_batches(
 
     Raises:
         BrokenImageError: an image can't be decoded, and `data.on_error` is "stop".
-        InputError: a file of images is missing or damaged, or a worker process was killed.
+        InputError: a worker process was killed.
     """
     reader = _BatchReader(images, replace)
     loader = open_loader(reader, samples, workers if images.pixels is None else 0)
     with explain_worker_errors():
         for batch in loader:
-            if batch.fatal:
-                raise batch.fatal
             if batch.broken and images.config.on_error == "stop":
                 raise BrokenImageError(
                     f"{batch.broken[0]}; leave it out with --data.on_error skip, or delete it; a"
                     " training goes on with --resume"
                 )
-            if batch.lost:
-                note_once(f"images are converted ({batch.lost[0]}); this is told once")
             yield batch
 
 
@@ -264,35 +257,27 @@ class _BatchReader(Dataset[Batch]):
         pixels = []
         labels = []
         broken = []
-        losses = list[str]()
         for index, augmentation in samples:
             for _ in range(len(self.images) if self.replace else 1):
                 try:
-                    image, lost = self.images.decode(index, augmentation)
+                    pixels.append(self.images.decode(index, augmentation))
                 # Errors are returned: an error raised in a worker process would reach the user
                 # with a traceback.
                 except BrokenImageError as error:
                     broken.append(str(error))
                     index = (index + 1) % len(self.images)
-                except InputError as error:
-                    return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), fatal=error)
                 else:
-                    pixels.append(image)
                     labels.append(int(self.images.labels[index]))
-                    losses += [lost] if lost else []
                     break
         stacked = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
-        return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken), tuple(losses))
+        return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken))
 
 
-def open_loader(
-    dataset: Dataset[T], keys: Iterable[Any], workers: int, *, keep_workers: bool = False
-) -> DataLoader[T]:
+def open_loader(dataset: Dataset[T], keys: Iterable[Any], workers: int) -> DataLoader[T]:
     """Return a loader that yields `dataset[key]` for each key, such as a batch of samples, in
     order.
 
     The number of worker processes is limited to the number of cores; with 0 this process reads.
-    With `keep_workers` they stay for the next iteration over the loader.
     """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -304,7 +289,6 @@ def open_loader(
         collate_fn=_return_unchanged,
         worker_init_fn=_prepare_worker,
         num_workers=min(workers, cores),
-        persistent_workers=keep_workers and workers > 0,
     )
 
 
@@ -319,12 +303,14 @@ def _prepare_worker(_: int) -> None:
     workers until it has saved. Each handler restores the default at its first signal, so a second
     SIGTERM or SIGHUP ends the worker.
     """
+
+    def ignore_once(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        if hasattr(signal, name):
-            signal.signal(
-                getattr(signal, name), lambda number, _: signal.signal(number, signal.SIG_DFL)
-            )
+    signal.signal(signal.SIGTERM, ignore_once)
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        signal.signal(signal.SIGHUP, ignore_once)
     parent = os.getppid()
 
     # a worker that waits to be read would stay after a kill of the main process
@@ -337,24 +323,14 @@ def _prepare_worker(_: int) -> None:
 
 
 @contextmanager
-def explain_worker_errors(option: str = "--data.workers") -> Iterator[None]:
-    """Raise an InputError in place of torch's RuntimeError for a worker that did not start or was
-    killed.
-    """
+def explain_worker_errors() -> Iterator[None]:
+    """Raise an InputError in place of torch's RuntimeError for a worker that was killed."""
     try:
         yield
     except RuntimeError as error:
-        # torch's text if a worker imports the script again, and the script starts workers again
-        is_restarted_script = "bootstrapping phase" in str(error)
-        if not is_restarted_script and "DataLoader worker" not in str(error):
+        if "DataLoader worker" not in str(error):
             raise
-        # Without fork, a worker imports the script. If the script starts workers there, the worker
-        # fails, and this process may only see that the worker is dead.
-        if is_restarted_script or multiprocessing.get_start_method() != "fork":
-            fault = (
-                "the processes that decode images run the script again: put its calls below"
-                ' if __name__ == "__main__":'
-            )
-        else:
-            fault = "a process that decodes images was ended, perhaps because memory ran out"
-        raise InputError(f"{fault}, or decode in this process: {option} 0") from error
+        raise InputError(
+            "a process that decodes images was ended, perhaps because memory ran out; decode in"
+            " this process: --data.workers 0"
+        ) from error

@@ -25,7 +25,6 @@ HUB = "hub:"  # data.root is "hub:OWNER/NAME" for a data set of the hub
 _BUILDERS = {".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow"}
 _IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
-_MAX_REGISTERED = 2  # such as of a training and of an evaluation
 _REGISTERED: dict[str, dict[str, Any]] = {}  # by data.root, then by split
 
 
@@ -145,30 +144,23 @@ def open_whole(path: str, labels: bool = True) -> DatasetSource:
     return DatasetSource(datasets.concatenate_datasets([*parts.values()]), path, labels)
 
 
-def is_stored(path: str) -> bool:
-    """Return whether a path names files that `datasets` opens, or a data set of the hub."""
-    return path.startswith(HUB) or Path(path).suffix.lower() in _BUILDERS
-
-
 def _load(path: str) -> dict[str, Any]:
     """Return the data sets at a path by the names of their splits. Raises InputError."""
-    if not is_stored(path) and not Path(path).is_dir():
+    is_hub = path.startswith(HUB)
+    builder = _BUILDERS.get(Path(path).suffix.lower())
+    if not is_hub and not builder and not find_files(Path(path), tuple(_BUILDERS)):
         raise InputError(
-            f"{path}: give a folder of images, Parquet, tar or Arrow files, or hub:OWNER/NAME"
-        )
-    if Path(path).is_dir() and not find_files(Path(path), tuple(_BUILDERS)):
-        raise InputError(
-            f"{path} has no image: neither PNG, JPEG or WebP nor Parquet, tar or Arrow files"
+            f"{path} has no image: give a folder of PNG, JPEG or WebP files, Parquet, tar or Arrow"
+            " files, or hub:OWNER/NAME"
         )
     import datasets
 
     datasets.disable_progress_bars()
-    builder = _BUILDERS.get(Path(path).suffix.lower())
     saved = ("dataset_dict.json", "state.json")
     try:
-        if path.startswith(HUB):
+        if is_hub:
             found = datasets.load_dataset(path.removeprefix(HUB))
-        elif builder and not Path(path).is_dir():
+        elif builder:
             found = datasets.load_dataset(builder, data_files=path)
         elif any(Path(path, name).exists() for name in saved):
             found = datasets.load_from_disk(path)
@@ -183,8 +175,8 @@ def register_datasets(name: str, train: Any, test: Any = None) -> str:
     """Register data sets in this process, and return the value of `data.root` that names them.
 
     `name` is the folder of the run that is trained on them. If `test` is None, `data.split` divides
-    `train`, unless that is a mapping with both splits. The data sets of the two newest names are
-    kept. Raises InputError if a data set has no items by number.
+    `train`, unless that is a mapping with both splits. Raises InputError if a data set has no items
+    by number.
     """
     if test is None and isinstance(train, Mapping):
         test = next((train[split] for split in HELD_OUT if split in train), None)
@@ -194,10 +186,7 @@ def register_datasets(name: str, train: Any, test: Any = None) -> str:
     splits = {"": train} if test is None else {"train": train, "test": test}
     root = f"{PREFIX}{name}"
     open_registered.cache_clear()
-    _REGISTERED.pop(root, None)
     _REGISTERED[root] = {split: _require_items(dataset) for split, dataset in splits.items()}
-    if len(_REGISTERED) > _MAX_REGISTERED:
-        del _REGISTERED[next(iter(_REGISTERED))]
     return root
 
 

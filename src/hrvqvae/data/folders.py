@@ -75,16 +75,16 @@ class Source:
 class FolderSource(Source):
     """Image files, named by their paths in a folder.
 
-    The labels are the folders at `depth` (0: the top folders), if every file is in such a folder.
+    The labels are the top folders, if every file is in one.
     """
 
-    def __init__(self, folder: Path, files: Sequence[str], depth: int = 0) -> None:
+    def __init__(self, folder: Path, files: Sequence[str]) -> None:
         self.folder = folder
         # An array is not copied in forked processes, as a list would be.
         self._files = np.array([os.fsencode(file) for file in files])
-        outside = sum(file.count("/") <= depth for file in files)
+        outside = sum("/" not in file for file in files)
         if not outside:
-            self.labels = np.array([_normalize(file).split("/")[depth] for file in files])
+            self.labels = np.array([_normalize(file).partition("/")[0] for file in files])
         elif outside < len(files):
             self.unlabelled = outside
 
