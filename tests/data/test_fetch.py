@@ -138,17 +138,9 @@ def test_from_torchvision(tmp_path, monkeypatch):
         data = IMAGES[files].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return SimpleNamespace(data=data, targets=LABELS[files].ravel().tolist())
 
-    def fashion(root, download):
-        write_mnist(Path(root, "FashionMNIST", "raw"))
-
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", mirror)
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", fashion)
     fetch.cifar10_from_torchvision(tmp_path)
     check_cifar10(tmp_path)
-    folder = tmp_path / "fashion"
-    folder.mkdir()
-    fetch.fashion_from_torchvision(folder)
-    assert {*names_in(folder)} == {*MNIST.files}
 
 
 @pytest.mark.usefixtures("_programs")
@@ -207,19 +199,6 @@ def test_mnist_from_the_wheel_is_exact(tmp_path, monkeypatch):
         assert stored.labels.tolist() == labels
 
 
-@pytest.mark.usefixtures("_programs")
-def test_fashion_mnist_from_debian(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "DEBIAN_FOLDER", "no/folder")
-    made = tmp_path / "made" / "no" / "folder"
-    write_mnist(made)
-    program("apt-get", f'[ "$3" = {fetch.DEBIAN_PACKAGE} ] && touch made.deb')
-    program("dpkg-deb", f'[ -f "$2" ] && cp -r {tmp_path}/made "$3"')
-    got = tmp_path / "got"
-    got.mkdir()
-    fetch.fashion_from_debian(got)
-    assert folder_of(got) == folder_of(made)
-
-
 @parametrize("name", list(DATASETS))
 def test_an_entry_is_whole(name):
     dataset = DATASETS.get(name)
@@ -248,9 +227,7 @@ def test_damaged_idx_is_named(tmp_path):
     path = Path("images.gz")
     fetch.write_idx(path, np.zeros((5, 4, 4), np.uint8))
     intact = path.read_bytes()
-    inside = gzip.decompress(intact)
-    damaged = (inside[:-1], inside[:9], inside[:2])
-    for content in (intact[:30], b"", swap_a_byte(intact), *map(gzip.compress, damaged)):
+    for content in (intact[:30], b"", swap_a_byte(intact), gzip.compress(b"")):
         path.write_bytes(content)
         with damage_error(r"images\.gz.*get it again"):
             fetch.read_idx(path)

@@ -183,19 +183,6 @@ def test_a_part_of_a_split_is_spread_over_its_classes(limit, picture_folder):
     assert steps.max() <= -(-size // count)
 
 
-def test_one_core_gets_one_worker(picture_folder):
-    """torch warns of more, and a warning is an error here; the images are the same."""
-    cores = os.sched_getaffinity(0)
-    images = loaded(picture_folder)
-    expected = pixels_of(images, 7)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        pixels = pixels_of(images, 7, workers=3)
-    finally:
-        os.sched_setaffinity(0, cores)
-    assert torch.equal(pixels, expected)
-
-
 def test_a_worker_that_is_ended_from_outside_is_one_line():
     """torch raises this from a signal handler, wherever the main process is: a real kill would hit
     the test runner.
@@ -313,12 +300,6 @@ def test_crops_are_where_they_are_drawn(position, first):
     crop = decode_image(PICTURE, 1, size=(50, 50), position=(position, 0.5))
     assert crop.shape == (1, 50, 50)
     assert crop[0, 0, 0] == first
-
-
-def test_an_image_is_cropped_before_it_is_resized():
-    Image.new("L", (1, 60_000), 7).save(PICTURE)
-    pixels = decode_image(PICTURE, 1, size=(256, 256))
-    assert_array_equal(pixels, np.full((1, 256, 256), 7))
 
 
 def test_written_images_are_read_back(tmp_path):

@@ -11,15 +11,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from hrvqvae.data.images import to_pil
-from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.grouping import slices
 
 _GAP = 4
 _BACKGROUND = (255, 255, 255)
 _INK = (40, 40, 40)
-# A sheet has at most _MOST_PIXELS + _MOST_PER_PIXEL * (pixels of its images).
-_MOST_PIXELS = 1 << 24
-_MOST_PER_PIXEL = 16
 
 
 class SheetRow(NamedTuple):
@@ -33,9 +29,7 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     """Return a picture of the rows, each below its caption. Captions take no space if all are
     empty.
 
-    Each pixel is repeated `zoom` times; None enlarges the largest side to about 64 pixels. Raises
-    InputError if nearly all of the picture would be empty, as for a very wide image beside a very
-    tall one.
+    Each pixel is repeated `zoom` times; None enlarges the largest side to about 64 pixels.
     """
     # A column is as wide as its widest picture, a row as high as its highest.
     pictures = [[to_pil(image) for image in row.images] for row in rows]
@@ -55,12 +49,6 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
         *(int(font.getlength(row.caption)) + 2 * _GAP for row in rows),
     )
     height = sum(heights) + len(rows) * (caption_height + _GAP) + _GAP
-    pixels = sum(picture.width * picture.height for row in pictures for picture in row) * factor**2
-    if width * height > _MOST_PIXELS + _MOST_PER_PIXEL * pixels:
-        raise InputError(
-            f"a sheet of these images has {width}x{height} pixels, most of them empty: draw them"
-            " apart"
-        )
 
     # captions and pictures, row by row
     sheet = Image.new("RGB", (width, height), _BACKGROUND)
