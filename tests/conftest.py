@@ -165,7 +165,10 @@ def _undrawn():
         write_atomic(path, b"not drawn")
 
     plots = Mock(plot_training=write, plot_prior=write, plot_usage=write)
-    with patch("hrvqvae.training.drawing.curves", plots):
+    with (
+        patch("hrvqvae.training.autoencoder.curves", plots),
+        patch("hrvqvae.training.prior.curves", plots),
+    ):
         yield
 
 

@@ -27,10 +27,10 @@ def silent(_):
     """Say nothing."""
 
 
-def train_autoencoder(config, run, *, resume=False, callbacks=(), say=silent):
+def train_autoencoder(config, run, *, resume=False):
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     task = AutoencoderTask(config, folder)
-    return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
+    return Trainer(task, resume=resume).train()
 
 
 @cache
@@ -82,12 +82,12 @@ def trained_copy(config, folders, path):
     return shutil.copytree(_TRAINED[config], path)
 
 
-def train_levels(path, level=None, changes="", *, resume=False, of=GIVEN, say=silent):
+def train_levels(path, level=None, changes="", *, resume=False, of=GIVEN):
     """Train the priors of a run, or of a level, with changed fields such as
     "training.max_steps=9".
     """
     given = of | fields("prior", changes)
-    prior.train(path, given, level=level, resume=resume, callbacks=(), say=say)
+    prior.train(path, given, level=level, resume=resume)
 
 
 _NETWORK = fields("model", "stride=2 padding=1 hidden_units=8 residual_units=8")

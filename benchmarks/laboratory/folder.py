@@ -215,7 +215,7 @@ def _measure_case(case: Case, folder: Folder, instruments: Instruments, say: Say
         row: Row = {**case.labels, "digests": {"autoencoder": case.digest}, **describe_machine()}
         try:
             task = AutoencoderTask(case.config, run)
-            outcome = Trainer(task, resume=run.begun(), say=say).train()
+            outcome = Trainer(task, resume=run.begun(), pictures=False).train()
         except NonFiniteError:
             if instruments.diverged is None:
                 raise

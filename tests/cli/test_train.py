@@ -75,7 +75,7 @@ def test_resuming(tiny_file, tmp_path):
     there = "--model.quantizer.codewords is 3 there, 5 here"
     check_refusals(f"""
         {command} 14 --resume --model.quantizer.codewords 5 | {there}
-        train {config} --out {other} --max-steps 1 | but there is no run; choose another --out
+        train {config} --out {other} --max-steps 1 | of no run: choose another --out
         train hrvqvae/mnist --out {run} --resume | holds a run of tiny, not of hrvqvae/mnist
     """)
 
@@ -110,7 +110,8 @@ def test_a_signal_leaves_with_a_message(tiny_file, tmp_path, monkeypatch):
 
 def test_the_demo(mnist_root, tmp_path, monkeypatch):
     """Drawn digits are MNIST here, and the demo's preset is a small model."""
-    monkeypatch.setattr("hrvqvae.training.drawing.curves", curves)
+    monkeypatch.setattr("hrvqvae.training.autoencoder.curves", curves)
+    monkeypatch.setattr("hrvqvae.training.prior.curves", curves)
     monkeypatch.setattr(fetch, "check", lambda dataset, folder: None)
     preset = presets.Preset(config=tiny_run(mnist_root), sources={}, about="")
     monkeypatch.setattr(presets, "get", lambda name: preset)

@@ -76,7 +76,7 @@ def train_all(folder, systems):
     run = RunFolder(folder / f"priors-{size}")
     if run.path.is_dir():
         for path, network in ((run.path, GIVEN), (folder / f"gpt-{size}", GIVEN_GPT)):
-            prior.train(path, network | PRIOR, callbacks=(), say=silent)
+            prior.train(path, network | PRIOR)
         for name in ("progressive", "generation"):
             case = Case(name, run.path, with_training(run.read_config(), batch_size=12))
             changes = {"generation.redraw": "0", "generation.class_dropout": "0"}

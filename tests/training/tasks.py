@@ -19,7 +19,7 @@ from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.trainer import Trainer
 from tests.conftest import generator
 from tests.trained_run import GIVEN as PRIOR
-from tests.trained_run import SHORT, fields, silent
+from tests.trained_run import SHORT, fields
 
 AUTOENCODER = fields("training", "max_steps=12 evaluate_every=4")
 PROGRESSIVE = fields("progressive.training", SHORT) | fields(
@@ -78,17 +78,9 @@ class Case:
         run = open_run(self.path)
         return PriorTask(self.path, range(1, 2), config, (*run.load(), run.digest))
 
-    def train(
-        self,
-        *,
-        callbacks=(),
-        say=silent,
-        resume=False,
-        config=None,
-        **training,
-    ):
+    def train(self, *, resume=False, config=None, **training):
         task = self.task(config or self.config(**training))
-        return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
+        return Trainer(task, resume=resume).train()
 
     def resume(self, **options):
         return self.train(resume=True, **options)

@@ -56,7 +56,7 @@ def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
         print(f"{prefix}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
         return 128 + outcome.signal
     steps = counted(outcome.step, "step")
-    print(f"{prefix}trained {steps} {spent}; the limit was {outcome.limit}{suffix}")
+    print(f"{prefix}trained {steps} {spent}{suffix}")
     if outcome.remark:
         print(f"{prefix}{outcome.remark}")
     return 0

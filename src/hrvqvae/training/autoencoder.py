@@ -1,34 +1,35 @@
 """The task that trains an autoencoder, and the base class of tasks that train on images."""
 
 from abc import abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder, open_run, save_model
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import autoencoder_config
 from hrvqvae.data.batches import Batch, ImageSet, batches, evaluation_batches
+from hrvqvae.data.images import write_image
 from hrvqvae.data.loading import load_images
-from hrvqvae.models.base import Autoencoder
+from hrvqvae.distributed import WHOLE, RankSlice
+from hrvqvae.models.base import Autoencoder, image_size
 from hrvqvae.models.build import build, build_objective
 from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.models.objective import Metrics
+from hrvqvae.plots import curves, sheets
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.planting import read_leaves
 from hrvqvae.quantize.schedule import CodebookSchedule
-from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights, make_step_rng
 from hrvqvae.training.trainer import Evaluation, Outcome, Task, Trainer
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import Say, waiting
+from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
 _NUM_PLOTTED = 8  # test images in the picture of reconstructions
@@ -45,7 +46,7 @@ class ImageTask(Task):
     def averaged_model(self, state: TrainState) -> Autoencoder:
         """Return the autoencoder with averaged weights, in evaluation mode."""
 
-    def open(self, say: Say) -> None:
+    def open(self) -> None:
         waiting("reading the images")
         data = self.config.data
         self.images = load_images(data, "train")
@@ -70,10 +71,8 @@ class ImageTask(Task):
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
         model = self.averaged_model(state)
-        limit = self.training.evaluation_images
-        read = partial(evaluation_batches, self.test_images, batch_size=self.training.batch_size)
-        test_batches = read(
-            limit=limit, workers=self.config.data.workers, rank_slice=distributed.rank_slice()
+        test_batches = self._read_test_images(
+            self.training.evaluation_images, distributed.rank_slice()
         )
 
         # Decode the prefixes of every (L // 3)-th image only: all L prefixes then cost at most as
@@ -89,9 +88,6 @@ class ImageTask(Task):
         levels = report.levels
         prefixes = self.trained_prefixes(model)
 
-        def read_images() -> Tensor:
-            return self.compute.place_images(next(read(limit=_NUM_PLOTTED)).images).float() / 255
-
         record = {
             "images": report.images,
             "mse": report.mse,
@@ -104,7 +100,34 @@ class ImageTask(Task):
             "perplexity": [level.perplexity for level in levels],
         }
         line = f"test {self.format_report(report)}"
-        return Evaluation(record, line, report, model, prefixes, read_images)
+        self.evaluated = (model, report)
+        return Evaluation(record, line)
+
+    def _read_test_images(self, limit: int, share: RankSlice = WHOLE) -> Iterator[Batch]:
+        return evaluation_batches(
+            self.test_images,
+            batch_size=self.training.batch_size,
+            limit=limit,
+            workers=self.config.data.workers,
+            rank_slice=share,
+        )
+
+    @torch.inference_mode()
+    def draw(self, state: TrainState, records: Sequence[Record]) -> None:
+        """Draw reconstructions, curves and the usage of codewords."""
+        model, report = self.evaluated
+        batch = next(self._read_test_images(_NUM_PLOTTED))
+        images = self.compute.place_images(batch.images).float() / 255
+        codes = model.encode(images)
+        rows = [sheets.SheetRow("original", list(images))]
+        for num_levels, caption in zip(model.prefixes, report.captions(), strict=True):
+            if num_levels in self.trained_prefixes(model):
+                decoded = model.decode(codes, levels=num_levels, size=image_size(images))
+                rows.append(sheets.SheetRow(caption, list(decoded)))
+        pictures = self.run.pictures
+        write_image(sheets.draw(rows), pictures / "reconstructions.png")
+        curves.plot_training(records, pictures / "curves.png")
+        curves.plot_usage([level.counts for level in report.levels], pictures / "usage.png")
 
     def trained_prefixes(self, model: Autoencoder) -> Sequence[int]:
         """Return the level counts that the network is trained to decode."""
@@ -163,12 +186,12 @@ class AutoencoderTask(ImageTask):
         images = state.compute.place_images(batch.images)
         model = state.model
         assert isinstance(model, Autoencoder)
-        state.add_broken(batch.broken)
 
         # update the weights, and in the forward pass the codebooks
         with state.compute.autocast():
             goal = self.objective(model, images, state.step)
         metrics = {**state.minimize(goal.losses), **goal.metrics}
+        metrics["broken_images"] = float(len(batch.broken))
 
         # restart dead codewords
         if self.schedule.restart_due(state.step + 1, state.fraction):
@@ -213,19 +236,17 @@ def train(
         fields: Fields of the configuration by dotted name: plain values, or texts as on the command
             line.
 
-    Raises InputError if a value is bad or there is nothing to resume, and as `Trainer.train`.
+    With `resume`, a run that has not begun begins. Raises InputError if a value is bad, and as
+    `Trainer.train`.
     """
-    if resume and not run.path.is_dir():
-        raise InputError(
-            f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin"
-            " a run"
-        )
-    was_locked = (run.path / ".lock").is_file()  # the lock is the first file of a run
-    if run.config.is_file() and not was_locked and not run.begun():
-        raise InputError(f"{run.config} exists, but there is no run; choose another --out")
+    # the lock is the first file of a run
+    if not run.begun() and not (run.path / ".lock").is_file():
+        for file in (run.config, run.metrics, run.pictures):
+            if file.exists():
+                raise InputError(f"{file} is there already, and of no run: choose another --out")
     is_stored = resume and run.config.is_file()
     config = distributed.on_rank_zero(
         lambda: autoencoder_config(preset, fields, run.read_config() if is_stored else None)
     )
     task = AutoencoderTask(config, run)
-    return Trainer(task, resume=resume, callbacks=[draw_training]).train()
+    return Trainer(task, resume=resume).train()

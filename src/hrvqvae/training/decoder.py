@@ -44,12 +44,11 @@ from hrvqvae.priors.generative import draw_labels, sample_codes
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.training.autoencoder import ImageTask
-from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.training.trainer import Outcome, Trainer, require_divisible
 from hrvqvae.utils.errors import InputError, expand_home, require_made_for
 from hrvqvae.utils.grouping import slices
-from hrvqvae.utils.progress import Say, tracked
+from hrvqvae.utils.progress import tracked
 
 _DRAWN_AT_ONCE = 250
 _FIRST_SEED = 1 << 31  # of the drawn samples, so that they are others than those of users
@@ -77,8 +76,8 @@ class DecoderTask(ImageTask):
         """Return the training of the decoder."""
         raise NotImplementedError
 
-    def open(self, say: Say) -> None:
-        super().open(say)
+    def open(self) -> None:
+        super().open()
         self.compute.place_model(self.model)
 
     def init_from(self, model: nn.Module) -> str:
@@ -121,7 +120,6 @@ class PrefixTask(DecoderTask):
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         decoder = cast(ConditionalDecoder, state.model)
-        state.add_broken(batch.broken)
         self.model.use_progressive_decoder(decoder)  # an evaluation left the averaged decoder there
         placed = state.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)
@@ -148,7 +146,12 @@ class PrefixTask(DecoderTask):
         total = min(len(prefixes), count * distributed.world_size())
         present = sorted((position + state.step) % len(prefixes) for position in range(total))
         reconstruction = {f"reconstruction_{prefixes[index]}": means[index] for index in present}
-        return {**reconstruction, "loss": sum(reconstruction.values()), "gradient_norm": norm}
+        return {
+            **reconstruction,
+            "loss": sum(reconstruction.values()),
+            "gradient_norm": norm,
+            "broken_images": float(len(batch.broken)),
+        }
 
     def format_report(self, report: Report) -> str:
         return ", ".join(report.captions())
@@ -190,8 +193,8 @@ class SampleTask(DecoderTask):
     def check(self) -> None:
         require_divisible("batch of samples", self.config.generation.sample_batch)
 
-    def open(self, say: Say) -> None:
-        super().open(say)
+    def open(self) -> None:
+        super().open()
         self.samples = distributed.on_rank_zero(self.load_samples)
 
     @cached_property
@@ -286,7 +289,6 @@ class SampleTask(DecoderTask):
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         settings = self.config.generation
         decoder = cast(ConditionalDecoder, state.model)
-        state.add_broken(batch.broken)
         placed = state.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)  # in [0, 1]; `decoded` in [-1, 1]
         levels = torch.full((), settings.levels, device=images.device)
@@ -312,6 +314,7 @@ class SampleTask(DecoderTask):
         for group in state.networks[DISCRIMINATOR].optimizer.param_groups:
             group["lr"] *= settings.discriminator_rate
         metrics = {**state.minimize(losses), **metrics}
+        metrics["broken_images"] = float(len(batch.broken))
         state.averaged.update_parameters(decoder)
         return metrics
 
@@ -391,4 +394,4 @@ def train(
 
     config = distributed.on_rank_zero(resolve)
     task = PrefixTask(run, config) if kind == PROGRESSIVE else SampleTask(run, config)
-    return Trainer(task, resume=resume, callbacks=[draw_training]).train()
+    return Trainer(task, resume=resume).train()

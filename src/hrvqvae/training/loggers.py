@@ -1,8 +1,8 @@
 """Write the records of a training to metrics.jsonl and to TensorBoard."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +13,7 @@ from hrvqvae.models.objective import Metrics
 from hrvqvae.utils.outputs import write_atomic
 
 Record = Mapping[str, Any]
+_COUNTS = ("restarted", "broken_images")
 
 
 class MetricsLog:
@@ -21,18 +22,18 @@ class MetricsLog:
     Rank 0 writes the file; every process has the records. `first_step` is the step of the
     checkpoint (0: a new training). Later records were written by a killed run: the file is written
     anew without them. `window`, which the training state shares, holds the metrics of the steps
-    since the last means.
+    since the last means. With `tensorboard`, rank 0 also writes TensorBoard's files.
     """
 
     def __init__(
         self,
         path: Path,
         first_step: int,
-        sinks: Sequence["TensorBoardSink"] = (),
         window: list[Metrics] | None = None,
+        *,
+        tensorboard: bool = False,
     ) -> None:
         self.path = path
-        self.sinks = sinks
         self.window = [] if window is None else window
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
@@ -40,10 +41,20 @@ class MetricsLog:
         # with these steps: do not log them twice.
         if self.has("train", first_step):
             self.window.clear()
-        if distributed.is_rank_zero():
-            write_atomic(
-                path, "".join(json.dumps(record) + "\n" for record in self.records).encode()
-            )
+        self._writer: Any = None
+        if not distributed.is_rank_zero():
+            return
+        write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = str(path.with_name("tensorboard"))
+            self._writer = SummaryWriter(folder, purge_step=first_step + 1)
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        if self._writer is not None:
+            self._writer.close()
 
     def has(self, kind: str, step: int) -> bool:
         """Return whether a step has a record of this kind."""
@@ -57,14 +68,15 @@ class MetricsLog:
             return
         with self.path.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
-        for sink in self.sinks:
-            sink.write(record)
+        if self._writer is not None:
+            for name, value in flatten_record(record).items():
+                self._writer.add_scalar(name, value, step)
 
-    def write_means(self, step: int, batch_size: int, broken_images: int = 0) -> Record:
+    def write_means(self, step: int, batch_size: int) -> Record:
         """Append a record of the steps since the last one, and return its values; {} without steps.
 
-        The values are means, but sums of `restarted`, and images per second in place of the
-        `step_seconds` of each step.
+        The values are means, but sums of `restarted` and `broken_images`, and images per second in
+        place of the `step_seconds` of each step.
         """
         window = read_metrics(self.window)
         if not window:
@@ -72,9 +84,7 @@ class MetricsLog:
         mean = dict[str, float]()
         for name in dict.fromkeys(chain.from_iterable(window)):
             values = [metrics[name] for metrics in window if name in metrics]
-            mean[name] = sum(values) if name == "restarted" else fmean(values)
-        if broken_images:
-            mean["broken_images"] = float(broken_images)
+            mean[name] = sum(values) if name in _COUNTS else fmean(values)
         mean["images_per_second"] = batch_size / max(mean.pop("step_seconds"), 1e-6)
         self.write("train", step, mean)
         self.window.clear()
@@ -112,34 +122,3 @@ def flatten_record(record: Record) -> dict[str, float]:
             flat[title] = value
     # None: not measurable
     return {title: float(value) for title, value in flat.items() if value is not None}
-
-
-@contextmanager
-def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list["TensorBoardSink"]]:
-    """Open TensorBoard in rank 0 if it is named, and close it at the end. It receives records after
-    `first_step`.
-    """
-    if not names or not distributed.is_rank_zero():
-        yield []
-        return
-    sink = TensorBoardSink(run, first_step)
-    try:
-        yield [sink]
-    finally:
-        sink.close()
-
-
-class TensorBoardSink:
-    """Write event files into the folder `tensorboard` of the run, in a thread of the library."""
-
-    def __init__(self, run: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
-
-    def write(self, record: Record) -> None:
-        for name, value in flatten_record(record).items():
-            self._writer.add_scalar(name, value, record["step"])
-
-    def close(self) -> None:
-        self._writer.close()

@@ -36,22 +36,19 @@ from hrvqvae.data.copies import list_copies
 from hrvqvae.data.loading import open_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
+from hrvqvae.plots import curves
 from hrvqvae.priors.base import Level, Prior, build_prior, compute_nats, measure_bits
-from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.training.trainer import (
-    Callback,
     Evaluation,
     Outcome,
     Task,
     Trainer,
-    explain_save_errors,
 )
-from hrvqvae.utils import progress
 from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.grouping import slices
-from hrvqvae.utils.progress import Say
+from hrvqvae.utils.progress import say
 from hrvqvae.utils.quantities import counted
 
 _EPOCHS_PER_EVALUATION = 5  # at most
@@ -164,7 +161,7 @@ class PriorTask(Task):
             names = ", ".join(overlapping)
             raise InputError(f"delete {names} to train {level_names(self.levels)}")
 
-    def open(self, say: Say) -> None:
+    def open(self) -> None:
         prior = self.config.prior
         codes_folder = RunFolder(self.parent_run).codes
         # the autoencoder as it was trained, on the data of the prior's configuration
@@ -226,10 +223,9 @@ class PriorTask(Task):
     def init_from(self, model: nn.Module) -> str:
         """Copy the weights of the prior of the same levels in the run `training.init_from`.
 
-        If the classes differ, the weights that depend on classes keep their new values. If only the
-        copied prior has a row for "no class", this row is left out. If only the new prior has such
-        a row, it is the mean of the classes. Layers, and labels of copies, that only the new
-        prior has begin without an effect on the logits.
+        If the classes differ, or "no class" is a class of only one of them, the embeddings of the
+        classes keep their new values. Layers, and labels of copies, that only the new prior has
+        begin without an effect on the logits.
         """
         assert isinstance(model, Prior)
         name = self.training.init_from
@@ -237,15 +233,11 @@ class PriorTask(Task):
         if folder is None or not folder.model.is_file():
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
         weights, meta = storage.read(folder.model)
-        not_copied = []
         embeddings = "classes.weight"
-        rows = weights.get(embeddings)
-        if self.classes != tuple(meta["classes"]):
-            not_copied.append(embeddings)
-        elif rows is not None and self.classes:
-            # a row for "no class" that the copied prior lacks is the mean
-            rows = torch.cat([rows, rows.mean(0, keepdim=True)])
-            weights[embeddings] = rows[: model.level.labels]
+        has_other_classes = self.classes != tuple(meta["classes"])
+        if embeddings in weights and len(weights[embeddings]) != model.level.labels:
+            has_other_classes = True
+        not_copied = [embeddings] if has_other_classes else []
         remarks = [f"beginning with the prior of {level_names(self.levels)} of {name}"]
         remarks += model.fill_missing(weights)
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", not_copied)
@@ -308,13 +300,15 @@ class PriorTask(Task):
         # saved before it is logged: a run that is killed in between evaluates this step again
         best = min(list_held_out_bits(records), default=math.inf)
         if bits_per_code <= best and distributed.is_rank_zero():
-            with explain_save_errors(self.run, state.step):
-                self._write(state, code_bits)
+            self._write(state, code_bits)
         total = sum(image_bits)
         line = f"held out: {bits_per_code:.4f} bits per code, {total:.1f} bits per image"
         summary = {"bits_per_code": bits_per_code, "bits_per_image": total, **per_level}
         comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
         return Evaluation(summary, f"{line}  ({comparison})")
+
+    def draw(self, state: TrainState, records: Sequence[Record]) -> None:
+        curves.plot_prior(records, self.run.pictures / "curves.png")
 
     def is_finished(self, records: Sequence[Record]) -> bool:
         """Return whether no evaluation of the last `prior.patience` was the best."""
@@ -375,8 +369,6 @@ def train(
     *,
     level: int | None = None,
     resume: bool = False,
-    callbacks: Sequence[Callback] = (draw_training,),
-    say: Say = progress.say,
 ) -> dict[Levels, Outcome]:
     """Train the priors of a run one after another, until a signal stops a training; return how each
     training ended.
@@ -393,7 +385,7 @@ def train(
     run = open_run(path)
     autoencoder = (*run.load(decoder=None), run.digest)
     tasks = [PriorTask(path, levels, config, autoencoder) for levels, config in configs.items()]
-    trainers = [Trainer(task, resume=resume, callbacks=callbacks, say=say) for task in tasks]
+    trainers = [Trainer(task, resume=resume) for task in tasks]
     outcomes = {}
     with ExitStack() as locks:
         # `train` acquires these locks again, as their holder may

@@ -8,7 +8,7 @@ epoch, image).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -27,7 +27,6 @@ from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 
 _NORM = "gradient_norm"
-_MOST_BROKEN = 1_000  # messages about broken images that are kept
 
 
 def make_step_rng(seed: int, step: int) -> torch.Generator:
@@ -64,30 +63,16 @@ def copy_weights(
     model.load_state_dict(copied, strict=False)
 
 
-def require_finite(metrics: Mapping[str, float]) -> None:
+def require_finite(metrics: Mapping[str, float], step: int) -> None:
     """Raise NonFiniteError if the loss or the norm of a gradient is NaN or infinite."""
     for name, value in metrics.items():
         if (name == "loss" or name.endswith(_NORM)) and not math.isfinite(value):
             noun = "loss" if name == "loss" else "gradient"
             described = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            raise NonFiniteError(f"the {noun} is not finite ({described})")
-
-
-class Budget(NamedTuple):
-    """The limits of a training, which ends at the first limit that it reaches. None is no limit."""
-
-    steps: int | None = None
-    seconds: float | None = None
-
-
-_NO_LIMIT = Budget()
-
-
-def make_budget(config: TrainingConfig, samples: int) -> Budget:
-    """Return the budget of a configuration; an epoch has `samples` samples."""
-    steps_of_epochs = max(1, samples * config.epochs // config.batch_size) if config.epochs else 0
-    limits = [limit for limit in (config.max_steps, steps_of_epochs) if limit]
-    return Budget(min(limits, default=None), config.max_minutes * 60 or None)
+            raise NonFiniteError(
+                f"step {step}: the {noun} is not finite ({described}); it was not saved: try a"
+                " lower learning rate in a new run"
+            )
 
 
 class MovingAverage(AveragedModel):
@@ -128,22 +113,21 @@ class TrainState:
     #: moving average of the model's weights (docs/paper-tables.md, Table 6) and codewords
     averaged: MovingAverage
     compute: Compute
-    budget: Budget
+    max_steps: float = math.inf  #: the training ends after so many steps
+    max_seconds: float = math.inf  #: or after so many seconds
     step: int = 0  #: steps taken
     seconds: float = 0.0  #: wall-clock time spent, evaluation included, over all resumptions
     window: list[Metrics] = field(default_factory=list)  #: metrics of the steps since the last log
-    #: messages about broken images that were skipped, at most 1,000
-    broken: set[str] = field(default_factory=set)
 
     @staticmethod
     def start(
         model: nn.Module,
         config: TrainingConfig,
         auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
-        budget: Budget = _NO_LIMIT,
+        num_samples: int = 0,
     ) -> TrainState:
-        """Return the state before the first step; `model` and `auxiliary` are on the device of the
-        training.
+        """Return the state before the first step. An epoch has `num_samples` samples; `model` and
+        `auxiliary` are on the device of the training.
         """
         averaged = MovingAverage(model, config.polyak_decay)
         modules = {MODEL: model, **auxiliary}
@@ -153,7 +137,12 @@ class TrainState:
             )
             for name, module in modules.items()
         }
-        return TrainState(networks, averaged, Compute(config), budget)
+        max_steps = config.max_steps or math.inf
+        if config.epochs:
+            epochs = num_samples * config.epochs // config.batch_size
+            max_steps = min(max_steps, max(1, epochs))
+        max_seconds = config.max_minutes * 60 or math.inf
+        return TrainState(networks, averaged, Compute(config), max_steps, max_seconds)
 
     @property
     def model(self) -> nn.Module:
@@ -162,8 +151,7 @@ class TrainState:
     @property
     def fraction(self) -> float:
         """The spent share of the budget: the larger of the shares of steps and of seconds."""
-        steps, seconds = self.budget
-        return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
+        return max(self.step / self.max_steps, self.seconds / self.max_seconds)
 
     def take_gradient(self, losses: Mapping[str, Tensor], name: str) -> Metrics:
         """Compute the gradient of a network, the mean over all processes.
@@ -194,7 +182,7 @@ class TrainState:
         values = terms.tolist()
         metrics = dict(zip(losses, values, strict=True))
         metrics |= {"loss": math.fsum(values), _NORM: float(norm)}
-        require_finite(metrics)
+        require_finite(metrics, self.step)
         return metrics
 
     def minimize(self, losses: Mapping[str, Mapping[str, Tensor]]) -> Metrics:
@@ -214,12 +202,6 @@ class TrainState:
         for name in losses:
             self.networks[name].optimizer.step()
         return metrics
-
-    def add_broken(self, messages: Iterable[str]) -> None:
-        """Keep messages about broken images, at most 1,000."""
-        for message in messages:
-            if len(self.broken) < _MOST_BROKEN:
-                self.broken.add(message)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the state by their names in a checkpoint."""
@@ -241,7 +223,6 @@ class TrainState:
             "seconds": self.seconds,
             "device": self.compute.device.type,
             "window": read_metrics(self.window),
-            "broken": sorted(self.broken),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -264,7 +245,6 @@ class TrainState:
             self.step = int(meta["step"])
             self.seconds = float(meta["seconds"])
             self.window = list(meta["window"])
-            self.broken = set(meta["broken"])
         except (RuntimeError, KeyError) as error:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
 

@@ -6,62 +6,45 @@ is killed, and a resumed run repeats the evaluation.
 
 from __future__ import annotations
 
-import errno
 import importlib
-import os
 import signal
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.data.batches import explain_worker_errors, make_rng
-from hrvqvae.models.base import Autoencoder
-from hrvqvae.models.distortion import Report
 from hrvqvae.models.objective import Metrics
 from hrvqvae.training import loggers
 from hrvqvae.training.loggers import MetricsLog, Record
 from hrvqvae.training.optimizers import compute_learning_rate
-from hrvqvae.training.state import TrainState, count_parameters, make_budget, require_finite
-from hrvqvae.utils import progress
+from hrvqvae.training.state import TrainState, count_parameters, require_finite
 from hrvqvae.utils.device import Compute, exact_float32
-from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.locks import InUseError, is_locked
 from hrvqvae.utils.outputs import write_atomic
-from hrvqvae.utils.progress import Meter, Say
-from hrvqvae.utils.quantities import clock, counted
+from hrvqvae.utils.progress import Meter, say
+from hrvqvae.utils.quantities import clock
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The results of an evaluation; a prior has only the first two."""
+class Evaluation(NamedTuple):
+    """The results of an evaluation."""
 
     record: Record  #: the logged values
     line: str  #: a summary in one line
-    report: Report | None = None  #: measures on test images
-    model: Autoencoder | None = None  #: the averaged autoencoder in evaluation mode, on its device
-    prefixes: Sequence[int] = ()  #: the level counts that the network was trained for
-    #: reads a few test images (B, C, Y, X) in [0, 1] onto the device
-    read_images: Callable[[], Tensor] | None = None
-
-
-Callback = Callable[[RunFolder, Sequence[Record], Evaluation], None]
-"""Called in rank 0 with the run folder, all records and the newest evaluation, for example to draw
-plots.
-"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +57,6 @@ class Outcome:
     #: these come after the last checkpoint, which stores the time
     seconds: float
     peak_bytes: int  #: peak memory of this process (`Compute.peak_bytes`)
-    limit: str = ""  #: the limit that ended the training, such as "400 steps"; "" after a signal
     remark: str = ""  #: what the task says about its training (`Task.remark`)
 
 
@@ -99,7 +81,7 @@ class Task(ABC):
         """Raise InputError if the task can't be trained as configured. Called in rank 0."""
 
     @abstractmethod
-    def open(self, say: Say) -> None:
+    def open(self) -> None:
         """Read the data. Raises InputError if there is none."""
 
     @abstractmethod
@@ -145,6 +127,10 @@ class Task(ABC):
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
         """Measure the averaged model, in every process; `records` is the log so far."""
 
+    @abstractmethod
+    def draw(self, state: TrainState, records: Sequence[Record]) -> None:
+        """Draw the pictures of an evaluation. Called in rank 0 after `evaluate`."""
+
     def is_finished(self, records: Sequence[Record]) -> bool:
         """Return whether the training ends before its budget is spent, by its log."""
         return False
@@ -167,10 +153,8 @@ class Trainer:
     """
 
     task: Task
-    _: KW_ONLY
     resume: bool = False  #: continue a training that has begun; False refuses it (InputError)
-    callbacks: Sequence[Callback] = ()  #: called after each evaluation
-    say: Say = progress.say  #: prints a message
+    pictures: bool = True  #: draw pictures after each evaluation
 
     def train(self) -> Outcome:
         """Train until the budget is spent or a signal asks to stop; then save a checkpoint and
@@ -197,13 +181,15 @@ class Trainer:
 
             state = self._prepare_state()
             training = task.training  # `open` may change it
-            sinks = stack.enter_context(loggers.open_sinks(training.loggers, run.path, state.step))
             stack.enter_context(explain_worker_errors())
             self.batches = stack.enter_context(closing(task.batches(state.step)))
             self.processes = stack.enter_context(ProcessSync())
             self.meter = stack.enter_context(closing(Meter(sys.stdout)))
-            with explain_save_errors(run, state.step, "logged"):
-                self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
+            with self._explain_errors(state):
+                self.log = MetricsLog(
+                    run.metrics, state.step, state.window, tensorboard=bool(training.loggers)
+                )
+            stack.enter_context(closing(self.log))
             # step of the last checkpoint, and whether the training was complete
             self.saved = (state.step, self._is_complete(state))
 
@@ -219,24 +205,16 @@ class Trainer:
             stopped,
             state.seconds,
             task.compute.peak_bytes(),
-            "" if stopped else self._describe_limit(state),
             "" if stopped else task.remark(state.step, self.log.records),
         )
 
     def _is_complete(self, state: TrainState) -> bool:
         return state.fraction >= 1 or self.task.is_finished(self.log.records)
 
-    def _describe_limit(self, state: TrainState) -> str:
-        """Return the limit that has ended the training, such as "400 steps"."""
-        training = self.task.training
-        if state.fraction < 1:
-            return "the best evaluation, long ago"
-        seconds = state.budget.seconds
-        if seconds is not None and state.seconds >= seconds:
-            return f"{training.max_minutes:g} minutes"
-        if training.max_steps and state.step >= training.max_steps:
-            return counted(training.max_steps, "step")
-        return counted(training.epochs, "epoch")
+    def _explain_errors(self, state: TrainState) -> AbstractContextManager[None]:
+        """Turn an OSError, such as that of a full disk, into an InputError."""
+        target = f"step {state.step} of {self.task.run.path}"
+        return explain_write_errors(target, "; make room, and continue with --resume")
 
     def _take_steps(self, state: TrainState) -> None:
         """Train until the budget is spent, or a process was asked to stop or can't read its
@@ -261,10 +239,7 @@ class Trainer:
             torch.manual_seed(seed)
 
             state.model.train()
-            try:
-                metrics = task.step(state, batch)
-            except NonFiniteError as error:
-                raise _non_finite_error(task.run, state.step, error) from error
+            metrics = task.step(state, batch)
             state.step += 1
             batch = self._read(state)
             seconds = self.processes.sync()
@@ -275,8 +250,6 @@ class Trainer:
             log_due = state.step % training.log_every == 0
             evaluation_due = state.step % training.evaluate_every == 0
             save_due = evaluation_due or state.step % training.checkpoint_every == 0
-            if log_due or save_due:
-                distributed.require_same(state.tensors(), f"at step {state.step}")
             if log_due:
                 self._log(state)
             if save_due:
@@ -309,7 +282,6 @@ class Trainer:
         # a run without a step is saved, too, unless its data can't be read
         is_start = state.step == 0 and not failed
         if is_newer or is_start:
-            distributed.require_same(state.tensors(), f"at step {state.step}")
             self._save(state)
         if failed:
             distributed.raise_first(processes.error)
@@ -355,9 +327,6 @@ class Trainer:
                 f"{run.path} holds a model, and no checkpoint to go on from: {alternative}, or"
                 " begin another run with the weights of this model, by --init-from"
             )
-        foreign = [path for path in (run.metrics, *run.pictures.glob("*")) if path.is_file()]
-        if foreign and not run.config.is_file():
-            raise InputError(f"{foreign[0]} is there already, and of no run: {alternative}")
 
     def _prepare_state(self) -> TrainState:
         """Prepare the folder; return the state of the newest intact checkpoint, or that of a new
@@ -380,7 +349,7 @@ class Trainer:
         fresh = not distributed.on_rank_zero(run.begun)
         if fresh:
             distributed.on_rank_zero(prepare_folder)
-        task.open(self.say)
+        task.open()
         counts = [int(count) for (count,) in distributed.all_gather_numbers(task.num_samples)]
         if len({*counts}) > 1:
             raise InputError(
@@ -393,30 +362,25 @@ class Trainer:
         model = task.build()
         from_scratch = fresh and not training.init_from
         if fresh and training.init_from:
-            self.say(task.init_from(model))
+            say(task.init_from(model))
         if self.resume and fresh:
-            self.say(f"no checkpoint in {run.path}: starting anew")
+            say(f"no checkpoint in {run.path}: starting anew")
         model = task.compute.place_model(model)
         if from_scratch:
             task.initialize(model)
-        budget = make_budget(training, task.num_samples)
-        state = TrainState.start(model, training, task.build_objective(), budget)
+        state = TrainState.start(model, training, task.build_objective(), task.num_samples)
 
         # restore the state of a run that has begun
         if not fresh:
-            checkpoint = distributed.on_rank_zero(lambda: run.load_newest(self.say))
+            checkpoint = distributed.on_rank_zero(lambda: run.load_newest(say))
             assert checkpoint is not None  # `check` refuses a model without a checkpoint
             self._restore(state, *checkpoint)
             distributed.on_rank_zero(prepare_folder)
         distributed.broadcast(state.tensors().values())
-        self.say(
-            f"{task.describe()}, {count_parameters(model):,} parameters, {task.compute.precision}"
-        )
+        say(f"{task.describe()}, {count_parameters(model):,} parameters, {task.compute.precision}")
         return state
 
-    def _restore(
-        self, state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
-    ) -> None:
+    def _restore(self, state: TrainState, tensors: Any, meta: Mapping[str, Any]) -> None:
         task = self.task
         run = task.run
         if meta["data"] != task.data_digest:
@@ -425,27 +389,23 @@ class Trainer:
                 " with its weights, by --init-from"
             )
         state.restore(tensors, meta)
-        self.say(f"resuming {run.path} at step {state.step}")
+        say(f"resuming {run.path} at step {state.step}")
         if state.fraction >= 1:
-            self.say("its budget is spent; to train further, give a larger one")
+            say("its budget is spent; to train further, give a larger one")
 
         # the training may have been killed after a checkpoint, before the model file was written
         model_step = None
         with suppress(InputError, OSError, KeyError):
             model_step = storage.read_meta(run.model)["step"]
         if distributed.is_rank_zero() and model_step != state.step:
-            with explain_save_errors(run, state.step):
+            with self._explain_errors(state):
                 task.save(state)
 
     def _log(self, state: TrainState) -> None:
-        """Log and show the mean metrics since the last log. Raises NonFiniteError as
-        `_sync_metrics`.
-        """
-        self._sync_metrics(state)
-        with explain_save_errors(self.task.run, state.step, "logged"):
-            mean = self.log.write_means(
-                state.step, self.task.training.batch_size, len(state.broken)
-            )
+        """Log and show the mean metrics since the last log."""
+        self._require_finite(state)
+        with self._explain_errors(state):
+            mean = self.log.write_means(state.step, self.task.training.batch_size)
         if not mean:
             return
         usage = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
@@ -458,28 +418,21 @@ class Trainer:
         )
         self.meter.show(f"step {state.step}", state.fraction, summary, last=state.fraction >= 1)
 
-    def _sync_metrics(self, state: TrainState) -> None:
-        """Check the metrics since the last log, and gather all processes' messages about broken
-        images.
-
-        Raises NonFiniteError with the first step whose loss or gradient is not finite.
-        """
+    def _require_finite(self, state: TrainState) -> None:
+        """Raise NonFiniteError if a loss or gradient since the last log is not finite."""
         window = loggers.read_metrics(state.window)
         for step, metrics in enumerate(window, state.step - len(window)):
-            try:
-                require_finite(metrics)
-            except NonFiniteError as error:
-                raise _non_finite_error(self.task.run, step, error) from error
-        for messages in distributed.gather_object(sorted(state.broken)):
-            state.add_broken(messages)
+            require_finite(metrics, step)
 
     def _save(self, state: TrainState) -> None:
-        """Write a checkpoint and then the model file. Raises NonFiniteError as `_sync_metrics`,
-        before writing.
+        """Write a checkpoint and then the model file.
+
+        Raises NonFiniteError, or InputError if the processes differ, before writing.
         """
-        self._sync_metrics(state)
+        self._require_finite(state)
+        distributed.require_same(state.tensors(), f"at step {state.step}")
         if distributed.is_rank_zero():
-            with explain_save_errors(self.task.run, state.step):
+            with self._explain_errors(state):
                 meta = {**state.meta(), "data": self.task.data_digest}
                 self.task.run.save(state.step, state.tensors(), meta)
                 self.task.save(state)
@@ -490,16 +443,12 @@ class Trainer:
             self._evaluate(state)
 
     def _evaluate(self, state: TrainState) -> None:
-        with explain_save_errors(self.task.run, state.step, "evaluated"):
+        with self._explain_errors(state):
             evaluation = self.task.evaluate(state, self.log.records)
             self.meter.say(f"step {state.step}  {evaluation.line}")
-            if distributed.is_rank_zero():
-                records = [
-                    *self.log.records,
-                    {"kind": "evaluation", "step": state.step, **evaluation.record},
-                ]
-                for callback in self.callbacks:
-                    callback(self.task.run, records, evaluation)
+            if self.pictures and distributed.is_rank_zero():
+                newest = {"kind": "evaluation", "step": state.step, **evaluation.record}
+                self.task.draw(state, [*self.log.records, newest])
             # log last: a resumed run repeats an evaluation that is missing from the log
             self.log.write("evaluation", state.step, evaluation.record)
 
@@ -507,8 +456,8 @@ class Trainer:
 class ProcessSync:
     """Shares the time spent, signals and errors among the processes that train together.
 
-    All processes then use the same learning rate and end at the same step. A first SIGINT, SIGTERM
-    or SIGHUP ends the training after the current step; a second signal ends the process at once.
+    All processes then use the same learning rate and end at the same step. A first SIGINT or
+    SIGTERM ends the training after the current step; a second one ends the process at once.
     """
 
     signal: int | None = None  #: a signal that some process received before the last `sync`
@@ -525,13 +474,8 @@ class ProcessSync:
         self._last = time.monotonic()
         self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            # a script's background job ignores SIGINT; handle it there too
-            signals = [signal.SIGINT, signal.SIGTERM]
-            hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-            ignored = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN  # by nohup
-            if hangup is not None and not ignored:
-                signals.append(hangup)
-            self._handlers = {signum: signal.signal(signum, self._receive) for signum in signals}
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[signum] = signal.signal(signum, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -553,10 +497,9 @@ class ProcessSync:
         return float(max(seconds))
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
-        if self._received is not None:
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
         self._received = signum
+        for handled in self._handlers:
+            signal.signal(handled, signal.SIG_DFL)
 
 
 def require_divisible(name: str, size: int) -> None:
@@ -567,37 +510,3 @@ def require_divisible(name: str, size: int) -> None:
             f"{processes} processes can't share a {name} of {size} equally; choose a size that is a"
             f" multiple of {processes}"
         )
-
-
-@contextmanager
-def explain_save_errors(run: RunFolder, step: int, action: str = "saved") -> Iterator[None]:
-    """Turn an OSError, or an InputError due to a full disk, into an InputError that names step and
-    checkpoint.
-    """
-    try:
-        yield
-    except (OSError, InputError) as error:
-        # an InputError due to a full disk has the OSError as its cause
-        is_os_error = isinstance(error, OSError)
-        code = getattr(error if is_os_error else error.__cause__, "errno", None)
-        disk_full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not disk_full and not is_os_error:
-            raise
-        reason = os.strerror(code) if code and is_os_error else error
-        advice = "make room" if disk_full else "mend that"
-        raise InputError(
-            f"step {step} could not be {action} ({reason}); {_describe_checkpoint(run)}: {advice}"
-            " and continue with --resume"
-        ) from error
-
-
-def _non_finite_error(run: RunFolder, step: int, error: NonFiniteError) -> NonFiniteError:
-    return NonFiniteError(
-        f"step {step}: {error}; it was not saved, {_describe_checkpoint(run)}; try a lower learning"
-        " rate in a new run"
-    )
-
-
-def _describe_checkpoint(run: RunFolder) -> str:
-    saved = run.saved()
-    return f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
