@@ -147,6 +147,7 @@ class AutoencoderTask(ImageTask):
     def __init__(self, config: Config, run: RunFolder) -> None:
         super().__init__(run, config, config.training)
         self.schedule = CodebookSchedule(config.model.restart_every)
+        self.planted_step = -1
 
     def build(self) -> Autoencoder:
         return build(replace(self.config, model=self.config.model.trained))
@@ -214,9 +215,13 @@ class AutoencoderTask(ImageTask):
         return metrics
 
     def averaged_model(self, state: TrainState) -> Autoencoder:
-        model = state.averaged.module
-        assert isinstance(model, Autoencoder)
-        return model.plant(self.config.model).eval()
+        # An evaluation follows a save of the same step: a tree is planted once for both.
+        if state.step != self.planted_step:
+            model = state.averaged.module
+            assert isinstance(model, Autoencoder)
+            self.planted = model.plant(self.config.model)
+            self.planted_step = state.step
+        return self.planted.eval()
 
     def remark(self, step: int, records: Sequence[Record]) -> str:
         few = step < _FEW_STEPS
