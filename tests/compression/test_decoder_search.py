@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import hrvqvae
 from hrvqvae.compression import decoder_search
 from hrvqvae.compression.decoder_search import open_encoder
-from hrvqvae.config.parsing import override
 from hrvqvae.models import tiles
 from tests.compression.made import (
     digits,
@@ -17,7 +15,6 @@ from tests.compression.made import (
     untrained,
 )
 from tests.conftest import (
-    do,
     generator,
     input_error,
     parametrize,
@@ -57,16 +54,6 @@ def test_effort_2_never_has_more_error_than_the_nearest_codewords(name, mnist_ro
         assert after.sum() < 0.997 * before.sum()
     empty = encode(digits(0))
     assert [len(code) for code in empty] == [0] * len(entropy_model.symbols)
-
-
-def test_an_image_of_one_position(mnist_root):
-    config = override(single_grid("hrvqvae", mnist_root), {"model.padding": "0"})
-    model, _ = untrained(config)
-    images = digits()[..., 5:7, 5:7]
-    nearest = errors(model, images, model.encode(images))
-    codes = open_encoder(model, effort=2)(images)
-    assert {code.shape for code in codes} == {(len(images), 1, 1)}
-    assert (errors(model, images, codes) <= nearest + 1e-4).all()
 
 
 def test_a_leaf_is_moved_only_where_it_comes_nearer_to_its_goal(mnist_root):
@@ -112,17 +99,6 @@ def test_files_hold_these_codes_and_an_image_has_its_own(model, run):
     assert [model.compress(image[None], effort=2)[0] for image in images] == files
     with torch.inference_mode():  # a model that is loaded in it has gradients too
         assert hrvqvae.load(run).compress(images, effort=2) == files
-
-
-def test_the_command_writes_these_files(run, tmp_path):
-    images = tmp_path / "in"
-    images.mkdir()
-    for number, pixels in enumerate(digits(4)):
-        Image.fromarray(pixels[0].numpy()).save(images / f"{number}.png")
-    command = f"compress {run} {images} --device cpu --levels 2"
-    do(f"{command} -o {tmp_path}/files --effort 2")
-    files = [path.read_bytes() for path in sorted((tmp_path / "files").iterdir())]
-    assert files == hrvqvae.load(run).compress(digits(4), 2, effort=2)
 
 
 def test_models_of_several_grids_are_told(mnist_root):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hrvqvae.compression import range_coder as coder
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
-from hrvqvae.compression.hrv import read, read_header, write
+from hrvqvae.compression.hrv import read, write
 from hrvqvae.compression.network import POWERS
 from hrvqvae.config import Geometry
 from tests.compression.made import (
@@ -63,23 +63,6 @@ def test_codes_come_back(symbols, unit, margin, finer, size, count, fitted, leve
         # raw, header and checks
         most = np.ceil(areas @ np.log2(symbols) / 8) + 2 * len(symbols)
         assert len(file) - image.lengths[0] <= most
-
-
-def test_networks_that_do_not_fit_cost_nothing():
-    """Codes that they hold for unlikely are written without them: powers of two then take log2 m
-    bits.
-    """
-    entropy_model = made_entropy_model((4,), strength=30_000)
-    unlikely = random_codes(entropy_model.bare, (16, 16), 20)
-    files = write(entropy_model, unlikely, (16, 16))
-    assert {(read_header(file).by_tables, len(file)) for file in files} == {(False, 64 + 5 + 1)}
-    nearly_useless = made_entropy_model((5, 3), Geometry(1, 0, (1, 1)), strength=3)
-    codes = random_codes(nearly_useless.bare, (5, 5), 200)
-    lengths, bare_lengths = (
-        [len(file) for file in write(model, codes, (5, 5))]
-        for model in (nearly_useless, nearly_useless.bare)
-    )
-    assert (np.array(lengths) <= bare_lengths).all()
 
 
 def test_levels_of_zeros_are_never_whole():

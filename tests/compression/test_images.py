@@ -65,16 +65,6 @@ def test_images_of_several_sizes_keep_their_order(model):
         torch.testing.assert_close(decoded, expected)
 
 
-def test_images_of_several_types_and_channels_are_apart(model):
-    image = digits(1)[0]
-    assert model.compress([image, image / 255, 1 - image / 255])[:2] == model.compress([image]) * 2
-    with input_error("images have 3 channels; this model takes 1"):
-        model.compress([image, image.expand(3, -1, -1)])
-    with input_error("dimensions"):
-        model.compress([image, image[0]])
-    assert len(model.decompress([bytearray(content) for content in model.compress([image])])) == 1
-
-
 def test_levels_are_prefixes_of_a_file(model):
     image = digits(1)
     by_levels = [model.compress(image, levels)[0] for levels in (1, 2, 3)]
@@ -110,13 +100,6 @@ def test_a_file_of_so_many_bytes_has_the_most_levels_that_fit(effort, model):
             for files in zip(*by_levels, strict=True)
         ]
         assert model.compress(images, max_bytes=most, effort=effort) == expected
-
-
-def test_each_image_has_a_limit_of_its_own(model):
-    images = digits(3)
-    several = [images[0], images[1, :, :, :7], images[2]]
-    limited = model.compress(several, max_bytes=24)
-    assert limited == [model.compress(image[None], max_bytes=24)[0] for image in several]
 
 
 def test_what_does_not_fit_is_named(model):
