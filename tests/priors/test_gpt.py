@@ -138,6 +138,10 @@ def test_levels_of_sums_are_marginals_of_a_softmax_over_leaves():
     )
     assert_close(nats, expected)
 
+    # a training step needs no marginals
+    per_level = torch.stack(compute_nats(prior, codes, [], None))
+    assert_close(prior.image_nats(codes, [], None), per_level.sum(0))
+
 
 def test_large_groups_keep_the_choices():
     small, large = (random_prior(SUMS, *levels_of((1, 1), (8,) * count)) for count in (4, 5))

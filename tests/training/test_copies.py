@@ -131,18 +131,18 @@ def test_a_prior_begins_with_another_output(run, tmp_path):
         assert_close(first[name], second[name], atol=1e-4, rtol=1e-4)
 
 
-def test_a_prior_begins_with_more_layers_and_labels_of_copies(run, tmp_path):
+def test_a_prior_begins_with_labels_of_copies(run, tmp_path):
     source = shutil.copytree(run, tmp_path / "source")
     train_levels(source, of=GIVEN_GPT)
     model = load(source)
-    changes = f"network.layers=3 variants=2 shifts=1 training.init_from={source}"
+    changes = f"variants=2 shifts=1 training.init_from={source}"
     given = GIVEN_GPT | fields("prior", changes)
     (config,) = resolve_priors(run, None, given, resume=False).values()
     task = PriorTask(run, range(2), config, (model.autoencoder, config, ""))
     task.classes = model.classes
     task.labels = np.zeros(1, np.int64)
     prior = task.build()
-    told = "labels of copies begin at 0, 2 further layers as the identity"
+    told = "labels of copies begin at 0"
     assert task.init_from(prior).endswith(told)
     codes = random_codes(prior.levels, 4)
     label = torch.arange(4)

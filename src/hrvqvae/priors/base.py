@@ -48,37 +48,18 @@ class Level:
         """
         return self.classes + self.unconditional
 
-    def check(
-        self, coarser: Sequence[Tensor], label: Tensor | None, *, training: bool = False
-    ) -> None:
-        """Raise InputError if coarser levels or labels are missing, superfluous or out of range.
-
-        With `training` on a GPU the values are not checked, because the check would wait for the
-        GPU; nor while the call is compiled.
-        """
-
-        def exceeds_range(values: Tensor, end: int) -> bool:
-            on_gpu = training and values.device.type != "cpu"
-            if on_gpu or torch.compiler.is_compiling() or not values.numel():
-                return False
-            return int(values.min()) < 0 or int(values.max()) >= end
-
+    def check(self, coarser: Sequence[Tensor], label: Tensor | None) -> None:
+        """Raise InputError if coarser levels or labels are missing or superfluous."""
         if len(coarser) != len(self.coarser):
             raise InputError(
                 f"there are {len(coarser)} coarser levels; this prior needs {len(self.coarser)}"
             )
-        pairs = zip(coarser, self.coarser, strict=True)
-        for level, (indices, codewords) in enumerate(pairs, start=1):
-            if exceeds_range(indices, codewords):
-                raise InputError(f"coarser level {level} has an index outside 0..{codewords - 1}")
         if self.classes and label is None:
             raise InputError(
                 f"this prior is class-conditional: give a label, 0..{self.classes - 1}"
             )
         if label is not None and not self.classes:
             raise InputError("this prior has no classes: leave the label out")
-        if label is not None and exceeds_range(label, self.labels):
-            raise InputError(f"a label lies outside 0..{self.labels - 1}")
 
 
 @dataclass
@@ -179,7 +160,7 @@ class Prior(nn.Module, ABC):
         """Return the features (B, C, H, W) of position, class, copy and coarser levels: all that
         does not depend on the codes. Raises InputError as `Level.check`.
         """
-        self.level.check(coarser, label, training=self.training)
+        self.level.check(coarser, label)
         positions = self.rows[:, None] + self.columns[None]
         features = positions.permute(2, 0, 1).expand(batch, -1, -1, -1)
         labels: Tensor | None = None
@@ -210,6 +191,12 @@ class Prior(nn.Module, ABC):
             return []
         weights[name] = zeros
         return ["labels of copies begin at 0"]
+
+    def image_nats(self, codes: Sequence[Tensor], *conditions: Any) -> Tensor:
+        """Return the negative log-likelihood (B,) of each image's codes of all levels, in nats, for
+        a training step. `conditions` are the further arguments of `level_logits`.
+        """
+        return torch.stack(compute_nats(self, codes, *conditions)).sum(0)
 
     @abstractmethod
     def level_logits(

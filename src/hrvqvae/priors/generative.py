@@ -16,12 +16,10 @@ from torch.nn.functional import adaptive_max_pool2d, cross_entropy
 
 from hrvqvae.config import Grid
 from hrvqvae.config.model import Geometry
-from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.base import Prior
 from hrvqvae.priors.sampling import SamplingParams, draw_positions, expand_labels
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
-
-_MOST_CLASSES = 64  # that `weigh_classes` weighs at once
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,6 @@ def draw_labels(weights: Sequence[float], seed: int, indices: Sequence[int]) -> 
     return torch.from_numpy(np.searchsorted(cumulative, uniforms, side="right"))
 
 
-def _check_kept(level: Level, codes: Tensor) -> None:
-    """Raise InputError if the kept codes of a level do not fit it."""
-    name = f"kept codes of level {level.index + 1}"
-    shape = tuple(codes.shape)
-    if shape != (1, *level.grid):
-        raise InputError(f"{name} have shape {shape}; expected {(1, *level.grid)}")
-    if codes.min() < 0 or codes.max() >= level.symbols:
-        raise InputError(f"{name} have a value outside 0..{level.symbols - 1}")
-
-
 def sample_codes(
     priors: Sequence[Prior],
     codeword_indices: Callable[[Codes], tuple[Tensor, ...]],
@@ -68,8 +56,7 @@ def sample_codes(
     The codes are drawn on the device of the priors and returned on the CPU.
     A sample depends on its index and the seed, not on the batch. Labels are (B,), None if the
     priors have no classes. Kept codes of levels without a prior are ignored. Raises InputError if a
-    parameter or a label is out of range, a label is missing, or kept codes have another shape or
-    are out of range.
+    parameter is out of range or a label is missing.
     """
     params.check(priors)
     levels = [level for prior in priors for level in prior.levels]
@@ -79,15 +66,13 @@ def sample_codes(
         rng = np.random.default_rng((seed, index))
         rng.random()  # skip the number that `draw_labels` takes
         draws.append(rng.random(sum(positions)))
-    parameter = next((tensor for prior in priors for tensor in prior.parameters()), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
+    device = next(priors[0].parameters()).device
     uniforms = torch.split(torch.from_numpy(np.stack(draws)).to(device), positions, dim=1)
     shapes = [(len(indices), *level.grid) for level in levels]
     codes = [torch.zeros(shape, dtype=torch.long, device=device) for shape in shapes]
     masks = [torch.zeros(shape, dtype=torch.bool, device=device) for shape in shapes]
     if kept is not None:
-        for index, level in enumerate(levels[: len(kept.codes)]):
-            _check_kept(level, kept.codes[index])
+        for index in range(min(len(levels), len(kept.codes))):
             codes[index].copy_(kept.codes[index])
             masks[index].copy_(kept.masks[index])
     level_uniforms = [
@@ -130,30 +115,27 @@ def weigh_classes(
     labels = torch.arange(len(class_counts), device="cpu")
     device = next(prior.parameters()).device
     masks = kept.masks[: len(prior.levels)]
-    for level, level_codes in zip(prior.levels, kept.codes, strict=False):
-        _check_kept(level, level_codes)
     kept_come_first = all(
         bool(mask.flatten().cummin(0).values.equal(mask.flatten())) for mask in masks
     )
     scores = torch.tensor(class_counts, dtype=torch.float64, device="cpu").log()
-    for part in torch.split(labels, _MOST_CLASSES):
-        codes: Codes = tuple(
-            level_codes.expand(len(part), -1, -1) for level_codes in kept.codes[: len(masks)]
+    codes: Codes = tuple(
+        level_codes.expand(len(labels), -1, -1) for level_codes in kept.codes[: len(masks)]
+    )
+    if not kept_come_first:
+        codes = sample_codes(
+            [prior],
+            lambda _: (),
+            labels.tolist(),
+            seed=seed,
+            label=labels,
+            params=SamplingParams(),
+            kept=kept,
         )
-        if not kept_come_first:
-            codes = sample_codes(
-                [prior],
-                lambda _: (),
-                part.tolist(),
-                seed=seed,
-                label=part,
-                params=SamplingParams(),
-                kept=kept,
-            )
-        all_logits = prior.level_logits([level.to(device) for level in codes], [], part.to(device))
-        for logits, level_codes, mask in zip(all_logits, codes, masks, strict=True):
-            nats = cross_entropy(logits.cpu().double(), level_codes.cpu(), reduction="none")
-            scores[part] -= (nats * mask).sum((1, 2))
+    all_logits = prior.level_logits([level.to(device) for level in codes], [], labels.to(device))
+    for logits, level_codes, mask in zip(all_logits, codes, masks, strict=True):
+        nats = cross_entropy(logits.cpu().double(), level_codes.cpu(), reduction="none")
+        scores -= (nats * mask).sum((1, 2))
     return scores.softmax(0).tolist()
 
 

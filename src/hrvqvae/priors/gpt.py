@@ -8,17 +8,19 @@ import math
 import operator
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, gelu, interpolate, pad
+from torch.nn.functional import cross_entropy, dropout, gelu, interpolate, pad
+from torch.utils.checkpoint import checkpoint
 
 from hrvqvae.priors.base import Level, LogitSteps, Prior
 from hrvqvae.priors.causal import AttentionCache, self_attention
 from hrvqvae.priors.configs import GPTConfig
-from hrvqvae.utils.quantities import counted
 
 MOST_LEAVES = 16_384  # of a group whose leaves are chosen at once
+_CHUNK = 256  # positions whose losses are computed at once
 
 
 class TransformerLayer(nn.Module):
@@ -107,6 +109,18 @@ class LeafSums(nn.Module):
             logits.append(siblings.squeeze(-2))
         return logits[::-1]
 
+    def nats(self, features: Tensor, leaves: Tensor) -> Tensor:
+        """Return the negative log-likelihood (N,) of leaves (N,) from features (N, C), in nats."""
+        vectors = self.leaf_vectors()
+
+        # the logits of a chunk stay in the processor's cache: the backward pass computes them again
+        chunks = zip(torch.split(features, _CHUNK), torch.split(leaves, _CHUNK), strict=True)
+        nats = [
+            checkpoint(_leaf_nats, part, vectors, targets, use_reentrant=False)
+            for part, targets in chunks
+        ]
+        return torch.cat(nats)
+
     def leaf_vectors(self) -> Tensor:
         """Return the sums (n, C) of the output vectors of each leaf's codewords."""
         first, *others = (table.get_parameter("weight") for table in self.vectors)
@@ -114,6 +128,11 @@ class LeafSums(nn.Module):
         for table, symbols in zip(others, self.symbols[1:], strict=True):
             summed = summed.repeat_interleave(symbols, 0) + table
         return summed
+
+
+def _leaf_nats(features: Tensor, vectors: Tensor, leaves: Tensor) -> Tensor:
+    logits = features @ vectors.T
+    return cross_entropy(logits.float(), leaves, reduction="none")
 
 
 class CodewordEmbeddings(nn.Module):
@@ -269,18 +288,8 @@ class GPT(Prior):
         return super().draws
 
     def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
-        """Also add the layers that the weights lack, which begin as the identity, and the output if
-        the weights have another kind of output.
-        """
+        """Also add the output if the weights have another kind of output."""
         parts = super().fill_missing(weights)
-        num_present = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
-        missing = self.layers[num_present:]
-        for index, layer in enumerate(missing, start=num_present):
-            for name, tensor in layer.state_dict().items():
-                is_added = name.startswith(("output.", "narrow."))  # zeros add nothing
-                weights[f"layers.{index}.{name}"] = torch.zeros_like(tensor) if is_added else tensor
-        if len(missing):
-            parts.append(f"{counted(len(missing), 'further layer')} as the identity")
         stored = {name for name in weights if name.startswith("heads.")}
         own = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
         if stored != own.keys():
@@ -297,14 +306,14 @@ class GPT(Prior):
         ]
         return self.context(torch.stack(maps).sum(0))
 
-    def level_logits(
-        self,
-        codes: Sequence[Tensor],
-        coarser: Sequence[Tensor],
-        label: Tensor | None,
-        copies: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        base = self.compute_base(coarser, label, len(codes[0]), copies).flatten(2).transpose(1, 2)
+    def compute_features(
+        self, codes: Sequence[Tensor], *conditions: Any
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return the features (B, H, W, C) of each position, and each level's codeword indices
+        (B, H, W) and their embeddings (B, H, W, E).
+        """
+        coarser, label, *copies = conditions
+        base = self.compute_base(coarser, label, len(codes[0]), *copies).flatten(2).transpose(1, 2)
         indices = self.codeword_indices(codes)
         embedded = [self.embeddings.look_up(*pair) for pair in enumerate(indices)]
         summed = torch.stack(embedded).sum(0)
@@ -316,7 +325,10 @@ class GPT(Prior):
         features = self.left(shifted) + above + base
         for layer in self.layers:
             features = layer(features)
-        features = self.norm(features).unflatten(1, self.level.grid)
+        return self.norm(features).unflatten(1, self.level.grid), indices, embedded
+
+    def level_logits(self, codes: Sequence[Tensor], *conditions: Any) -> tuple[Tensor, ...]:
+        features, indices, embedded = self.compute_features(codes, *conditions)
         if isinstance(self.heads, LeafSums):
             logits = self.heads(features, indices)
         else:
@@ -324,3 +336,10 @@ class GPT(Prior):
             pairs = zip(self.heads, coarser_sums, strict=True)
             logits = [head(features, coarser_sum) for head, coarser_sum in pairs]
         return tuple(level_logits.movedim(-1, 1) for level_logits in logits)
+
+    def image_nats(self, codes: Sequence[Tensor], *conditions: Any) -> Tensor:
+        if not isinstance(self.heads, LeafSums):
+            return super().image_nats(codes, *conditions)
+        features, indices, _ = self.compute_features(codes, *conditions)
+        nats = self.heads.nats(features.flatten(0, 2), indices[-1].flatten())
+        return nats.view(len(features), -1).sum(1)

@@ -54,30 +54,16 @@ class SamplingParams:
             )
 
     def check(self, priors: Sequence[Prior]) -> None:
-        """Raise InputError if a level has fewer symbols than top-k, or if its prior does not
-        support guidance.
-        """
+        """Raise InputError if a prior does not support guidance."""
         is_guided = any(weight != 1 for weight in list_weights(self.guidance))
-        for network, drawn in ((prior, drawn) for prior in priors for drawn in prior.draws):
-            level = network.levels[drawn.start]
-            symbols = math.prod(network.levels[index].symbols for index in drawn)
-            if self.top_k > symbols:
+        for prior in priors:
+            level = prior.level
+            if is_guided and not level.unconditional:
                 raise InputError(
-                    f"top-k is {self.top_k}, but there are only {symbols} choices; give 1 to"
-                    f" {symbols}"
+                    f"guidance is {format_guidance(self.guidance)}, but the prior of level"
+                    f" {level.index + 1} was trained without class dropout: leave it at 1, or train"
+                    " with classes and --prior.class_dropout 0.1"
                 )
-            if level.unconditional or not is_guided:
-                continue
-            guidance = format_guidance(self.guidance)
-            subject = f"guidance is {guidance}, but the prior of level {level.index + 1}"
-            if not level.classes:
-                raise InputError(
-                    f"{subject} knows no classes: leave it at 1, or train on images with classes"
-                )
-            raise InputError(
-                f"{subject} was trained without class dropout: train it with"
-                " --prior.class_dropout 0.1, or leave it at 1"
-            )
 
 
 def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
@@ -184,18 +170,15 @@ def draw_positions(
     levels = prior.levels
     symbols = [level.symbols for level in levels]
     height, width = prior.level.grid
-    all_kept = [mask.all(0).tolist() for mask in kept]
     some_kept = [bool(mask.any()) for mask in kept]
-    totals = [torch.ones_like(uniforms[drawn.start]) for drawn in prior.draws]
+    failed = torch.zeros_like(codes[0][:, 0, 0], dtype=torch.bool)
     splits = [
         split_choices(symbols[drawn.start : drawn.stop], codes[0].device) for drawn in prior.draws
     ]
     for row in range(height):
         for column in range(width):
             network.start(row, column)
-            for together, split, sums in zip(prior.draws, splits, totals, strict=True):
-                if all(all_kept[level][row][column] for level in together):
-                    continue
+            for together, split in zip(prior.draws, splits, strict=True):
                 logits = network.logits(together.start)
 
                 # only what agrees with the kept codes can be drawn
@@ -208,15 +191,11 @@ def draw_positions(
                 drawn, total = draw(logits, uniform, params)
                 for level, choices in zip(together, split, strict=True):
                     codes[level][:, row, column] = choices[drawn]
-                sums[:, row, column] = total[:, 0]
+                failed |= total[:, 0].isnan()
 
     # checked once at the end, because each check waits for a GPU
-    failed = [total.isnan().any(0) for total in totals]
-    places = torch.stack(failed, -1).nonzero()
-    if len(places):
-        row, column, index = places[0].tolist()
-        level = prior.draws[index].start
+    if failed.any():
         raise NonFiniteError(
-            f"the prior of level {levels[level].index + 1} gives logits that are NaN or infinite at"
-            f" row {row}, column {column}; train it again, or look at its weights"
+            f"the prior of level {levels[0].index + 1} gives logits that are NaN or infinite;"
+            " train it again, or look at its weights"
         )

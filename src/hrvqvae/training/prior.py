@@ -37,7 +37,7 @@ from hrvqvae.data.loading import open_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.plots import curves
-from hrvqvae.priors.base import Level, Prior, build_prior, compute_nats, measure_bits
+from hrvqvae.priors.base import Level, Prior, build_prior, measure_bits
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.training.trainer import (
@@ -224,8 +224,8 @@ class PriorTask(Task):
         """Copy the weights of the prior of the same levels in the run `training.init_from`.
 
         If the classes differ, or "no class" is a class of only one of them, the embeddings of the
-        classes keep their new values. Layers, and labels of copies, that only the new prior has
-        begin without an effect on the logits.
+        classes keep their new values. Labels of copies that only the new prior has begin without
+        an effect on the logits, and an output of another kind begins anew.
         """
         assert isinstance(model, Prior)
         name = self.training.init_from
@@ -269,8 +269,8 @@ class PriorTask(Task):
         label = drop_classes(batch.label, model.level, share, self.training.seed, state.step)
         copies = () if batch.copies is None else (batch.copies,)
         with state.compute.autocast():
-            nats = torch.stack(compute_nats(model, batch.codes, batch.coarser, label, *copies))
-            losses = {"nats_per_code": nats.sum(0).mean() / model.num_codes}
+            nats = model.image_nats(batch.codes, batch.coarser, label, *copies)
+            losses = {"nats_per_code": nats.mean() / model.num_codes}
         metrics = state.minimize({MODEL: losses})
         state.averaged.update_parameters(model)
         return {**metrics, "bits_per_code": metrics["nats_per_code"] / math.log(2)}
