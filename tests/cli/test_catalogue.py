@@ -39,6 +39,3 @@ def test_data_is_listed(mnist_root, monkeypatch):
         assert " not there " in rows[absent]
     assert "hrvqvae data get cifar10" in rows["cifar10"]
     assert "hrvqvae data get" not in rows["ffhq"]
-    rows = listed(mnist_root / "mnist")
-    assert f" in {mnist_root}/mnist " in rows["mnist"]
-    assert " not there " in rows["fashion-mnist"]

@@ -32,13 +32,13 @@ def _presets(arguments: Arguments) -> None:
 
 def _data_list(_: Arguments) -> None:
     from hrvqvae.config.registry import DATASETS
-    from hrvqvae.data.fetch import find_data_root, find_published, list_missing_files
+    from hrvqvae.data.fetch import find_data_root, list_missing_files
     from hrvqvae.models import published
 
     root = find_data_root(None)
     rows = []
     for dataset in DATASETS.entries():
-        folder = find_published(dataset, root) if dataset.files else root / dataset.name
+        folder = root / dataset.name
         present = folder.is_dir() and not list_missing_files(dataset, folder)
         where = f"in {folder}" if present else "not there"
         how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how

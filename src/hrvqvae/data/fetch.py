@@ -81,18 +81,19 @@ def find_data_root(root: str | None) -> Path:
     return Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False))
 
 
-def find_published(dataset: Dataset, root: Path) -> Path:
-    """Return the folder of a published set: `root/NAME` if it is there, else `root` itself.
+def find_folder(name: str, root: str | None) -> Path:
+    """Return the folder of a data set, or the file or pattern of its images.
 
-    A `root` that has the name of another set is the folder of that set.
+    `root` is that folder or, for the sets of the registry, a folder of data sets.
     """
-    below = root / dataset.name
-    is_other = root.name != dataset.name and root.name in DATASETS
-    return below if is_other or below.is_dir() else root
+    folder = find_data_root(root)
+    below = folder / name
+    is_known = name in DATASETS and not DATASETS.get(name).takes_any_folder
+    return below if root is None or (is_known and below.is_dir()) else folder
 
 
 def list_missing_files(dataset: Dataset, folder: Path) -> list[Path]:
-    """Return the files of a published set that its folder lacks."""
+    """Return the files of a published set that a folder lacks."""
     return [folder / name for name in dataset.files if not (folder / name).is_file()]
 
 

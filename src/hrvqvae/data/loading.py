@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from pkgutil import resolve_name
 
 import numpy as np
@@ -21,7 +20,7 @@ from hrvqvae.config.entries import Dataset
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data import datasets
 from hrvqvae.data.batches import ImageSet, evaluation_batches
-from hrvqvae.data.fetch import Arrays, find_data_root, find_published, list_missing_files
+from hrvqvae.data.fetch import Arrays, find_folder, list_missing_files
 from hrvqvae.data.folders import TRAIN, Source, open_folder
 from hrvqvae.utils.errors import InputError, require
 from hrvqvae.utils.progress import note_once
@@ -70,7 +69,7 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
         return _open_validation(config, split)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
     if dataset and dataset.read and not is_named(config.root):
-        return _read_published(dataset, find_data_root(config.root), config, split)
+        return _read_published(dataset, config, split)
     return _select_split(*_open_sources(config), split, config)
 
 
@@ -101,17 +100,6 @@ def is_undivided(config: DataConfig) -> bool:
     return "" in _open_sources(config)[1]
 
 
-def find_images(config: DataConfig) -> Path:
-    """Return the folder, file or pattern of the images of a set that is no published one."""
-    root = find_data_root(config.root)
-    below = root / config.dataset
-    if config.root is None:
-        return below
-    # The root may be a folder of data sets, as for `find_published`.
-    is_known = config.dataset in DATASETS and not DATASETS.get(config.dataset).takes_any_folder
-    return below if is_known and below.is_dir() else root
-
-
 def _open_sources(config: DataConfig) -> tuple[str, Mapping[str, Source]]:
     """Return a name of the data, for messages, and the source of each split by its name.
 
@@ -121,7 +109,7 @@ def _open_sources(config: DataConfig) -> tuple[str, Mapping[str, Source]]:
         return "the data set", datasets.open_registered(config.root, config.labels)
     if config.root and config.root.startswith(datasets.HUB):
         return config.root, datasets.open_stored(config.root, config.labels)
-    path = find_images(config)
+    path = find_folder(config.dataset, config.root)
     if config.root is None and not path.is_dir():
         hint = f", or take one of {', '.join(DATASETS)}"
         if config.dataset in DATASETS:
@@ -131,12 +119,13 @@ def _open_sources(config: DataConfig) -> tuple[str, Mapping[str, Source]]:
     return str(path), sources or datasets.open_stored(str(path), config.labels)
 
 
-def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
-    folder = find_published(dataset, root)
+def _read_published(dataset: Dataset, config: DataConfig, split: str) -> ImageSet:
+    folder = find_folder(dataset.name, config.root)
     if missing := list_missing_files(dataset, folder):
         raise InputError(
-            f"{dataset.name} is not in {root} ({missing[0].name} is missing); get it with: hrvqvae"
-            f" data get {dataset.name} ({dataset.how}), or train on other data: --data.dataset mine"
+            f"{dataset.name} is not in {folder} ({missing[0].name} is missing); get it with:"
+            f" hrvqvae data get {dataset.name} ({dataset.how}), or train on other data:"
+            " --data.dataset mine"
         )
     if split == "all":
         raise InputError(f"{dataset.name} {_CHOOSE_SPLIT}")

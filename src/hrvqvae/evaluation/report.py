@@ -27,9 +27,9 @@ from hrvqvae.config import DataConfig, Grid, TrainingConfig, level_names
 from hrvqvae.config.parsing import OWN_IMAGES, override_reading
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, evaluation_batches
-from hrvqvae.data.fetch import find_data_root, find_published, list_missing_files
+from hrvqvae.data.fetch import find_folder, list_missing_files
 from hrvqvae.data.images import BrokenImageError
-from hrvqvae.data.loading import find_images, is_named, is_undivided, load_images, open_images
+from hrvqvae.data.loading import is_named, is_undivided, load_images, open_images
 from hrvqvae.distributed import working_alone
 from hrvqvae.evaluation.classifier import find_classifier
 from hrvqvae.evaluation.samples import (
@@ -47,7 +47,7 @@ from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import Compute, exact_float32
-from hrvqvae.utils.errors import InputError, require
+from hrvqvae.utils.errors import InputError, expand_home, require
 from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.outputs import base_name
 from hrvqvae.utils.progress import note, tracked
@@ -206,13 +206,13 @@ def choose_data(data: DataConfig, root: str | None, split: str | None) -> tuple[
     if is_named(root):
         is_as_trained = root == data.root
     else:
-        root = str(find_data_root(root))
-        images = find_images(replace(data, root=root))
+        root = str(expand_home(root))
+        folder = find_folder(data.dataset, root)
+        trained_on = find_folder(data.dataset, data.root)
         # `root` may hold the set under its name
-        is_as_trained = images != Path(root) or images.resolve() == find_images(data).resolve()
+        is_as_trained = folder != Path(root) or folder.resolve() == trained_on.resolve()
         if _is_published(data.dataset):
-            dataset = DATASETS.get(data.dataset)
-            is_as_trained = not list_missing_files(dataset, find_published(dataset, Path(root)))
+            is_as_trained = not list_missing_files(DATASETS.get(data.dataset), folder)
     if is_as_trained:
         return replace(data, root=root), split or "test"
 
