@@ -54,15 +54,6 @@ def test_other_objects_are_refused(images, fault):
         as_images(images, 3)
 
 
-def test_float_tensors_of_every_kind_become_pil():
-    expected = np.asarray(to_pil(BATCH[0] / 255))
-    for image in ((BATCH[0] / 255).requires_grad_(), (BATCH[0] / 255).double()):
-        assert_array_equal(to_pil(image), expected)
-    assert to_pil(torch.ones(1, 2, 2).bfloat16()).getextrema() == (255, 255)
-    with input_error("images are uint8, or float"):
-        to_pil(BATCH[0].long())
-
-
 def test_images_are_read_with_1_or_3_channels():
     with input_error("channels is 4; it must be 1, 3 or None"):
         read_image(PATH, 4)
