@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.checkpoints.folder import open_run
+from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
@@ -239,7 +240,8 @@ def draw(
         books = get_codebooks(model)
         if position is not None:
             name = f"{config.name}, position ({position[0]}, {position[1]}) of the first test image"
-            image = torch.from_numpy(load_images(config.data, "test").decode(0, None).pixels)
+            images = load_images(config.data, "test")
+            image = next(evaluation_batches(images, batch_size=1, limit=1)).images[0]
             tree = make_tree(model, image, (position[0], position[1]), name)
         elif path is not None:
             tree = Tree(books, None, f"{config.name}, the path given", path)
