@@ -36,7 +36,7 @@ def batch(step):
 
 
 class Network(nn.Module):
-    def __init__(self, size, group=None):
+    def __init__(self, size):
         super().__init__()
         self.encoder = nn.Linear(6, 6)
         with patch.object(codebook, "_LARGE", 0 if size == "large" else 2**21):
@@ -47,7 +47,6 @@ class Network(nn.Module):
                 start_vectors=700,
                 restart_every=3,
                 decay=0.5,
-                process_group=group,
             )
 
     def forward(self, x, mask):
@@ -55,12 +54,12 @@ class Network(nn.Module):
         return (quantized - x)[mask].square().mean() + loss
 
 
-def train(kind, rank, size, group=None, ddp=True):
+def train(kind, rank, size, ddp=True):
     """Return the state after some steps, and how many codewords jumped. Without `ddp` a copy goes
     on after each.
     """
     torch.manual_seed(0)
-    network = Network(kind, group)
+    network = Network(kind)
     trained = DistributedDataParallel(network) if size > 1 and ddp else network
     optimizer = torch.optim.SGD(network.parameters(), 0.05)
     jumped = 0
@@ -115,10 +114,6 @@ def test_a_backend_without_this_device_gives_the_same_codebooks(folder):
         assert same(plain, on_cuda)
 
 
-def test_a_layer_of_a_group_of_one_trains_as_alone(folder):
-    assert same(torch.load(folder / "group.pt")[0], train("small", 0, 1, ddp=False)[0])
-
-
 def main(folder, rank):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -127,9 +122,6 @@ def main(folder, rank):
     for size in SIZES:
         torch.save(train(size, rank, 2), folder / f"{size}-{rank}.pt")
     torch.save(train("small", rank, 2, ddp=False), folder / f"plain-{rank}.pt")
-    group = dist.new_group([0])
-    if rank == 0:
-        torch.save(train("small", 0, 1, group, ddp=False), folder / "group.pt")
     dist.destroy_process_group()
     dist.init_process_group(
         "cuda:gloo", init_method=f"file://{folder / 'cuda'}", rank=rank, world_size=2

@@ -163,8 +163,7 @@ class QuantizerConfig(Section, section="model.quantizer"):
     #: beta_l, weight of the commitment at each of several levels (default: `beta`, as in the paper)
     level_beta: Weight | None = None
     decay: Share = 0.99  #: of the moving averages
-    #: latents for the k-means start (0: noise at the scale of the latents)
-    init_vectors: Count = 131_072
+    init_vectors: Positive = 131_072  #: latents for the k-means start
     restart_every: Count = 100  #: training steps between restarts of dead codewords (0: none)
     #: a codeword is dead if its share of the codebook's vectors is below this / m
     restart_below: Weight = 0.03

@@ -26,24 +26,6 @@ from hrvqvae.utils.locks import lock_folder
 T = TypeVar("T")
 
 
-@dataclass(eq=False)
-class GroupHandle:
-    """Holds a process group, or None for all processes, so that its owner can be copied.
-
-    An owner for all processes can be pickled too.
-    """
-
-    group: Any = None
-
-    def __deepcopy__(self, _: object) -> GroupHandle:
-        return self
-
-    def __reduce__(self) -> Any:
-        if self.group is not None:
-            raise InputError("a process group can't be pickled: save the layer's state_dict")
-        return GroupHandle, ()
-
-
 _is_alone = ContextVar("is_alone", default=False)
 
 

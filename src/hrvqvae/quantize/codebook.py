@@ -41,10 +41,10 @@ class LevelCodebooks(nn.Module):
         self.num_codewords = num_books * size
         count = torch.ones(num_books, size, dtype=torch.float32)
         codewords = torch.zeros(num_books, size, config.dim, dtype=torch.float32)
-        self.is_large = codewords.numel() > _LARGE
+        is_large = codewords.numel() > _LARGE
         self.register_buffer("count", count)
         self.register_buffer("codewords", codewords)
-        self.register_buffer("total", None if self.is_large else torch.zeros_like(codewords))
+        self.register_buffer("total", None if is_large else torch.zeros_like(codewords))
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
@@ -108,20 +108,12 @@ class LevelCodebooks(nn.Module):
         change = change.masked_fill(~finite, 0)
         codewords[rows] += change * step
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        """Load; a large level keeps `total` if the state has it."""
-        if self.is_large:
-            is_saved = f"{prefix}total" in state_dict
-            self.total = torch.zeros_like(self.codewords) if is_saved else None
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
     def initialize(
         self,
         residual: Tensor,
         parent: Tensor,
         rng: torch.Generator,
         weight: float,
-        even: bool,
         shared: bool,
     ) -> None:
         """Run k-means in each codebook that gets vectors; start the others with small random
@@ -130,8 +122,7 @@ class LevelCodebooks(nn.Module):
         Takes residuals (N, D) and the coarser codeword `parent` (N,) of each. The count of a
         codeword starts at the size of its cluster times `weight` (vectors per training batch,
         divided by N), so that the first batches refine the codeword instead of replacing it. With
-        `even`, clusters have about the same size. With `shared`, all codebooks start from one
-        k-means, and `even` has no effect.
+        `shared`, all codebooks start from one k-means.
         """
         books = parent if self.num_books > 1 else torch.zeros_like(parent)
         if shared:
@@ -149,7 +140,7 @@ class LevelCodebooks(nn.Module):
             for book, members in vq.members_of_books(books):
                 first = book * self.size
                 children = slice(first, first + self.size)
-                centers, sizes = kmeans(residual[members], self.size, rng, even)
+                centers, sizes = kmeans(residual[members], self.size, rng)
                 start[children] = centers
                 count[children] = sizes
         self.set_codewords(slice(None), start, count * weight)
@@ -194,7 +185,6 @@ def update_codebooks(
     levels: Sequence[LevelCodebooks],
     residuals: Sequence[Tensor],
     indices: Sequence[Tensor],
-    group: Any = None,
 ) -> None:
     """Update all levels from the residuals (N, D) and indices (N,) of each, over all processes."""
     batch = list(zip(levels, residuals, indices, strict=True))
@@ -202,7 +192,7 @@ def update_codebooks(
     for level, _, index in batch:
         chosen = vq.counts(index, level.num_codewords)
         counts.append(chosen.float())
-    counts = distributed.all_reduce(counts, group)
+    counts = distributed.all_reduce(counts)
 
     # per level, the codewords (K,) that the batch may move, the same in all processes, and the sums
     # (K, D) of this process's vectors
@@ -220,7 +210,7 @@ def update_codebooks(
         rows.append(moved)
         zeros = residual.new_zeros(num_moved, residual.shape[1])
         sums.append(zeros.index_add_(0, index, residual))
-    sums = distributed.all_reduce(sums, group)
+    sums = distributed.all_reduce(sums)
     reduced = zip(levels, counts, rows, sums, strict=True)
     for level, level_counts, moved, level_sums in reduced:
         level.average(level_counts, moved, level_sums)

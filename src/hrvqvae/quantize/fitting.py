@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.quantize.codebook import LevelCodebooks
-from hrvqvae.quantize.quantized import require_finite
 from hrvqvae.quantize.residual import ResidualQuantizer
-from hrvqvae.utils.errors import InputError, require
+from hrvqvae.utils.errors import InputError, NonFiniteError
 from hrvqvae.utils.progress import task, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
@@ -26,21 +25,16 @@ _PSEUDO_VECTORS = 2.0
 
 
 def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
-    """Yield float32 batches, of at most 64 MiB, of an array (N, D) or several; raise InputError for
-    others and NaN.
+    """Yield float32 batches, of at most 64 MiB, of an array (N, D) or several.
+
+    Raises InputError for other shapes and types, and NonFiniteError for NaN.
     """
-    require(batch >= 1, "batch", batch, "at least 1")
     most_vectors = max(1, MOST_VALUES // dim)
     batch = min(batch, most_vectors)
     arrays: Iterable[Any] = [vectors] if hasattr(vectors, "shape") else vectors
-    require(isinstance(arrays, Iterable), "vectors", vectors, "an array (N, D), or several")
     for array in arrays:
-        shape = tuple(np.shape(array))
-        dtype = getattr(array, "dtype", type(array).__name__)
-        kind = getattr(dtype, "name", str(dtype))  # numpy's name leaves out the byte order
-        is_strided = getattr(array, "layout", torch.strided) == torch.strided
-        has_values = not getattr(array, "is_meta", False)
-        require(is_strided and has_values, "vectors", array, "dense")
+        shape = tuple(array.shape)
+        kind = getattr(array.dtype, "name", str(array.dtype))  # without the order of bytes
         if len(shape) != 2 or shape[1] != dim or "float" not in kind:
             raise InputError(f"vectors are {kind} {shape}; they must be floating-point (N, {dim})")
         for first in range(0, shape[0], batch):
@@ -48,7 +42,8 @@ def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
             rows = array[first:stop]
             if not isinstance(rows, Tensor):
                 rows = torch.from_numpy(np.array(rows, np.float32))
-            require_finite(rows, ())
+            if not rows.isfinite().all():
+                raise NonFiniteError("some vectors are NaN or infinite")
             yield rows.detach().float()
 
 
@@ -70,9 +65,8 @@ def fit(
     if num_vectors == 0:
         raise InputError("no vectors to fit to")
     waiting("k-means start")
-    even = quantizer.config.beam > 1  # a beam codes better with clusters of similar size
     sample = sample.to(quantizer.levels[0].count.device)
-    quantizer.initialize(sample, rng, even=even, least=_ENOUGH_PER_CODEWORD)
+    quantizer.initialize(sample, rng, least=_ENOUGH_PER_CODEWORD)
     weight = largest_batch / num_vectors  # of a vector, so that counts are those of a batch
     with task("fit", num_vectors * passes, "vectors") as advance:
         for index in range(passes):

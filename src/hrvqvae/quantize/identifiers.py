@@ -3,8 +3,7 @@
 Items alone in their leaf keep it. All others are matched to free leaves among the nearest few of
 each, so that the sum of squared errors is least (scipy's minimum weight full matching). An item may
 also stay without a leaf, at the cost of its farthest candidate; it takes part in the next round,
-with four times as many candidates. Of many equal items none is matched, since the time would grow
-with the square of their number: before all others they take the nearest free leaves.
+with four times as many candidates.
 """
 
 import math
@@ -18,9 +17,7 @@ from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
 
 _CANDIDATES = 16  # leaves per item in the first round
-_MOST_EQUAL = 1_000  # equal items that are matched
-_MAX_EDGES = 2**22  # candidates of all items in a round; other items wait
-_CHUNK_VALUES = 2**24  # values of candidates' codewords in memory at once
+_MAX_EDGES = 2**18  # candidates of all items in a round; other items wait
 
 
 def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[Tensor]]) -> Tensor:
@@ -30,81 +27,53 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     sizes = quantizer.config.sizes
     num_leaves = math.prod(sizes)
     device = quantizer.levels[0].count.device
-    leaves = torch.empty(0, dtype=torch.long)
+    found = [torch.empty(0, dtype=torch.long)]
     for batch in batches():
         codes = quantizer.encode(batch.to(device))
         leaf = number_of(torch.stack(codes, -1), sizes)
-        leaves = torch.cat([leaves, leaf.cpu()])
+        found.append(leaf.cpu())
+    leaves = torch.cat(found)
     if len(leaves) > num_leaves:
         raise InputError(
             f"{len(leaves)} vectors can't have unique indices: there are {num_leaves} leaves"
         )
 
-    # Items that share a leaf, and their vectors, with one row for all equal items. A shared leaf
-    # is free until an item is matched to it.
-    _, leaf_number, counts = torch.unique(leaves, return_inverse=True, return_counts=True)
-    shared = counts[leaf_number] > 1
-    taken = leaves[~shared]
-    vectors = torch.empty(0, quantizer.config.dim, dtype=torch.float32)
+    # items that share a leaf, and their vectors; the leaf is free until an item is matched to it
+    _, inverse, counts = torch.unique(leaves, return_inverse=True, return_counts=True)
+    is_shared = counts[inverse] > 1
+    taken = leaves[~is_shared]
+    shared = is_shared.nonzero().flatten()
+    kept = [torch.empty(0, quantizer.config.dim, dtype=torch.float32)]
     start = 0
     for batch in batches():
         stop = start + len(batch)
-        is_shared = shared[start:stop]
-        new = batch.cpu()[is_shared]
-        vectors = torch.cat([vectors, new])
+        kept.append(batch.cpu()[is_shared[start:stop]])
         start = stop
-    row = torch.zeros_like(leaves)  # of an item's vector
-    vectors, row_of_shared = torch.unique(vectors, dim=0, return_inverse=True)
-    row[shared] = row_of_shared
+    vectors = torch.cat(kept)
 
-    unplaced = shared.nonzero().flatten()
-    numbers = row_of_shared.bincount()
-    for index in (numbers > _MOST_EQUAL).nonzero().flatten().tolist():
-        equal = unplaced[row[unplaced] == index]
-        leaf = _nearest_free(quantizer, vectors[index].to(device), taken, len(equal))
-        leaves[equal] = leaf
-        taken = torch.cat([taken, leaf])
-    unplaced = unplaced[numbers[row_of_shared] <= _MOST_EQUAL]
+    unplaced = torch.arange(len(shared))
     count = max(_CANDIDATES, quantizer.config.beam)
     count = min(count, num_leaves)
     while len(unplaced):
-        # the items of this round; those after them wait
+        # match the items of this round to free leaves; those after them wait
         most_items = max(1, _MAX_EDGES // count)
         now, later = unplaced.tensor_split([most_items])
-        rows, inverse = torch.unique(row[now], return_inverse=True)
-
-        # match them to free leaves
-        candidates, costs = _nearest_leaves(quantizer, vectors[rows].to(device), count)
+        candidates, costs = _nearest_leaves(quantizer, vectors[now].to(device), count)
         farthest = costs.amax(1)
         if count == num_leaves:  # the last round: each item must have a leaf
             farthest.fill_(torch.inf)
         is_taken = torch.isin(candidates, taken)
         costs = costs.masked_fill(is_taken, torch.inf)
-        leaf = _match(candidates[inverse], costs[inverse], farthest[inverse])
+        leaf = _match(candidates, costs, farthest)
 
         # items without a leaf go on, after those that have waited
         placed = leaf >= 0
-        leaves[now[placed]] = leaf[placed]
+        leaves[shared[now[placed]]] = leaf[placed]
         taken = torch.cat([taken, leaf[placed]])
         unplaced = torch.cat([later, now[~placed]])
         if not placed.all():
             count = min(count * 4, num_leaves)
     return torch.stack(torch.unravel_index(leaves, sizes), -1)
-
-
-def _nearest_free(
-    quantizer: ResidualQuantizer, vector: Tensor, taken: Tensor, count: int
-) -> Tensor:
-    """Return `count` leaves that are not taken, nearest first, of a vector (D,)."""
-    num_leaves = math.prod(quantizer.config.sizes)
-    width = count
-    while True:
-        width = min(2 * width, num_leaves)
-        candidates, costs = _nearest_leaves(quantizer, vector[None], width)
-        is_free = ~torch.isin(candidates[0], taken)
-        if is_free.sum() >= count:
-            order = costs[0, is_free].argsort(stable=True)
-            return candidates[0, is_free][order[:count]]
 
 
 def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
@@ -118,11 +87,9 @@ def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
     Returns:
         The leaf (n,) of each item, -1 for none.
     """
-    try:
-        from scipy.sparse import csr_matrix
-        from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-    except ImportError as error:
-        raise InputError("unique_indices needs scipy: pip install '.[ids]'") from error
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
     count = len(candidates)
     leaves, leaf_at = torch.unique(candidates, return_inverse=True)
 
@@ -143,9 +110,8 @@ def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
     places = (item.numpy(), columns.numpy())
     matrix = csr_matrix((weights.numpy(), places), shape=shape)
     _, chosen = min_weight_full_bipartite_matching(matrix)
-    chosen = torch.as_tensor(chosen, dtype=torch.long)
     leaf_of_column = torch.cat([leaves, torch.full((count,), -1)])
-    return leaf_of_column[chosen]
+    return leaf_of_column[torch.as_tensor(chosen, dtype=torch.long)]
 
 
 def number_of(codes: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -171,18 +137,10 @@ def _nearest_leaves(
     float64, on the CPU.
     """
     config = quantizer.config
-    codebooks = [level.codewords.detach() for level in quantizer.levels]
-    leaves = []
-    distances = []
-    chunk_size = max(1, _CHUNK_VALUES // (count * config.dim))
-    for chunk in torch.split(vectors, chunk_size):
-        indices = search_tensors(chunk, codebooks, count, config.coarse_weight, count)
-        codes = [index % size for index, size in zip(indices, config.sizes, strict=True)]
-        leaf = number_of(torch.stack(codes, -1), config.sizes)
-        leaves.append(leaf.cpu())
-
-        quantized = quantizer.lookup(tuple(codes), check=False).detach()
-        error = chunk.unsqueeze(1) - quantized
-        distance = error.square().sum(-1)
-        distances.append(distance.cpu())
-    return torch.cat(leaves), torch.cat(distances).double()
+    codebooks = [level.codewords for level in quantizer.levels]
+    indices = search_tensors(vectors, codebooks, count, config.coarse_weight, count)
+    codes = [index % size for index, size in zip(indices, config.sizes, strict=True)]
+    leaf = number_of(torch.stack(codes, -1), config.sizes)
+    quantized = quantizer.lookup(tuple(codes), check=False)
+    distance = (vectors.unsqueeze(1) - quantized).square().sum(-1)
+    return leaf.cpu(), distance.cpu().double()

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.search import search
@@ -11,11 +10,6 @@ _MANY = 512  # with more clusters, there are few iterations, and seeds are drawn
 _ITERATIONS = 20
 _ITERATIONS_OF_MANY = 5
 _ROUNDS = 64
-_FAR = 64  # vectors are centered if their squared mean is more than this many times their variance
-# Prices of even clusters: in each iteration a price rises by `_PRICE_STEP` * excess mean squared
-# errors, where the excess is size / mean size - 1, at most `_MOST_EXCESS`.
-_PRICE_STEP = 0.3
-_MOST_EXCESS = 3
 
 
 def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> Tensor:
@@ -24,30 +18,20 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
     More than 512 seeds are drawn in about 64 rounds. With fewer distinct vectors than seeds there
     are duplicates.
     """
-    points = vectors
-    batch = 1  # seeds per round
-    if num_clusters > _MANY:
-        batch = num_clusters // _ROUNDS
-        # Far from the origin the products below would lose the differences. A factor in place of
-        # `if`, which would wait for a GPU.
-        mean = vectors.mean(0)
-        centered = vectors - mean
-        variance = centered.square().mean(0).sum()
-        is_far = mean.square().sum() > _FAR * variance
-        points = vectors - mean * is_far
-    squares = points.square().sum(-1)
+    batch = num_clusters // _ROUNDS if num_clusters > _MANY else 1  # seeds per round
+    squares = vectors.square().sum(-1)
     new = torch.randint(len(vectors), (1,), generator=rng)
     new = new.to(vectors.device)
     chosen = new
     distance = torch.full_like(squares, torch.inf)
     while True:
         # squared distances to the nearest of the new seeds, and to the nearest of all
-        seeds = points[new]
+        seeds = vectors[new]
         if len(new) == 1:
-            to_new = (points - seeds).square().sum(-1)
+            to_new = (vectors - seeds).square().sum(-1)
         else:
             norms = seeds.square().sum(-1)
-            products = torch.addmm(norms, points, seeds.T, alpha=-2)
+            products = torch.addmm(norms, vectors, seeds.T, alpha=-2)
             to_new = products.amin(1) + squares
             to_new = to_new.clamp(min=0)
         distance = torch.minimum(distance, to_new)
@@ -69,45 +53,23 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
         chosen = torch.cat([chosen, new])
 
 
-def kmeans(
-    vectors: Tensor,
-    num_clusters: int,
-    rng: torch.Generator,
-    even: bool = False,
-) -> tuple[Tensor, Tensor]:
+def kmeans(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Run Lloyd's algorithm on vectors (N, D) from k-means++ seeds, without N x num_clusters
     distances in memory.
 
-    With `even`, clusters get about equally many vectors: a center has a price, added to its squared
-    distances, which rises while its cluster is larger than the mean, and otherwise falls.
-
-    Return centers (num_clusters, D) and the sizes (num_clusters,) float32 of their clusters, to
-    which vectors belong by distance and price.
+    Return centers (num_clusters, D) and the sizes (num_clusters,) float32 of their clusters.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         centers = seed_clusters(vectors, num_clusters, rng)
-    if even:
-        # The search adds prices if they are squared differences in one more dimension: 0 in
-        # vectors, the root of the price in centers.
-        vectors = pad(vectors, (0, 1))
-        centers = pad(centers, (0, 1))
-    prices = centers.new_zeros(num_clusters)
     iterations = _ITERATIONS_OF_MANY if num_clusters > _MANY else _ITERATIONS
     for iteration in range(iterations + 1):
         (nearest,) = search(vectors, [centers.unsqueeze(0)])
         sizes = vq.counts(nearest, num_clusters).to(vectors.dtype)
-        if iteration < iterations:  # the last pass only counts the clusters of the final centers
-            sums = torch.zeros_like(centers).index_add_(0, nearest, vectors)
-            means = vq.means_or_kept(sizes, sums, centers)  # an empty cluster keeps its center
-            if even:
-                error = (vectors - centers[nearest])[:, :-1]
-                mean_error = error.square().sum(-1).mean()
-                excess = sizes / sizes.mean() - 1
-                excess = excess.clamp(max=_MOST_EXCESS)
-                prices = prices + _PRICE_STEP * mean_error * excess
-                above_least = prices - prices.min()
-                means[:, -1] = above_least.sqrt()
-            elif torch.equal(means, centers):
-                break  # further iterations change nothing
-            centers = means
-    return centers[:, :-1] if even else centers, sizes
+        if iteration == iterations:
+            break  # the last pass only counts the clusters of the final centers
+        sums = torch.zeros_like(centers).index_add_(0, nearest, vectors)
+        means = vq.means_or_kept(sizes, sums, centers)  # an empty cluster keeps its center
+        if torch.equal(means, centers):
+            break  # further iterations change nothing
+        centers = means
+    return centers, sizes

@@ -12,7 +12,7 @@ Shapes: D channels, L levels, m codewords per codebook; positions are all other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,10 +24,10 @@ from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize.fitting import MOST_VALUES, Vectors, batches_of, fit
 from hrvqvae.quantize.identifiers import number_of, unique_indices
 from hrvqvae.quantize.planting import plant
-from hrvqvae.quantize.quantized import Quantized, check_codes
+from hrvqvae.quantize.quantized import Quantized
 from hrvqvae.quantize.residual import ResidualQuantizer
-from hrvqvae.quantize.schedule import CodebookSchedule
-from hrvqvae.utils.errors import InputError, require
+from hrvqvae.quantize.schedule import CodebookSchedule, track_moves
+from hrvqvae.utils.errors import InputError
 
 PADDING = -1  # index at masked positions
 # default size of the k-means start
@@ -66,11 +66,8 @@ class TreeVQ(nn.Module):
         start_vectors: vectors in the k-means start; None for eight per codeword of the largest
             level, at most 65,536 or 64 MiB, at least 4,096.
         restart_every: training steps (calls) between restarts of dead codewords; 0 for none.
-        restart_below: a codeword is dead when its share of its codebook's vectors is below this /
-            m.
         total_steps: steps (calls) of the whole training, if known; nothing restarts in the last
             tenth.
-        process_group: processes that train this layer together; None for all.
 
     Raises:
         InputError: A value is out of its range.
@@ -79,7 +76,6 @@ class TreeVQ(nn.Module):
     rows: Tensor  # of a planted tree: the row of each leaf, (S, leaves)
     paths: Tensor  # and the path to each row, (S, K, levels of a stage)
 
-    @torch.inference_mode(False)
     def __init__(
         self,
         dim: int,
@@ -95,41 +91,29 @@ class TreeVQ(nn.Module):
         decay: float = 0.95,
         start_vectors: int | None = None,
         restart_every: int = 100,
-        restart_below: float = 0.03,
         total_steps: int | None = None,
-        process_group: Any = None,
     ) -> None:
         super().__init__()
-        for name, value in (("start_vectors", start_vectors), ("total_steps", total_steps)):
-            require(value is None or value >= 1, name, value, "a whole number from 1")
-        sizes = tuple(codewords) if isinstance(codewords, Iterable) else ()
-        try:
-            config = QuantizerConfig(
-                dim=dim,
-                codewords=sizes[0] if sizes else codewords,  # type: ignore[arg-type]
-                level_codewords=sizes,
-                levels=levels,
-                linked=linked,
-                beam=beam,
-                joint_beam=linked not in (0, levels),  # one beam through all groups
-                beta=beta,
-                level_beta=level_beta,
-                coarse_weight=coarse_weight,
-                decay=decay,
-                restart_every=restart_every,
-                restart_below=restart_below,
-            )
-        except InputError as error:
-            line = str(error).replace("model.quantizer.", "")
-            line = line.replace("level_codewords", "codewords")
-            raise InputError(line.replace("must be none or", "must be a number or")) from None
+        config = QuantizerConfig(
+            dim=dim,
+            codewords=codewords if isinstance(codewords, int) else codewords[0],
+            level_codewords=() if isinstance(codewords, int) else tuple(codewords),
+            levels=levels,
+            linked=linked,
+            beam=beam,
+            joint_beam=linked not in (0, levels),  # one beam through all groups
+            beta=beta,
+            level_beta=level_beta,
+            coarse_weight=coarse_weight,
+            decay=decay,
+            restart_every=restart_every,
+        )
         self.channel_last = channel_last
-        processes = distributed.GroupHandle(process_group)
-        self.quantizer = ResidualQuantizer(config, processes)
+        self.quantizer = ResidualQuantizer(config)
         usual = _VECTORS_PER_CODEWORD * max(config.num_codewords)
         usual = min(usual, _MAX_VECTORS, MOST_VALUES // dim)
         start = start_vectors or max(_MIN_VECTORS, usual)
-        self.schedule = CodebookSchedule(restart_every, total_steps, start, dim, processes)
+        self.schedule = CodebookSchedule(restart_every, total_steps, start, dim)
 
     @classmethod
     def from_codebook(
@@ -202,49 +186,40 @@ class TreeVQ(nn.Module):
         indices, _, residuals = self.quantizer.descend(vectors)
         level = grown.levels[-1]
         rng = torch.Generator().manual_seed(0)
-        level.initialize(residuals[-1], indices[-1], rng, 1.0, False, False)
+        level.initialize(residuals[-1], indices[-1], rng, 1.0, False)
         level.codewords[level.count == 0] = 0
         self.quantizer = grown
         return self.freeze()
 
     def forward(
-        self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False
-    ) -> Any:
+        self, features: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize features; in training mode, update the codebooks.
 
         Args:
             features: (B, ..., D) of any floating type, or (B, D, ...) without `channel_last`.
             mask: bool (B, ...). Positions with False are left out of the codebooks and the loss.
                 Their output is zero and their indices are -1.
-            return_losses: also return the loss of each level.
 
         Returns:
             Quantized features in the shape and type of the input, with a straight-through gradient;
             indices (B, ..., L) int64; and the loss, a float32 scalar: the commitment terms, each a
-            mean over all unmasked values. With `return_losses` also the loss of each level (L,).
-            The last level's loss includes the term of the sum of the codewords.
+            mean over all unmasked values.
 
         Raises:
-            InputError: Wrong shape or type, or training mode under `torch.inference_mode`.
+            InputError: Wrong shape or type.
             NonFiniteError: A feature is NaN or infinite. On a GPU the loss is NaN instead.
         """
-        device = self.quantizer.levels[0].count.device
-        is_here = isinstance(features, Tensor) and features.device == device
-        is_dense = is_here and features.layout == torch.strided
-        require(is_dense, "features", features, f"a dense tensor on {device}")
         dim = self.quantizer.config.dim
         channel = -1 if self.channel_last else 1
         if features.ndim < 2 or features.shape[channel] != dim or not features.is_floating_point():
-            shapes = f"(B, {dim}, ...)", f"(B, ..., {dim})"
+            expected = f"(B, ..., {dim})" if self.channel_last else f"(B, {dim}, ...)"
             raise InputError(
                 f"features are {features.dtype} {tuple(features.shape)}; they must be"
-                f" floating-point {shapes[self.channel_last]}"
-                f" (channel_last={not self.channel_last}: {shapes[not self.channel_last]})"
+                f" floating-point {expected}, as channel_last is {self.channel_last}"
             )
         inputs = features.movedim(channel, -1)  # (B, ..., D)
         positions = inputs.shape[:-1]
-        is_mask = isinstance(mask, Tensor) and mask.device == device
-        require(mask is None or is_mask, "mask", mask, f"a tensor on {device}")
         if mask is not None and (mask.shape != positions or mask.dtype != torch.bool):
             raise InputError(
                 f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(positions)}"
@@ -256,24 +231,21 @@ class TreeVQ(nn.Module):
             if torch.compiler.is_compiling():  # the update depends on the step number
                 quantize = torch.compiler.disable(quantize)  # type: ignore[no-untyped-call]
         result = quantize(vectors)
-        level_losses: Any = result.level_losses  # sums over all values
-        level_losses = level_losses / max(1, vectors.numel())
-        loss = level_losses.sum()
+        terms = torch.stack([*result.losses.values()])  # sums over all values
+        loss = terms.sum() / max(1, vectors.numel())
         quantized = result.latents.to(features.dtype)
         indices = torch.stack(result.codes, -1)
 
         # in the shape of the input, with padding where the mask is False
-        outputs = []
-        for values, padding in ((quantized, 0), (indices, PADDING)):
-            full = (*positions, values.shape[1])
-            if mask is None:
-                outputs.append(values.reshape(full))
-            else:
-                padded = values.new_full(full, padding)
-                outputs.append(padded.masked_scatter(mask.unsqueeze(-1), values))
-        quantized, indices = outputs
-        losses = (loss, level_losses) if return_losses else (loss,)
-        return quantized.movedim(-1, channel), indices, *losses
+        if mask is None:
+            quantized = quantized.view(*positions, dim)
+            indices = indices.view(*positions, indices.shape[-1])
+        else:
+            scattered = quantized.new_zeros(*positions, dim)
+            quantized = scattered.masked_scatter(mask.unsqueeze(-1), quantized)
+            padded = indices.new_full((*positions, indices.shape[1]), PADDING)
+            indices = padded.masked_scatter(mask.unsqueeze(-1), indices)
+        return quantized.movedim(-1, channel), indices, loss
 
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize vectors (N, D) and update the codebooks; fit them first and restart dead
@@ -281,26 +253,16 @@ class TreeVQ(nn.Module):
         """
         schedule = self.schedule
         quantizer = self.quantizer
-        if torch._C._current_graph_task_id() != -1:  # called by a backward pass
-            raise InputError(
-                "a TreeVQ in training mode can't be computed again by activation checkpointing,"
-                " since its codebooks have followed the batch: call it outside the checkpointed"
-                " function, or freeze it"
-            )
-        if torch.is_inference_mode_enabled():
-            raise InputError(
-                "a TreeVQ in training mode can't run under torch.inference_mode: call eval() first"
-            )
-        steps, _ = schedule.read_progress()
+        steps = schedule.steps
+        batch = vectors.detach().float()
 
         # the start, or one more batch for it
         if steps == 0:
-            batch = vectors.detach().float()
             quantizer.descend(batch)  # raises what the search raises, before anything changes
             start = schedule.collect(batch)
             if start is not None:
                 sample, weight = start
-                with torch.device("cpu"), schedule.track_moves(quantizer):
+                with torch.device("cpu"), track_moves(quantizer):
                     quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
                 if len(sample) == schedule.start_vectors:
                     # sets the steps to 1, last: a fit that Ctrl-C has ended is made again
@@ -310,9 +272,8 @@ class TreeVQ(nn.Module):
         # restarts, on a batch of all processes
         if steps:
             if schedule.restart_due(steps):
-                batch = vectors.detach().float()
-                gathered = distributed.all_gather(batch, schedule.processes.group)
-                with torch.device("cpu"), schedule.track_moves(quantizer):
+                gathered = distributed.all_gather(batch)
+                with torch.device("cpu"), track_moves(quantizer):
                     quantizer.restart_dead_codes(gathered, torch.Generator().manual_seed(steps))
             schedule.set_progress(steps + 1)
         return result
@@ -332,14 +293,8 @@ class TreeVQ(nn.Module):
         for module in (*self.quantizer.levels, self.schedule):
             module.reset_parameters()
 
-    @torch.inference_mode(False)
     def fit(
-        self,
-        vectors: Vectors,
-        *,
-        passes: int = 10,
-        batch: int = 65_536,
-        seed: int = 0,
+        self, vectors: Vectors, *, passes: int = 10, batch: int = 65_536, seed: int = 0
     ) -> TreeVQ:
         """Fit the codebooks to an array or to batches, in any mode; return the layer.
 
@@ -360,27 +315,16 @@ class TreeVQ(nn.Module):
                 iterator.
             NonFiniteError: A value is NaN or infinite.
         """
-        require(passes >= 1, "passes", passes, "at least 1")
         with torch.device("cpu"):  # whatever the default is
-            fit(
-                self.quantizer,
-                self._repeatable(vectors, batch),
-                self.schedule.start_vectors,
-                passes,
-                seed,
-            )
+            batches = self._repeatable(vectors, batch)
+            fit(self.quantizer, batches, self.schedule.start_vectors, passes, seed)
         self.schedule.finish_start()
         return self
 
     def _repeatable(self, vectors: Vectors, batch: int) -> Callable[[], Iterator[Tensor]]:
-        """Return a function that starts a new iteration over all vectors, in batches, at each
-        call.
-        """
+        """Return a function that starts a new iteration over all vectors, in batches."""
         if isinstance(vectors, Iterator):
-            raise InputError(
-                "vectors are an iterator, which ends after one pass; give an array or a list of"
-                " batches"
-            )
+            raise InputError("vectors are an iterator, which ends after one pass; give a list")
         return partial(batches_of, vectors, batch, self.quantizer.config.dim)
 
     def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
@@ -409,37 +353,16 @@ class TreeVQ(nn.Module):
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
         """Return which next indices (..., m) continue prefixes (..., l) to a row of `indices`
         (..., L), as in constrained decoding: bool.
-
-        The items are sorted in each call, unless they come sorted, as by `indices.unique(dim=0)`.
-        Raises InputError for a wrong number of levels, or if a value of `indices` is not in [0, m).
         """
         sizes = self.quantizer.config.sizes
-        prefixes = _to_int64(prefixes, "prefixes")
-        indices = _to_int64(indices, "indices")
-        length = prefixes.shape[-1]
-        if length >= len(sizes) or indices.shape[-1] != len(sizes):
-            raise InputError(
-                f"prefixes have {length} levels and indices {indices.shape[-1]}; give prefixes of"
-                f" fewer than {len(sizes)} levels, and indices of all {len(sizes)}"
-            )
-        check_codes(indices.unbind(-1), sizes)
-
-        # a value outside [0, m) would give the number of another prefix
-        below = prefixes < prefixes.new_tensor(sizes[:length])
-        is_prefix = ((prefixes >= 0) & below).all(-1, keepdim=True)
-
-        size = sizes[length]
-        first_child = number_of(prefixes, sizes[:length]) * size
-        child = torch.arange(size, device=prefixes.device)
-        children = first_child.unsqueeze(-1) + child
-        until = length + 1
+        until = prefixes.shape[-1] + 1
+        if until > len(sizes):
+            raise InputError(f"prefixes have {until - 1} of {len(sizes)} levels; give fewer")
+        size = sizes[until - 1]
+        first_child = number_of(prefixes, sizes[: until - 1]) * size
+        children = first_child.unsqueeze(-1) + torch.arange(size, device=prefixes.device)
         existing = number_of(indices[..., :until], sizes[:until])
-        existing = existing.flatten().to(children.device)
-        if (existing[1:] < existing[:-1]).any():
-            existing = existing.sort().values
-        begin = torch.searchsorted(existing, children)
-        end = torch.searchsorted(existing, children, right=True)
-        return (end > begin) & is_prefix
+        return torch.isin(children, existing.to(children.device))
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Return the sum of the codewords for indices (..., l) of the first l levels, float32; zero
@@ -448,7 +371,7 @@ class TreeVQ(nn.Module):
         Indices may be on any device. Raises InputError if the number of levels is wrong, or another
         index is not in [0, m).
         """
-        indices = _to_int64(indices).to(self.quantizer.levels[0].count.device)
+        indices = indices.to(self.quantizer.levels[0].count.device).long()
         padding = (indices == PADDING).all(-1, keepdim=True)
         codes = indices.masked_fill(padding, 0).unbind(-1)
         summed = self.quantizer.lookup(codes)
@@ -459,14 +382,9 @@ class TreeVQ(nn.Module):
 
     def codeword_indices(self, indices: Tensor) -> Tensor:
         """Return, for indices (B, ..., l), the index of each codeword among all codewords of its
-        level; -1 for -1.
-
-        Values are not checked. Raises InputError if the number of levels is wrong.
+        level; -1 for -1. Values are not checked.
         """
-        indices = _to_int64(indices)
-        levels = self.quantizer.config.levels
-        require(1 <= indices.shape[-1] <= levels, "l", indices.shape[-1], f"from 1 to {levels}")
-        codes = indices.clamp(min=0).unbind(-1)
+        codes = indices.long().clamp(min=0).unbind(-1)
         codewords = torch.stack(self.quantizer.codeword_indices(codes), -1)
         return codewords.masked_fill(indices == PADDING, PADDING)
 
@@ -482,17 +400,4 @@ class TreeVQ(nn.Module):
 
     def extra_repr(self) -> str:
         config = self.quantizer.config
-        sizes = list(config.sizes) if config.level_codewords else config.codewords
-        about = f"dim={config.dim}, codewords={sizes}, levels={config.levels}"
-        return about if self.channel_last else f"{about}, channel_last=False"
-
-
-def _to_int64(indices: Tensor, name: str = "indices") -> Tensor:
-    """Convert indices (..., l) to int64. Raises InputError unless they are a dense tensor of whole
-    numbers.
-    """
-    is_dense = isinstance(indices, Tensor) and indices.layout == torch.strided
-    require(is_dense and indices.ndim > 0, name, indices, "a tensor (..., l)")
-    is_whole = not (indices.is_floating_point() or indices.is_complex())
-    require(is_whole, f"the type of {name}", indices.dtype, "of whole numbers")
-    return indices.long()
+        return f"dim={config.dim}, codewords={config.sizes}, levels={config.levels}"

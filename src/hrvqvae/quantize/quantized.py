@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.utils.errors import InputError
 
 Codes = tuple[Tensor, ...]  #: int64 tensors (B, H_l, W_l), coarse first.
 
@@ -20,8 +20,6 @@ class Quantized:
     latents: Tensor  # (B, H, W, D) float32, with the straight-through gradient to the input
     codes: Codes
     losses: Mapping[str, Tensor]  # weighted terms, summed over the batch
-    #: the sum of the terms per level, (L,); terms of all levels together belong to the last level
-    level_losses: Tensor | None = None
 
 
 class Quantizer(nn.Module, ABC):
@@ -99,13 +97,3 @@ def check_dimension(latents: Tensor, dim: int) -> None:
     shape = tuple(latents.shape)
     if len(shape) < 2 or shape[-1] != dim:
         raise InputError(f"latents have shape {shape}; expected (..., {dim})")
-
-
-def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
-    """Raise NonFiniteError if a latent or a codeword is NaN or infinite."""
-    for level, values in enumerate([latents, *codebooks]):
-        finite = int(values.isfinite().sum())
-        wrong = values.numel() - finite
-        if wrong:
-            name = f"codebook of level {level}" if level else "latents"
-            raise NonFiniteError(f"{name}: {wrong} of {values.numel()} values are NaN or infinite")

@@ -21,18 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.distributed import GroupHandle
 from hrvqvae.quantize.codebook import LevelCodebooks, update_codebooks
-from hrvqvae.quantize.quantized import (
-    Codes,
-    Quantized,
-    Quantizer,
-    check_codes,
-    check_dimension,
-    require_finite,
-)
+from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, check_dimension
 from hrvqvae.quantize.search import search
-from hrvqvae.utils.errors import NonFiniteError, require
 
 Search = Callable[..., Tensor]
 
@@ -44,24 +35,15 @@ class ResidualQuantizer(Quantizer):
     Within a group of linked levels, the first level has one codebook, and each finer level has one
     per codeword of the level above. Codewords change only in training mode, and not while `frozen`.
     Everything is computed in float32, also under autocast.
-
-    Args:
-        processes: processes that train together.
-
-    Raises:
-        InputError: An argument is of another type.
     """
 
     config: QuantizerConfig
     #: searches codebooks with the configured beam
     search: Search
 
-    def __init__(self, config: QuantizerConfig, processes: GroupHandle | None = None) -> None:
+    def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
-        require(isinstance(config, QuantizerConfig), "config", config, "a QuantizerConfig")
         self.config = config
-        self.processes = GroupHandle() if processes is None else processes
-        require(isinstance(self.processes, GroupHandle), "processes", processes, "a GroupHandle")
         self.frozen = False
         self.search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
         levels = nn.ModuleList()
@@ -94,14 +76,14 @@ class ResidualQuantizer(Quantizer):
         z_q = sum(codewords, torch.zeros_like(z))
 
         # "Training": loss, and moving averages
-        losses, level_losses = self._losses(z_q, residuals)
+        losses = self._losses(z_q, residuals)
         if self.training and not self.frozen:
-            update_codebooks(self.levels, residuals[:-1], indices, self.processes.group)
+            update_codebooks(self.levels, residuals[:-1], indices)
 
         codes = self._codes(indices, latents)
         straight_through = z + (z_q - z).detach()
         straight_through = straight_through.view(latents.shape)
-        return Quantized(straight_through, codes, losses, level_losses)
+        return Quantized(straight_through, codes, losses)
 
     def _codes(self, indices: Iterable[Tensor], latents: Tensor) -> Codes:
         """Return the codes (B, H, W) of each level for indices (N,) of latents (B, H, W, D)."""
@@ -141,34 +123,18 @@ class ResidualQuantizer(Quantizer):
     def _search(self, residual: Tensor, levels: Sequence[LevelCodebooks]) -> Tensor:
         """Return the indices (l, N) of vectors (N, D) from one search of consecutive levels."""
         codebooks = [level.codewords for level in levels]
-        try:
-            return self.search(residual.detach(), codebooks)
-        except NonFiniteError:
-            # name the level of the model: the search numbers levels from the first one searched
-            require_finite(residual, [level.codewords for level in self.levels])
-            raise
+        return self.search(residual.detach(), codebooks)
 
-    def _losses(self, z_q: Tensor, residuals: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the terms of the loss (docs/method.md), summed over all vectors, and their sums by
-        level (L,), of which the last includes the term of z_q.
-        """
+    def _losses(self, z_q: Tensor, residuals: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the terms of the loss (docs/method.md), summed over all vectors."""
         losses: dict[str, Tensor] = {}
-        zero = z_q.new_zeros(())
-        sums = [zero] * len(self.levels)
-
-        # the term of each level; a single level has that of z_q alone
-        beta = self.config.beta_of_levels
+        beta = self.config.beta_of_levels  # 0 for a single level, which has the term of z_q alone
         if beta:
-            for level, residual in enumerate(residuals[1:]):  # r_l = r_(l-1) - e_l
-                sums[level] = beta * residual.square().sum()
-                losses[f"commitment_{level + 1}"] = sums[level]
-
-        # the term of z_q
+            for level, residual in enumerate(residuals[1:], start=1):  # r_l = r_(l-1) - e_l
+                losses[f"commitment_{level}"] = beta * residual.square().sum()
         error = residuals[0] - z_q
-        squared_error = error.square().sum()
-        losses["commitment"] = self.config.beta * squared_error
-        sums[-1] = sums[-1] + losses["commitment"]
-        return losses, torch.stack(sums)
+        losses["commitment"] = self.config.beta * error.square().sum()
+        return losses
 
     @torch.no_grad()
     def encode(self, latents: Tensor, levels: int | None = None) -> Codes:
@@ -206,30 +172,19 @@ class ResidualQuantizer(Quantizer):
         latents: Tensor,
         rng: torch.Generator,
         weight: float = 1.0,
-        even: bool = False,
         least: int = 0,
     ) -> None:
         """Start by k-means on the residuals, level by level (`LevelCodebooks.initialize`).
 
         A level with fewer than `least` latents per codeword has one k-means for all its codebooks.
-        If `init_vectors` is 0 in the configuration, k-means runs on noise with the mean and the
-        standard deviation of the latents.
         """
         start = latents.flatten(0, -2).float()
-        if not self.config.init_vectors:
-            num_vectors = max(1024, 4 * max(self.config.num_codewords))
-            weight = 1.0  # counts of noise are not scaled to a training batch
-            mean = start.mean(0)
-            spread = start.std(0, correction=0)
-            noise = torch.randn(num_vectors, len(spread), generator=rng, dtype=torch.float32)
-            start = noise.to(start.device) * spread + mean
-
         for levels in self._plan_search(len(self.levels)):
             residual = start
             parent = torch.zeros_like(start[:, 0], dtype=torch.long)
             for count, codebooks in enumerate(levels, start=1):
                 shared = len(start) < least * codebooks.num_codewords
-                codebooks.initialize(residual, parent, rng, weight, even, shared)
+                codebooks.initialize(residual, parent, rng, weight, shared)
 
                 # search again from the first level: a beam may change coarser levels too
                 searched = levels[:count]

@@ -24,7 +24,7 @@ from hrvqvae.models.objective import Metrics
 from hrvqvae.plots import curves, sheets
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.planting import read_leaves
-from hrvqvae.quantize.schedule import CodebookSchedule
+from hrvqvae.quantize.schedule import CodebookSchedule, Moved, copy_moved, track_moves
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights, make_step_rng
 from hrvqvae.training.trainer import Evaluation, Outcome, Task, Trainer
@@ -195,16 +195,17 @@ class AutoencoderTask(ImageTask):
         metrics["broken_images"] = float(len(batch.broken))
 
         # restart dead codewords
+        moved: Moved = []
         if self.schedule.restart_due(state.step + 1, state.fraction):
             rng = make_step_rng(self.training.seed, state.step)
-            with state.compute.autocast(), self.schedule.track_moves(model):
+            with state.compute.autocast(), track_moves(model) as moved:
                 metrics["restarted"] = float(model.restart_dead_codes(images, rng))
 
         # update the averaged weights
         state.averaged.update_parameters(model)
 
-        # set the average of the codewords that this step restarted, if any, to their new value
-        self.schedule.copy_moved(state.averaged.module)
+        # a codeword that was restarted is no mean of two places
+        copy_moved(moved, state.averaged.module)
 
         # usage of the finest level in the batch of all processes
         if (state.step + 1) % self.training.log_every == 0:

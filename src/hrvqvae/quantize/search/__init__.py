@@ -38,8 +38,7 @@ def search(
 
     Raises:
         NonFiniteError: On a CPU, a latent is NaN or infinite, or all codewords are with which it is
-            compared. If only some of these codewords are, they are never chosen; a negative NaN may
-            raise the error. Elsewhere such a latent makes the loss NaN.
+            compared. Elsewhere such a latent makes the loss NaN.
     """
     if torch.compiler.is_compiling() or not all(map(_is_in_memory, (latents, *codebooks))):
         from hrvqvae.quantize.search.tensors import search_tensors

@@ -23,11 +23,10 @@ squared distance in the high half, the codeword's place in the low half. So of e
 first place wins.
 
 **Padding.** A codeword is padded with zeros to a multiple of `LANES` floats, a codebook with
-infinite codewords to a multiple of `SIDE_BY_SIDE`. Of a level with more codebooks than the search
-can reach, each codebook is padded when it is reached (`_pad_book`). A NaN may choose a codeword of
-the padding; its child is clamped, so that the next address is valid. The sum of squared residuals,
-which every loop returns, is then not finite, and `search_compiled` raises the error. So vectors are
-not checked before.
+infinite codewords to a multiple of `SIDE_BY_SIDE`. A NaN may choose a codeword of the padding; its
+child is clamped, so that the next address is valid. The sum of squared residuals, which every loop
+returns, is then not finite, and `search_compiled` raises the error. So vectors are not checked
+before.
 
 Every loop searches latents[first:last] (N, D), for one of several threads, and writes `indices`
 (L, N). `tree` has a row per level (`_LEVEL`), so one compilation fits every number of levels.
@@ -44,7 +43,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hrvqvae.quantize.quantized import require_finite
 from hrvqvae.quantize.search import simd
 from hrvqvae.quantize.search.simd import COLUMNS, LANES, ROWS, SIDE_BY_SIDE
 from hrvqvae.utils.compiled import compiled, in_parts, inlined
@@ -57,9 +55,9 @@ ONE_THREAD_UP_TO = 1024  # vectors
 _TOGETHER = 64  # vectors that descend together
 _CHUNK = 128  # vectors that share one pass over a flat codebook
 _LARGEST_KEY = np.int64(2**63 - 1)
-# codebooks (num_books, padded_size, padded_dim) of a level in memory, or (num_books, size, dim) if
-# `is_raw` is 1; `linked` is 1, or 0 if the level has a single codebook
-_FIELDS = ("address", "size", "padded_size", "linked", "is_raw")
+# codebooks (num_books, padded_size, padded_dim) of a level in memory; `linked` is 1, or 0 if the
+# level has a single codebook
+_FIELDS = ("address", "size", "padded_size", "linked")
 _LEVEL = np.dtype([(field, np.int64) for field in _FIELDS])
 
 
@@ -71,24 +69,6 @@ def _distance_of(key: Any) -> Any:
 @inlined
 def _place_of(key: Any) -> Any:
     return key & 0xFFFFFFFF
-
-
-@inlined
-def _make_scratch(tree: Any, padded_dim: int) -> Any:
-    """Return room for one padded codebook per raw level, with its padding."""
-    rows = (tree["padded_size"] * tree["is_raw"]).max()
-    scratch = np.zeros((len(tree), rows, padded_dim), np.float32)
-    for level in range(len(tree)):
-        scratch[level, tree[level].size :] = np.inf
-    return scratch
-
-
-@inlined
-def _pad_book(source: Any, target: Any, size: Any, dim: int, padded_dim: int) -> Any:
-    """Copy a codebook (size, dim) to the address of its scratch; return this address."""
-    for k in range(size):
-        simd.copy(source + 4 * k * dim, target + 4 * k * padded_dim, dim)
-    return target
 
 
 @compiled()
@@ -105,7 +85,6 @@ def _search_greedy(
     residual = np.zeros((_TOGETHER, padded_dim), np.float32)
     index = np.zeros(_TOGETHER, np.int64)
     row_bytes = 4 * padded_dim
-    scratch = _make_scratch(tree, padded_dim)
     squares = 0.0
     for start in range(first, last, _TOGETHER):
         count = min(_TOGETHER, last - start)
@@ -118,15 +97,10 @@ def _search_greedy(
             size = tree[level].size
             padded_size = tree[level].padded_size
             linked = tree[level].linked
-            is_raw = tree[level].is_raw
-            room = np.int64(scratch[level].ctypes.data)
             vector = np.int64(residual.ctypes.data)
             for i in range(count):
                 book = index[i] * linked
                 codebook = address + book * padded_size * row_bytes
-                if is_raw:
-                    source = address + 4 * book * size * dim
-                    codebook = _pad_book(source, room, size, dim, padded_dim)
 
                 # the nearest child, eight at a time; `+ k` turns a place in the eight into a child
                 key = simd.key_of_nearest(vector, codebook, padded_dim)
@@ -166,7 +140,6 @@ def _search_beam(
     """
     num_levels = len(tree)
     dim = latents.shape[1]
-    scratch = _make_scratch(tree, padded_dim)
     residual = np.zeros((2 * beam, padded_dim), np.float32)
     cost = np.zeros(2 * beam, np.float32)
 
@@ -194,8 +167,6 @@ def _search_beam(
             size = tree[level].size
             padded_size = tree[level].padded_size
             linked = tree[level].linked
-            is_raw = tree[level].is_raw
-            room = np.int64(scratch[level].ctypes.data)
             book_bytes = row_bytes * padded_size
             is_finest = level == num_levels - 1
             after = beam - before  # first row of the other half
@@ -206,9 +177,6 @@ def _search_beam(
                 coarser_cost = cost_at + (before + branch) * 4
                 book = index[level, branch] * linked
                 codewords = address + book * book_bytes
-                if is_raw:
-                    source = address + 4 * book * size * dim
-                    codewords = _pad_book(source, room, size, dim, padded_dim)
                 first_place = branch * padded_size
                 for place in range(first_place, first_place + padded_size, SIDE_BY_SIDE):
                     simd.measure_eight(
@@ -236,9 +204,6 @@ def _search_beam(
                     cost[after + k] = added_cost + cost[before + branch]
                     vector = residual_at + (before + branch) * row_bytes
                     codeword = address + book * book_bytes + child * row_bytes
-                    if is_raw:
-                        source = address + 4 * (book * size + child) * dim
-                        codeword = _pad_book(source, room, 1, dim, padded_dim)
                     new_vector = residual_at + (after + k) * row_bytes
                     simd.subtract(vector, codeword, new_vector, padded_dim)
             count = kept
@@ -311,8 +276,7 @@ def search_compiled(
     """Search as `search`, for tensors on the CPU.
 
     Raises NonFiniteError if a latent, or all codewords with which it is compared, are NaN, infinite
-    or too large to be squared. If only some of these codewords are, they are never chosen; a
-    negative NaN may raise the error.
+    or too large to be squared.
     """
     indices = torch.empty(len(codebooks), len(latents), dtype=torch.long, device="cpu")
     vectors = latents.detach().float().contiguous().numpy()
@@ -335,17 +299,12 @@ def search_compiled(
 
         tree = np.empty(len(codebooks), _LEVEL)
         for level, codebook in enumerate(codebooks):
-            num_books, size, dim = codebook.shape
-            padded_size = size + -size % SIDE_BY_SIDE
-            padded_dim = dim + -dim % LANES
-            is_padded = (padded_size, padded_dim) == (size, dim)
-            is_raw = num_books > beam * len(latents) and not is_padded
-            table = codebook.contiguous()
-            if not is_raw:
-                wide = _pad_to(codebook, 2, LANES, 0.0)
-                table = _pad_to(wide, 1, SIDE_BY_SIDE, torch.inf)
+            num_books, size, _ = codebook.shape
+            wide = _pad_to(codebook, 2, LANES, 0.0)
+            table = _pad_to(wide, 1, SIDE_BY_SIDE, torch.inf)
             tables.append(table)
-            tree[level] = (table.data_ptr(), size, padded_size, num_books > 1, is_raw)
+            _, padded_size, padded_dim = table.shape
+            tree[level] = (table.data_ptr(), size, padded_size, num_books > 1)
 
         arguments = (vectors, tree, padded_dim, indices.numpy())
         loop = partial(_search_greedy, *arguments)
@@ -354,9 +313,8 @@ def search_compiled(
 
     squares = sum(in_parts(len(latents), loop, one_thread_up_to=one_thread_up_to))
     if not np.isfinite(squares):
-        require_finite(latents, codebooks)
         raise NonFiniteError(
-            "latents or codewords are too large for their distances to be squared in float32"
+            "latents or codewords are NaN, infinite, or too large to be squared in float32"
         )
     return indices
 

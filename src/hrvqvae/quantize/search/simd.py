@@ -6,8 +6,8 @@ In numba's own loops the sum over a register's lanes takes longer than the produ
 own codeword, so there is no such sum.
 
 Compiled functions call those with `@_intrinsic`. All their arguments are int64: addresses in bytes,
-widths in floats (multiples of sixteen, but for `copy`), places in arrays. Here they are values of
-LLVM, which have no types in Python, so nothing is annotated (pyproject.toml).
+widths in floats (multiples of sixteen), places in arrays. Here they are values of LLVM, which have
+no types in Python, so nothing is annotated (pyproject.toml).
 """
 
 from functools import wraps
@@ -224,21 +224,6 @@ def subtract(builder, residual, codeword, out, width):
         right = _load(builder, builder.add(codeword, offset))
         difference = builder.fsub(left, right)
         _store(builder, difference, builder.add(out, offset))
-
-
-@_intrinsic
-def copy(builder, source, target, count):
-    """Copy floats, of any number, from address to address."""
-    steps = builder.udiv(count, _LONG(LANES))
-    with for_range(builder, steps, intp=_LONG) as loop:
-        offset = builder.mul(loop.index, _LONG(4 * LANES))
-        values = _load(builder, builder.add(source, offset))
-        _store(builder, values, builder.add(target, offset))
-    copied = builder.mul(steps, _LONG(LANES))
-    with for_range(builder, count, start=copied, intp=_LONG) as loop:
-        offset = builder.mul(loop.index, _LONG(4))
-        value = _load(builder, builder.add(source, offset), ir.FloatType())
-        _store(builder, value, builder.add(target, offset))
 
 
 @_intrinsic
