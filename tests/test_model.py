@@ -118,11 +118,6 @@ def test_a_model_stays_in_its_folder(model, tmp_path, monkeypatch):
     assert (tmp_path / "run/copy/model.safetensors").is_file()
 
 
-def test_what_it_says(model):
-    assert repr(model) == "Model('mnist': hrvqvae, codes of 4 x 4 x 4, images of 28x28, 1 channel)"
-    assert model.to("cpu") is model
-
-
 def test_priors_are_on_the_device_of_a_model_that_moves(monkeypatch):
     """The device "meta" stands for a GPU."""
     model = hrvqvae.load("mnist")
@@ -151,10 +146,6 @@ REFUSED = {
     "it must be (Y, X) bool": lambda model, _: model.complete(
         torch.zeros(1, 28, 28), keep=torch.ones(28, 28, device="meta")
     ),
-    "evaluate has no option root; it has data, beam, device": lambda model, _: model.evaluate(
-        root="."
-    ),
-    "evaluate has no option run": lambda model, _: model.evaluate(run="mnist"),
     "seed is -1; it must be at least 0": lambda model, _: model.complete(
         torch.zeros(1, 28, 28), keep="left", seed=-1
     ),

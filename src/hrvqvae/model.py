@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, Self, overload
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -52,7 +51,6 @@ from hrvqvae.utils.errors import InputError, expand_home, require
 from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.locks import InUseError, lock_folder
 from hrvqvae.utils.progress import note, tracked
-from hrvqvae.utils.quantities import counted
 
 Images = Any
 """Tensors, arrays, PIL images, paths, or a sequence of these (`data.images.list_images`)."""
@@ -79,13 +77,6 @@ class Model:
         self._entropy_model: EntropyModel | None = None
         self._priors: Priors | None = None
         self._generators = dict[tuple[int | None, str | None], Autoencoder]()  # by levels, decoder
-
-    def __repr__(self) -> str:
-        model = self.config.model
-        levels = " x ".join(map(str, model.num_symbols))
-        size = "x".join(map(str, self.config.data.image_size))
-        images = f"{size}, {counted(self.autoencoder.channels, 'channel')}"
-        return f"Model({str(self.run)!r}: {model.system}, codes of {levels}, images of {images})"
 
     def to(self, device: str | torch.device) -> Self:
         """Move the model to a device and return it. Raises InputError if there is none."""
@@ -177,33 +168,9 @@ class Model:
             note(f"files are larger without an entropy model: {error}")
             self._entropy_model = bare_entropy_model(self.run)
 
-    @overload
-    def encode(
-        self,
-        images: Images,
-        *,
-        effort: int = 0,
-        stacked: Literal[False] = False,
-    ) -> Codes: ...
-
-    @overload
-    def encode(
-        self,
-        images: Images,
-        *,
-        effort: int = 0,
-        stacked: Literal[True],
-    ) -> Tensor: ...
-
     @torch_defaults()
     @torch.no_grad()
-    def encode(
-        self,
-        images: Images,
-        *,
-        effort: int = 0,
-        stacked: bool = False,
-    ) -> Codes | Tensor:
+    def encode(self, images: Images, *, effort: int = 0) -> Codes:
         """Return the codes of images of one size.
 
         Args:
@@ -212,20 +179,13 @@ class Model:
             effort: Effort 0 takes the codewords nearest to the latents. Efforts 1 and 2 look at the
                 decoded image too, for less error at the same number of codes; they take about
                 two and seven times as long.
-            stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single
-                latent grid.
 
         Raises:
             InputError: The images do not fit the model; the effort is not 0, 1 or 2, or the model
-                of several latent grids takes none; stacked is set for codes of several grids.
+                of several latent grids takes none.
         """
         batch = as_images(images, self.autoencoder.channels, self.config.data.max_pixels)
-        codes = self.encoder(effort=effort)(batch.to(self.device))
-        if stacked and len({code.shape for code in codes}) > 1:
-            raise InputError(
-                f"{self.run} has codes of several grids, which can't be stacked in one tensor"
-            )
-        return torch.stack(codes, 1) if stacked else codes
+        return self.encoder(effort=effort)(batch.to(self.device))
 
     def encoder(self, levels: int | None = None, effort: int = 0) -> Callable[[Tensor], Codes]:
         """Return a function that encodes images on the model's device; see `encode`.
@@ -570,17 +530,13 @@ class Model:
                 fields of reading, such as data.workers.
 
         Raises:
-            InputError: As `evaluate_run`, or there is no such option.
+            InputError: As `evaluate_run`.
         """
         from hrvqvae.training.options import collect_fields
 
         # by name: evaluation/ imports this module
         evaluate_run = resolve_name("hrvqvae.evaluation.report:evaluate_run")
-        names = inspect.signature(evaluate_run).parameters.keys() - {"run", "root", "fields"}
         read_options = {name: options.pop(name) for name in [*options] if "." in name}
-        if unknown := options.keys() - names:
-            known = ", ".join(sorted(names))
-            raise InputError(f"evaluate has no option {min(unknown)}; it has data, {known}")
 
         # Data sets are registered by the name of their run. "the data set" is no run, so it does
         # not replace the data that this run was trained on.

@@ -4,7 +4,6 @@ import torch
 from torch.nn.functional import conv2d, conv_transpose2d, pad, relu
 from torch.testing import assert_close
 
-from hrvqvae.training.state import count_parameters
 from tests.conftest import input_error, parametrize, same
 from tests.models.small import config_of, model_of
 
@@ -83,10 +82,3 @@ def test_every_grid_sends_its_gradient_to_the_encoder_and_none_decodes_alone():
         model.decode(codes, levels=2)
     with input_error("level 2 has codes"):
         model.decode((codes[0], codes[0], codes[2]))
-
-
-def test_codewords_count_as_parameters_though_they_are_buffers():
-    model = model_of(config_of("hrvqvae"))
-    parts = (*model.encoder.parameters(), *model.decoder.parameters())
-    network = sum(map(torch.numel, parts))
-    assert count_parameters(model) == network + (3 + 9 + 27) * 4

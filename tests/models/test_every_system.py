@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import shutil
 from itertools import product
 from pathlib import Path
 
 import torch
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, open_run, prior_folder
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.config import presets
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
@@ -22,7 +21,6 @@ from hrvqvae.training.state import TrainState
 from tests.conftest import (
     do,
     generator,
-    input_error,
     parametrize,
     random_images,
     same,
@@ -79,18 +77,6 @@ def test_every_command(system, runs, tmp_path):
     ):
         do(f"{command} -o {sheet} --force")
         assert read_image(sheet, 3).shape[1] >= 12
-
-
-def test_a_system_of_several_grids_draws_all_levels_or_none(runs, tmp_path):
-    run = shutil.copytree(runs / "vqvae2", tmp_path / "run")
-    shutil.rmtree(prior_folder(run, 1).path)
-    with input_error("has no prior of level 2; train it: "):
-        open_run(run).load_priors()
-    do(f"export {run} {tmp_path / 'exported'}")
-    card = RunFolder(tmp_path / "exported").card.read_text()
-    assert "model.sample" not in card
-    assert "| samples |" not in card
-    assert "draw new ones" not in card
 
 
 @parametrize(

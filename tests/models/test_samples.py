@@ -81,20 +81,6 @@ def test_each_network_follows_its_own_losses(objective, images, decoder):
     assert not any(parameter.requires_grad for parameter in objective.distance.parameters())
 
 
-def test_the_discriminator_learns_classes_from_images_that_have_one(objective, images, decoder):
-    """It learns none from samples."""
-    classifier = objective.discriminator[0].classify.weight
-
-    def gradient(classes, inputs):
-        losses, _ = objective.judge(images, decoder(inputs), classes, decoder.weight, 100)
-        return gradient_of(losses["discriminator"], classifier)
-
-    first = gradient(CLASSES, INPUTS)
-    assert first.any()
-    assert same(gradient(torch.tensor([0, -1, 0, -1]), INPUTS.flip(2)), first)
-    assert not gradient(torch.tensor([-1, -1, 1, 1]), INPUTS).any()
-
-
 def test_a_score_is_a_mean_over_positions_and_a_projection_on_the_class():
     torch.manual_seed(0)
     head = FeatureHead(5, classes=2)

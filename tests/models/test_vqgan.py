@@ -23,11 +23,9 @@ from tests.conftest import (
     approx,
     generator,
     input_error,
-    nonfinite_error,
     parametrize,
     random_images,
     same,
-    state_of,
     with_data,
     with_fields,
 )
@@ -123,25 +121,6 @@ def test_the_step_by_hand(gan):
     for updated, expected in ((started.model, model), (started.discriminator, judge)):
         parameters = (dict(network.named_parameters()) for network in (updated, expected))
         assert_close(*parameters, rtol=1e-3, atol=1e-5)
-
-
-def test_before_its_start_the_discriminator_rests(gan):
-    started = Started(with_model(gan, adversarial_start=1))
-    before = state_of(started.discriminator)
-    metrics, _ = started.step()
-    assert "adversarial" not in metrics
-    assert same(started.discriminator, before)
-
-
-def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan):
-    started = Started(gan)
-    before = [parameter.detach().clone() for parameter in started.model.parameters()]
-    started.discriminator.register_forward_hook(
-        lambda _, inputs, output: output if inputs[0].requires_grad else output * torch.nan
-    )
-    with nonfinite_error("discriminator nan"):
-        started.step()
-    assert same(before, list(started.model.parameters()))
 
 
 @parametrize("layers", [1, 3])

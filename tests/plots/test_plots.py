@@ -97,7 +97,6 @@ def test_bad_sampling(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for option, value, message in cells_of("""
             --class | 11 | class '11' is not one of 0, 1, 2
-            --top-k | 4 | top-k is 4, but there are only 3
             -n | 0 | is 0
             --levels | 4 | levels is 4; this model
             -o | sheet.gif | must end in .png

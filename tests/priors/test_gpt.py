@@ -1,6 +1,5 @@
 """The transformer: causality, and its logits by hand."""
 
-import math
 from itertools import product
 
 import torch
@@ -9,9 +8,9 @@ from torch.testing import assert_close
 
 from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
-from hrvqvae.priors.base import build_prior, compute_nats, measure_bits
-from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
-from tests.conftest import approx, generator, input_error, same
+from hrvqvae.priors.base import build_prior, compute_nats
+from hrvqvae.priors.configs import GPTConfig
+from tests.conftest import generator, input_error, same
 from tests.priors.networks import SMALL, SUMS, change_code, levels_of, random_codes, random_prior
 from tests.trained_run import fields
 
@@ -81,22 +80,6 @@ def test_logits_by_hand():
         assert_close(logits.flatten(2).transpose(1, 2), expected)
 
 
-def test_bits_are_of_each_level():
-    levels = levels_of((3, 4), (3, 2))
-    prior = random_prior(SMALL, *levels)
-    codes = random_codes(levels, 2)
-    logits = prior.level_logits(codes, [], None)
-    nats = [
-        float(cross_entropy(*pair, reduction="sum")) for pair in zip(logits, codes, strict=True)
-    ]
-    bits = measure_bits(prior, codes, [], None)
-    assert bits == approx([value / math.log(2) for value in nats], rel=1e-5)
-    per_image = compute_nats(prior, codes, [], None)
-    assert [float(values.sum()) for values in per_image] == approx(nats, rel=1e-5)
-    alone = compute_nats(prior, [level[:1] for level in codes], [], None)
-    assert_close(torch.cat(alone), torch.stack(per_image)[:, 0])
-
-
 def test_a_network_covers_the_levels_that_are_linked():
     quantizer = fields("model.quantizer", "levels=7 linked=3")
     config = override(get("treevq/cifar10").config, quantizer)
@@ -105,16 +88,6 @@ def test_a_network_covers_the_levels_that_are_linked():
     assert [level.index for level in prior.levels] == [3, 4, 5]
     each = override(get("vqvae2/mnist").config, {"prior.network.kind": "gpt"})
     assert each.prior_levels == (range(1), range(1, 2), range(2, 3))
-
-
-def test_sizes_that_do_not_fit():
-    for config, changes in (
-        (PixelSNAILConfig, {"attention_layers": (9, 1), "residual_blocks": 8}),
-        (PixelSNAILConfig, {"hidden_units": 12, "attention_heads": 8}),
-        (GPTConfig, {"hidden_units": 10}),
-    ):
-        with input_error(r"prior.network\."):
-            config(**changes)
 
 
 def test_levels_of_sums_are_marginals_of_a_softmax_over_leaves():

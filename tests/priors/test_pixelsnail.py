@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from hrvqvae.priors.causal import CausalConv2d
-from tests.conftest import input_error, parametrize, same
+from tests.conftest import input_error, parametrize
 from tests.priors.networks import change_code, inputs, level_of, network, random_prior
 
 
@@ -63,16 +63,6 @@ def test_a_position_sees_neither_itself_nor_later_ones(attention, coarser, class
         assert reached[:-1].any(1).all()
 
 
-def test_the_whole_map_of_coarser_levels_is_seen():
-    level = level_of(grid=(9, 9), coarser=(3, 9))
-    prior = random_prior(network(), level)
-    codes, paths, _ = inputs(level, 1)
-    for which in range(2):
-        changed = list(paths)
-        changed[which] = change_code(paths[which], 80, level.coarser[which])
-        assert moved(prior, (codes, paths), (codes, changed), None).all()
-
-
 def test_the_class_moves_every_position_and_no_class_is_none_of_them():
     for unconditional in (True, False):
         level = level_of(classes=3, unconditional=unconditional)
@@ -81,19 +71,6 @@ def test_the_class_moves_every_position_and_no_class_is_none_of_them():
         assert len(results) == 3 + unconditional
         for left, right in itertools.combinations(results, 2):
             assert (left != right).any(1).all()
-
-
-def test_dropout_is_of_training_alone_and_takes_the_level_own_share():
-    config = network(dropout=(0.0, 0.5), attention_layers=(0, 3))
-    for coarser, attentions, dropped in (((), 0, 0.0), ((3,), 3, 0.5)):
-        level = level_of(coarser=coarser)
-        prior, (codes, paths, _) = random_prior(config, level), inputs(level, 2)
-        assert len(prior.attentions) == attentions
-        assert prior.blocks[0].dropout_share == dropped
-        for is_training in (False, True):
-            prior.train(is_training)
-            first, second = (logits(prior, codes, paths, None) for _ in range(2))
-            assert same(first, second) != (is_training and dropped > 0)
 
 
 def test_what_it_is_conditioned_on_is_checked():

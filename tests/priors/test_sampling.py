@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.special import softmax
 from torch.testing import assert_close
 
@@ -41,7 +39,6 @@ from tests.conftest import (
     parametrize,
     random_images,
     same,
-    threads,
 )
 from tests.newest.waits import CountReads
 from tests.priors.networks import (
@@ -191,10 +188,6 @@ def test_a_code_is_drawn_as_described(options):
         logits = generator.normal(size=6).astype(np.float32).round() * 2
         uniform = float(generator.random())
         assert draw_code(logits, uniform, params) == chosen_by_definition(logits, uniform, params)
-
-
-def test_the_last_code_can_be_drawn():
-    assert draw_code(np.zeros(4, np.float32), np.nextafter(1.0, 0.0), PLAIN) == 3
 
 
 def tree_paths(codes):
@@ -379,25 +372,6 @@ def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance):
             mixed = (u + weights[place] * (c - u)).flatten(2)[0, :, place].numpy()
             expected[level].view(-1)[place] = draw_code(mixed, uniforms[level, place], PLAIN)
         assert same(codes[:, index], expected[:, 0])
-
-
-@of_each_kind
-def test_two_threads_draw_the_same(config):
-    priors = two_levels(config)
-    alone = guided_codes(priors, guidance=3.0)
-    with threads(2):
-        assert same(alone, guided_codes(priors, guidance=3.0))
-
-
-@settings(max_examples=30)
-@given(st.lists(st.tuples(*[st.floats(-1e4, 1e4, width=32)] * 2), min_size=2, max_size=5))
-def test_the_largest_guidance_draws_the_likeliest(pairs):
-    """And the least temperature."""
-    params = SamplingParams(guidance=1000, temperature=1e-6)
-    level = Level(grid=(1, 1), symbols=2, classes=1, unconditional=True)
-    _, mixing = expand_labels(level, torch.tensor([0]), 1000)
-    mixed = np.float32(pairs) @ mixing.numpy()[0, 0]
-    assert mixed[draw_code(mixed, 0.0, params)] >= mixed.max() - 1e-3
 
 
 def test_what_was_trained_without_class_dropout_is_not_guided():

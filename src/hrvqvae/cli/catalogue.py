@@ -50,7 +50,7 @@ def _data_list(_: Arguments) -> None:
     rows.append(("any folder", "", about))
     for network in published.NETWORKS.values():
         where = f"in {network.path.parent}" if network.available else "not there"
-        rows.append((network.name, where, f"{network.about}; {network.install_commands}"))
+        rows.append((network.name, where, f"{network.about}; hrvqvae data get {network.name}"))
     print(f"root folder: {root}")
     print_table(rows)
 

