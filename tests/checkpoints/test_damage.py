@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import hrvqvae
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import export
-from hrvqvae.checkpoints.folder import RunFolder, open_run
+from hrvqvae.checkpoints.folder import open_run
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.conftest import damage_error, parametrize, same
 
@@ -127,13 +127,6 @@ def test_what_is_written_is_read(tmp_path):
     assert storage.read_meta(path) == META
 
 
-def test_a_copy_of_a_checkpoint_is_no_checkpoint(tmp_path):
-    run = RunFolder(tmp_path)
-    (run.checkpoints / "step-000000001 (copy).safetensors").mkdir(parents=True)
-    paths = [run.save(step, {}, {}) for step in (1, 2, 3)]
-    assert run.saved() == paths[:0:-1]  # or the copy would be deleted
-
-
 @settings(max_examples=100)
 @given(data=st.data())
 def test_any_damage_is_noticed(data, tmp_path_factory):
@@ -149,33 +142,3 @@ def test_any_damage_is_noticed(data, tmp_path_factory):
     # a bit of the header may carry nothing, such as a space
     with contextlib.suppress(DamagedFileError):
         assert as_stored(storage.read(path))
-
-
-@parametrize(
-    "name, shape, of_shape",
-    [("x:scale", [9], [1, 9]), ("x:scale", [5], [3, 4]), ("x.total:product", [1], [1, 9, 2])],
-)
-def test_compact_weights_of_shapes_that_do_not_belong_together(name, shape, of_shape, tmp_path):
-    path = tmp_path / "x.safetensors"
-    stored = {
-        name: torch.zeros(shape),
-        "x": torch.zeros(of_shape, dtype=torch.int8),
-        "x.codewords": torch.zeros(of_shape),
-        "x.count": torch.zeros(9, 1),
-    }
-    storage.write(path, stored, META)
-    with damage_error(r"x\.safetensors is damaged: .* (scales|shape)"):
-        storage.read(path)
-
-
-def test_the_newest_intact_checkpoint_is_loaded(tmp_path):
-    run = RunFolder(tmp_path)
-    run.checkpoints.mkdir()
-    paths = [run.save(step, STORED, META | {"step": step}) for step in (1, 2)]
-    said = []
-    paths[1].write_bytes(turn_a_bit(paths[1].read_bytes()))
-    assert run.load_newest(said.append)[1]["step"] == 1
-    assert paths[1].name in said[0]
-    paths[0].write_bytes(b"")
-    with damage_error("every checkpoint in .* is damaged"):
-        run.load_newest(said.append)

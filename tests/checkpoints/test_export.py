@@ -14,11 +14,9 @@ import yaml
 from torch.testing import assert_close
 
 from hrvqvae import Model, load
-from hrvqvae.checkpoints.export import export, without_paths
+from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder, open_run, prior_folder
 from hrvqvae.checkpoints.storage import compact_weights, restore_weights
-from hrvqvae.config import flatten
-from hrvqvae.config.parsing import override
 from tests.conftest import (
     check_refusals,
     do,
@@ -104,16 +102,6 @@ def test_moving_averages_are_left_out():
         "book.total": torch.tensor([[[1.0]]]),
     }
     assert same(restored(weights), weights)
-
-
-def test_where_it_began_is_left_out_unless_all_have_it(tiny):
-    begun = [f"{part}training.init_from" for part in ("", "prior.", "progressive.")]
-    of_data = ("data.root", "prior.codes")
-    for name, kept in (("/home/me/run", ""), ("runs/mine", ""), ("mnist", "mnist")):
-        config = override(tiny, dict.fromkeys((*of_data, *begun), name))
-        left = flatten(without_paths(config))
-        assert [left[field] for field in of_data] == [None, None]
-        assert [left[field] for field in begun] == [kept] * 3
 
 
 def test_a_card_is_short_and_runs(full_run, tmp_path, monkeypatch):

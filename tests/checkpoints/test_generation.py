@@ -19,12 +19,10 @@ from hrvqvae.checkpoints.folder import (
     prior_folder,
 )
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.priors.generative import sample_codes
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.training.decoder import SampleTask
 from tests.checkpoints.conftest import write_decoder
 from tests.conftest import cells_of, damage_error, do, input_error, parametrize, same
-from tests.trained_run import silent
 
 BY_GENERATION = '{"levels": 2, "decoder": "generation"}'
 
@@ -86,13 +84,6 @@ def test_a_wrong_sampling_json_is_one_line(text, reason, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_decoder_of_samples_that_is_missing_is_named(full_run):
-    model = load(full_run)
-    assert model.load_generator() is model.autoencoder
-    with input_error("has no decoder of samples: train it with hrvqvae train-decoder"):
-        model.load_generator(decoder=GENERATION)
-
-
 def test_samples_of_the_first_levels_need_their_priors_alone(full_run, tmp_path):
     model = load(full_run)
     before = model.sample(3, levels=2)
@@ -139,7 +130,7 @@ def test_samples_of_the_priors_are_drawn_and_looked_at(full_run):
     do(f"{line} {small} --generation.adversarial_start 1 --generation.redraw 0")
     meta = storage.read_meta(decoder_folder(full_run, GENERATION).model)
     task = SampleTask(full_run, config_of(meta, full_run))
-    task.open(silent)
+    task.open()
     codes, classes = task.samples
     assert [len(level) for level in codes] == [6, 6]
     assert classes.min() >= 0
@@ -156,20 +147,3 @@ def test_samples_of_the_priors_are_drawn_and_looked_at(full_run):
     assert same(images[0], others[0])
     assert not same(images[1], others[1])
     assert same(unknown, generator.decode(same_codes))
-
-
-def test_half_of_the_samples_have_the_guidance_of_sampling_json(full_run, monkeypatch):
-    RunFolder(full_run).sampling.write_text('{"guidance": [1, 4], "levels": 2}')
-    guidances = []
-
-    def record(*arguments, params, **options):
-        guidances.append(params.guidance)
-        return sample_codes(*arguments, params=SamplingParams(levels=2), **options)
-
-    monkeypatch.setattr("hrvqvae.training.decoder.sample_codes", record)
-    monkeypatch.setattr("hrvqvae.training.decoder._DRAWN_AT_ONCE", 2)
-    changes = {"generation.levels": 2, "generation.samples": 8}
-    task = SampleTask(full_run, open_run(full_run).read_config().replace(**changes))
-    codes, classes = task.draw_samples()
-    assert guidances == [1, 1, [1, 4], [1, 4]]
-    assert len(codes[0]) == len(classes) == 8

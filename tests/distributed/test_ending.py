@@ -44,7 +44,6 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny, tmp_path
     run = RunFolder(tmp_path / "run")
     file = write_file(config, tmp_path / "x.yaml")
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 --monitor-interval 0.5"
-    run.path.mkdir()  # an empty folder can be resumed
     options = f"{torchrun} --max-restarts 1 -m hrvqvae train {file} --out {run.path} --resume"
     command = [sys.executable, *options.split()]
     pipe = subprocess.PIPE

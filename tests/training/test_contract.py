@@ -106,18 +106,6 @@ def test_signals_end_it_after_the_step(case, unstopped, signum, handler, monkeyp
     assert same(case.state(), unstopped.state())
 
 
-def test_an_evaluation_that_fails_loses_no_step(case, unstopped, monkeypatch):
-    def fails(*_):
-        raise OSError(errno.EACCES, "a picture")
-
-    monkeypatch.setattr(case.kind, "draw", fails)
-    with input_error("step 4 of .*--resume"):
-        case.train()
-    assert [path.stem for path in case.folder.saved()] == ["step-000000004", "step-000000003"]
-    monkeypatch.undo()
-    finish(case, unstopped)
-
-
 @parametrize("where", ["loss", "gradient", "weight"])
 def test_what_is_not_finite_stops_before_the_update(case, where, monkeypatch):
     take_gradient = TrainState.take_gradient

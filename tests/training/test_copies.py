@@ -104,19 +104,6 @@ def test_an_epoch_has_each_copy_of_an_image_once_with_its_label(run, given):
     assert moved.tolist() == [False, True, True, True]
 
 
-def test_a_resumed_training_with_copies_is_one_that_never_stopped(run, tmp_path):
-    twin = shutil.copytree(run, tmp_path / "twin")
-    for path, steps, resume in (
-        (run, 8, False),
-        (twin, 5, False),
-        (twin, 8, True),
-    ):
-        changes = f"{COPIES} training.schedule=constant training.max_steps={steps}"
-        train_levels(path, changes=changes, of=GIVEN_GPT, resume=resume)
-    states = (storage.read(prior_folder(path, 0, 1).saved()[0])[0] for path in (run, twin))
-    assert same(*states)
-
-
 def test_a_prior_begins_with_another_output(run, tmp_path):
     source = shutil.copytree(run, tmp_path / "source")
     train_levels(source, of=GIVEN_GPT | {"prior.network.output": "choices"})

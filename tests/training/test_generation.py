@@ -91,17 +91,6 @@ def test_the_discriminator_joins_with_its_own_rate(case, monkeypatch):
     assert joined == [False] * 2 + [True] * 10
 
 
-def test_a_share_of_the_last_codes_is_drawn_anew(case):
-    config = case.config().replace(**{"generation.redraw": 0.25})
-    task = SampleTask(case.path, config)
-    torch.manual_seed(0)
-    codes = tuple(torch.full((100, 7, 7), code) for code in (1, 2))
-    coarse, last = task.redraw(codes)
-    assert same(coarse, codes[0])
-    assert float((last != 2).double().mean()) == approx(0.25 * 2 / 3, abs=0.02)
-    assert last.unique().tolist() == [0, 1, 2]
-
-
 def test_its_samples_are_drawn_once_half_of_them_without_guidance(case, monkeypatch):
     train_levels(case.path, changes="class_dropout=0.3 training.max_steps=1")
     RunFolder(case.path).sampling.write_text('{"guidance": 2.0}')

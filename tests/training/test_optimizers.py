@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import nn
-from torch.optim import Adam
 from torch.testing import assert_close
 
 from hrvqvae.priors.causal import CausalConv2d
@@ -81,16 +80,6 @@ def test_a_step_is_that_of_the_paper():
         expected = expected - 0.01 * 0.2 * math.sqrt(72) * update.reshape(weight.shape)
         optimizer.step()
         assert_close(weight.detach(), expected)
-
-
-def test_what_is_no_matrix_is_left_to_adam():
-    alone = network()
-    beside = network()
-    for module in (alone, beside):
-        module[2].weight.requires_grad_(False)
-    others = [weight for weight in alone.parameters() if weight.requires_grad]
-    expected = trained(alone, Adam(others, lr=0.01, betas=(0.9, 0.99)))
-    assert_close(trained(beside, muon(beside)), expected)
 
 
 def test_the_memory_format_does_not_matter(tiny):

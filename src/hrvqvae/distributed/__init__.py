@@ -99,17 +99,6 @@ def rank_slice() -> RankSlice:
     return RankSlice(rank(), world_size())
 
 
-def gather_object(value: T) -> list[T]:
-    """Return the values of all processes, by rank, in rank 0; other processes get only their
-    value.
-    """
-    if not is_distributed():
-        return [value]
-    gathered: list[Any] | None = [None] * world_size() if is_rank_zero() else None
-    dist.gather_object(value, gathered)
-    return gathered or [value]
-
-
 def raise_first(error: Exception | None) -> None:
     """Raise in every process the error of the first process that has one, if any."""
     errors: list[Any] = [error]
@@ -245,19 +234,15 @@ def require_same(named: Mapping[str, Tensor], when: str) -> None:
         return
 
     # a checksum per tensor: the sum of its bits as integers, which does not round
-    checksums = []
-    for tensor in named.values():
+    checksums = {}
+    for name, tensor in named.items():
         integers = tensor.detach().reshape(-1).view(_INTEGERS[tensor.element_size()])
-        checksums.append(integers.sum(dtype=torch.int64).cpu())
-    sums = torch.stack(checksums)
-
-    # the largest complement is the complement of the smallest sum
-    both = torch.cat([sums, ~sums])
-    dist.all_reduce(both, dist.ReduceOp.MAX, group=_group_on(both.device, None))
-    differs = both[: len(sums)] != ~both[len(sums) :]
-    names = [name for name, different in zip(named, differs.tolist(), strict=True) if different]
-    if names:
-        raise InputError(
-            f"the processes have drifted apart {when}: {names[0]} differs between them "
-            f"({len(names)} of {len(named)} tensors); give every process the same kind of device"
-        )
+        checksums[name] = int(integers.sum(dtype=torch.int64))
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, checksums)
+    for name in named:
+        if len({checksums[name] for checksums in gathered}) > 1:
+            raise InputError(
+                f"the processes have drifted apart {when}: {name} differs between them;"
+                " give every process the same kind of device"
+            )

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
@@ -35,17 +34,15 @@ def process_group() -> Iterator[None]:
     backend = "gloo"
     if torch.cuda.is_available():
         devices = torch.cuda.device_count()
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        torch.cuda.set_device(local % devices)
-        backend = (
-            "cpu:gloo,cuda:nccl"
-            if int(os.environ.get("LOCAL_WORLD_SIZE", size)) <= devices
-            else backend
-        )
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % devices)
+        if int(os.environ.get("LOCAL_WORLD_SIZE", size)) <= devices:
+            backend = "cpu:gloo,cuda:nccl"
     store = None
     try:
         common, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-        store = PrefixStore(_agree_on_name(common, rank, size), common)
+        # the store of torchrun outlives a restart, with the keys of earlier processes
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"attempt-{attempt}", common)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         with ExitStack() as stack:
             if rank:  # only rank 0 prints
@@ -58,9 +55,8 @@ def process_group() -> Iterator[None]:
         _wait_for_all(store, size)
         dist.destroy_process_group()
     except Exception as error:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # torchrun ends the other processes; report first
+        # torchrun ends the other processes; report first
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         reports = 0
         with suppress(Exception):  # the machine that keeps the store is gone
             reports = 0 if store is None else store.add("told", 1)
@@ -72,32 +68,6 @@ def process_group() -> Iterator[None]:
                 "what the newest checkpoint holds is kept, and --resume goes on from it"
             ) from error
         raise
-
-
-def _agree_on_name(store: Any, rank: int, size: int) -> str:
-    """Return a new name that all processes of this start share."""
-    # The store of torchrun outlives a restart, with the keys of earlier processes. So every other
-    # process asks with a
-    # random word, and rank 0 answers until all have the name.
-    word = uuid.uuid4().hex
-    if rank:
-        store.set(f"asks/{rank}", word)
-        name: str = store.get(f"answer/{word}").decode()
-        store.set(f"heard/{name}/{rank}", "")
-        return name
-    missing = set(range(1, size))
-    deadline = time.monotonic() + TIMEOUT.total_seconds()
-    while missing:
-        for peer in sorted(missing):
-            if store.check([f"asks/{peer}"]):
-                store.set(f"answer/{store.get(f'asks/{peer}').decode()}", word)
-        missing = {peer for peer in missing if not store.check([f"heard/{word}/{peer}"])}
-        if time.monotonic() > deadline:
-            raise InputError(
-                f"{len(missing)} of {size} processes have not come; start the training again"
-            )
-        time.sleep(0.01)
-    return word
 
 
 def _wait_for_all(store: Any, size: int) -> None:

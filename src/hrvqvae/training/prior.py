@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -385,22 +385,18 @@ def train(
     run = open_run(path)
     autoencoder = (*run.load(decoder=None), run.digest)
     tasks = [PriorTask(path, levels, config, autoencoder) for levels, config in configs.items()]
-    trainers = [Trainer(task, resume=resume) for task in tasks]
-    outcomes = {}
-    with ExitStack() as locks:
-        # `train` acquires these locks again, as their holder may
-        for task in tasks:
-            locks.enter_context(distributed.lock_on_rank_zero(task.run.path))
-        for trainer in trainers:
-            trainer.check()
-        # so that a later --resume knows the options of priors that have not begun
-        for task in tasks:
+
+    # refuse early, and write the configurations, which a later --resume reads
+    for task in tasks:
+        with distributed.lock_on_rank_zero(task.run.path):
+            Trainer(task, resume=resume).check()
             if not distributed.on_rank_zero(task.run.begun):
                 distributed.on_rank_zero(partial(task.run.prepare, task.config))
-        for task, trainer in zip(tasks, trainers, strict=True):
-            outcomes[task.levels] = outcome = trainer.train()
-            if outcome.signal is not None:
-                break
+    outcomes = {}
+    for task in tasks:
+        outcomes[task.levels] = Trainer(task, resume=resume).train()
+        if outcomes[task.levels].signal is not None:
+            break
     return outcomes
 
 

@@ -195,7 +195,7 @@ class Trainer:
 
             # a run that was killed in an evaluation repeats it
             if state.step and state.step % training.evaluate_every == 0:
-                self._evaluate_once(state)
+                self._evaluate(state)
             self._take_steps(state)
             self._end(state)
 
@@ -286,7 +286,7 @@ class Trainer:
         if failed:
             distributed.raise_first(processes.error)
         if processes.signal is None:
-            self._evaluate_once(state)
+            self._evaluate(state)
             state.seconds += processes.sync()
 
     def check(self) -> None:
@@ -438,11 +438,10 @@ class Trainer:
                 self.task.save(state)
         self.saved = (state.step, self._is_complete(state))
 
-    def _evaluate_once(self, state: TrainState) -> None:
-        if not self.log.has("evaluation", state.step):
-            self._evaluate(state)
-
     def _evaluate(self, state: TrainState) -> None:
+        """Evaluate the step, unless the log has its evaluation already."""
+        if self.log.has("evaluation", state.step):
+            return
         with self._explain_errors(state):
             evaluation = self.task.evaluate(state, self.log.records)
             self.meter.say(f"step {state.step}  {evaluation.line}")
