@@ -95,15 +95,6 @@ def test_a_number_too_large_for_half_precision_stays():
     assert stored["small"].dtype == torch.float16
 
 
-def test_moving_averages_are_left_out():
-    weights = {
-        "book.count": torch.tensor([[0.5]]),
-        "book.codewords": torch.tensor([[[2.0]]]),
-        "book.total": torch.tensor([[[1.0]]]),
-    }
-    assert same(restored(weights), weights)
-
-
 def test_a_card_is_short_and_runs(full_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     do("export run my-model --license cc-by-4.0")

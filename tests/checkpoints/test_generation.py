@@ -1,6 +1,5 @@
 """The decoder of samples, sampling.json, and priors of the first levels alone."""
 
-import re
 import shutil
 
 import pytest
@@ -18,7 +17,6 @@ from hrvqvae.checkpoints.folder import (
     open_run,
     prior_folder,
 )
-from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.training.decoder import SampleTask
 from tests.checkpoints.conftest import write_decoder
@@ -100,26 +98,6 @@ def test_samples_of_the_first_levels_need_their_priors_alone(full_run, tmp_path)
     do(f"sample {full_run} -n 2 --levels 2 -o {tmp_path}/sheet.png")
     with input_error("has no prior of level 3; train it: hrvqvae train-prior"):
         model.sample(3)
-
-
-def test_the_rate_of_the_levels_that_have_priors_is_measured(full_run):
-    before = evaluate_run(full_run, device="cpu", limit=8)
-    shutil.rmtree(prior_folder(full_run, 2).path)
-    report = evaluate_run(full_run, device="cpu", limit=8).to_dict()
-    bits = [level["prior_bits_per_code"] for level in report["levels"]]
-    assert bits == [*before.rate.per_code("prior")[:2], None]
-    assert report["prior_bits_per_image"] is None
-    (row,) = re.findall("^level 3.*", do(f"evaluate {full_run} --device cpu --images 8"), re.M)
-    assert row.split()[2] == "-"
-
-
-def test_the_decoder_of_samples_is_an_option(generative, tmp_path):
-    sheets = [tmp_path / f"{name}.png" for name in ("generation", "progressive")]
-    for sheet in sheets:
-        do(f"sample {generative} -n 2 --decoder {sheet.stem} --levels 2 -o {sheet}")
-    assert sheets[0].read_bytes() != sheets[1].read_bytes()
-    with input_error("must be generation or progressive"):
-        load(generative).sample(1, decoder="best")
 
 
 def test_samples_of_the_priors_are_drawn_and_looked_at(full_run):

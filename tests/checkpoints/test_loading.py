@@ -35,7 +35,6 @@ from tests.conftest import (
     parametrize,
     random_images,
     read_json,
-    refused,
     same,
     shared_fixture,
     with_quantizer,
@@ -184,19 +183,6 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(full_run, tmp
         assert same(written, (image * 255).round().byte())
 
 
-def test_samples_of_two_decoders_are_not_mixed(full_run, tmp_path):
-    draw = f"sample {full_run} -n 1 --save-dir {tmp_path}/single --force -o {tmp_path}/sheet.png"
-    unforced = draw.replace("--force -o", "-o").replace("sheet.png", "new.png")
-
-    def change_default():
-        RunFolder(full_run).sampling.write_text('{"decoder": "progressive"}')
-
-    for replace in (change_default, decoder_folder(full_run, PROGRESSIVE).model.unlink):
-        do(draw)
-        replace()
-        assert "has other images already" in refused(unforced)
-
-
 def test_a_mask_lies_over_the_codes_as_the_image_does(full_run):
     mask = torch.ones(12, 12, dtype=torch.bool)
     mask[1, 2] = mask[0, 11] = False  # the image has a margin of a pixel, and a code has two
@@ -214,18 +200,6 @@ def test_completions_keep_the_codes_of_that_part(full_run, keep, rows, columns):
         assert same(codes[:, :rows, :columns], expected[:, :rows, :columns])
         assert not same(codes, expected)
     assert same(model.complete(image, 5, keep=keep, class_name="3", seed=2), drawn.images)
-
-
-def test_what_can_not_be_completed(full_run):
-    model = load(full_run)
-    image = random_images(1, 12, 12)
-    for wrong, part, message in (
-        (image[:, 2:], "top", "the image has 10x12 pixels; this model completes 12x12"),
-        (image, torch.ones(3, 12, 12), r"the mask has shape \(3, 12, 12\); expected \(12, 12\)"),
-        (image + 2.0, "top", "2"),
-    ):
-        with input_error(message):
-            model.complete(wrong, keep=part)
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mnist_codes.json"

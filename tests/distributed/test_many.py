@@ -19,7 +19,7 @@ from hrvqvae.models.build import build, build_objective
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.training.trainer import Evaluation
 from tests.conftest import parametrize
-from tests.trained_run import fields, tiny_systems, trained_copy
+from tests.trained_run import fields, tiny_systems
 from tests.training.tasks import Case
 
 RANKS = 64
@@ -115,14 +115,3 @@ def test_a_step_sends_gradients_and_codebooks(system, mnist_root, tmp_path):
         assert sum(sums) == codebooks + sums[-1]
         assert sums[-1] <= 4 * 10
         assert len(sums) == (5 if system == "vqvae2" else 3), "whatever the number of levels"
-
-
-@parametrize("name", ["prior", "progressive"])
-def test_a_step_on_codes_or_prefixes(name, tiny, tmp_path, tmp_path_factory):
-    run = trained_copy(tiny, tmp_path_factory, tmp_path / "run")
-    case = Case(name, run, tiny)
-    few = fields(case.section, FEW_STEPS)
-    few |= {"prior.training.batch_size": str(RANKS), "training.batch_size": str(RANKS)}
-    buckets, sums = watch_steps(case, override(case.config(), few))[-1]
-    assert len(buckets) == 1
-    assert sum(sums) <= 8 * 10  # losses, and errors of prefixes

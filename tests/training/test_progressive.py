@@ -11,12 +11,10 @@ from hrvqvae.training.state import TrainState
 from tests.conftest import (
     approx,
     drawn_digits,
-    input_error,
     parametrize,
     same,
-    with_training,
 )
-from tests.trained_run import tiny_systems, train_autoencoder
+from tests.trained_run import tiny_systems
 from tests.training.tasks import Case, untrained_run
 
 
@@ -87,16 +85,6 @@ def test_each_image_is_cut_to_a_prefix_in_turn(system, mnist_root, tmp_path, ima
     result = step(1)
     assert "reconstruction_2" in result
     assert "reconstruction_1" not in result
-
-
-def test_a_decoder_of_another_autoencoder_is_refused_and_kept(case, tiny):
-    case.train()
-    kept = case.state()
-    train_autoencoder(with_training(tiny, max_steps=62), case.path, resume=True)
-    for resume in (False, True):
-        with input_error("made for another state of the model: delete it, and train it again"):
-            case.train(resume=resume)
-    assert same(case.state(), kept)
 
 
 def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors():
