@@ -125,19 +125,6 @@ def test_a_mask_leaves_positions_out_of_everything():
         assert (codes[~mask] == -1).all()
 
 
-def test_a_mask_of_images_with_channels_first():
-    vq = started(channel_last=False)
-    x = features(2, 3, 4).movedim(-1, 1)
-    mask = torch.ones(2, 3, 4).bool()
-    mask[1, 2] = False
-    quantized, indices, _ = vq(x, mask)
-    assert_close(quantized, vq(x)[0] * mask.unsqueeze(1))
-    decode = vq.get_output_from_indices
-    assert_close(decode(indices), quantized)
-    assert_close(decode(indices.int()), quantized)
-    assert_close(decode(indices[0, 0, 0]), quantized[0, :, 0, 0])
-
-
 def test_a_batch_of_padding_alone_changes_nothing_but_time():
     vq = layer()
     padding = (features(2, 5), torch.zeros(2, 5).bool())
@@ -196,16 +183,6 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough():
     before = state_of(vq)
     vq.eval()(batches[3])
     assert same(before, vq)
-
-
-def test_vectors_that_wait_for_the_start_are_in_its_state():
-    vq = layer(start_vectors=250)
-    longer = layer(start_vectors=300)
-    first, second = batches_of(2)
-    vq(first)
-    longer.load_state_dict(vq.state_dict())
-    longer(second)
-    assert same(longer.schedule.waiting[:200], torch.cat([first, second]).flatten(0, 1))
 
 
 def test_a_start_that_is_interrupted_is_made_again():

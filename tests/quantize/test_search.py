@@ -5,7 +5,6 @@ forks, chunks.
 import math
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -211,16 +210,6 @@ def test_tensor_operations_give_other_vectors_their_codes_beside_nan(device, wid
     assert is_equal.double().mean() > (0.99 if device == "cuda" else 0.9999)
 
 
-@every_bad
-def test_tensor_operations_never_choose_a_bad_codeword_in_a_beam(bad):
-    books = codebooks(1, 100) + codebooks(1, 4)
-    latents = vectors_of(300)
-    expected = search_tensors(latents, books, 4)
-    books[0][0, 5] = bad
-    others = expected[0] != 5
-    assert same(search_tensors(latents, books, 4)[:, others], expected[:, others])
-
-
 def test_values_that_can_not_be_squared():
     for levels in (1, 2):
         with nonfinite_error("too large to be squared"):
@@ -240,14 +229,6 @@ def test_chunks_and_devices_change_nothing(device, levels, size, width, monkeypa
         indices = search_tensors(latents[:count].to(device), there, width, 0.1)
         assert indices.device.type == device
         assert (indices.cpu() != expected[:, :count]).any(0).sum() <= 3
-
-
-def test_many_vectors_are_searched_in_few_launches(monkeypatch):
-    beam = Mock(side_effect=lambda chunk, *_: chunk.new_zeros(3, len(chunk)))
-    monkeypatch.setattr(tensors, "_beam", beam)
-    books = [torch.zeros(1, 1, 1).expand(8**level, 8, 256) for level in range(3)]
-    assert search_tensors(torch.zeros(1, 1).expand(2**18, 256), books, 4).shape == (3, 2**18)
-    assert beam.call_count <= 8
 
 
 @parametrize("sizes", [(2, 64), (64, 2), (2, 2, 2), (512, 8)])
@@ -284,22 +265,6 @@ def test_a_trace_holds_the_search_and_not_what_it_found():
     latents = vectors_of(100)
     traced = torch.jit.trace(lambda x: search(x, books, 4), latents[:50], check_trace=False)
     assert same(traced(latents), search(latents, books, 4))
-
-
-def test_matrix_products_are_in_float32_under_autocast():
-    latents = vectors_of(500, 8)
-    books = codebooks(1, 64, 8)
-    expected = search_tensors(latents, books)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert same(search_tensors(latents, books), expected)
-
-
-@every_form
-@parametrize("width", [1, 3])
-def test_the_first_of_several_codebooks_of_the_first_level_is_searched(form, width):
-    books = codebooks(3, 4)[1:]
-    paths = form(vectors_of(200), books, width)
-    assert same(paths, form(vectors_of(200), [books[0][:1], books[1][:4]], width))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -34,7 +34,6 @@ class Quantizer(nn.Module, ABC):
         """Quantize; in training mode, update the codewords.
 
         Raises:
-            InputError: The last dimension of the latents is not D.
             NonFiniteError: A latent is not finite.
         """
 
@@ -90,10 +89,3 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
         if lowest < 0 or highest >= size:
             worst = lowest if lowest < 0 else highest
             raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")
-
-
-def check_dimension(latents: Tensor, dim: int) -> None:
-    """Raise InputError unless latents are (..., dim)."""
-    shape = tuple(latents.shape)
-    if len(shape) < 2 or shape[-1] != dim:
-        raise InputError(f"latents have shape {shape}; expected (..., {dim})")

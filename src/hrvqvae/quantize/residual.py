@@ -13,7 +13,7 @@ group has one codebook. The same in numpy, vector by vector, as the paper writes
 tests/quantize/oracle.py.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize.codebook import LevelCodebooks, update_codebooks
-from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, check_dimension
+from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes
 from hrvqvae.quantize.search import search
 
 Search = Callable[..., Tensor]
@@ -46,6 +46,8 @@ class ResidualQuantizer(Quantizer):
         self.config = config
         self.frozen = False
         self.search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
+        self._group_size = config.levels if config.joint_beam else config.group_size
+        self._level_beta = config.beta_of_levels
         levels = nn.ModuleList()
         for num_books, size in zip(config.num_codebooks, config.sizes, strict=True):
             levels.append(LevelCodebooks(config, num_books, size))
@@ -68,15 +70,18 @@ class ResidualQuantizer(Quantizer):
         If a latent is not finite, raise NonFiniteError on a CPU; on a GPU, and in traced or
         compiled graphs, the loss is NaN.
         """
-        check_dimension(latents, self.config.dim)
         z = latents.flatten(0, -2).float()
 
         # docs/method.md, "Quantization": e_l is nearest to r_(l-1), and r_l = r_(l-1) - e_l
         indices, codewords, residuals = self.descend(z)
         z_q = sum(codewords, torch.zeros_like(z))
 
-        # "Training": loss, and moving averages
-        losses = self._losses(z_q, residuals)
+        # "Training": loss, with a term per level if there are several, and moving averages
+        losses: dict[str, Tensor] = {}
+        if self._level_beta:
+            for level, residual in enumerate(residuals[1:], start=1):
+                losses[f"commitment_{level}"] = self._level_beta * residual.square().sum()
+        losses["commitment"] = self.config.beta * (z - z_q).square().sum()
         if self.training and not self.frozen:
             update_codebooks(self.levels, residuals[:-1], indices)
 
@@ -105,9 +110,10 @@ class ResidualQuantizer(Quantizer):
         codewords: list[Tensor] = []
         residuals = [z]
         for part in self._plan_search(levels or len(self.levels)):
-            nearest = self._search(residuals[-1], part)
-            for codebooks, index in zip(part, nearest, strict=True):
-                codeword = codebooks.lookup(index)
+            codebooks = [level.codewords for level in part]
+            nearest = self.search(residuals[-1].detach(), codebooks)
+            for level, index in zip(part, nearest, strict=True):
+                codeword = level.lookup(index)
                 residual = residuals[-1] - codeword
                 indices.append(index)
                 codewords.append(codeword)
@@ -116,36 +122,19 @@ class ResidualQuantizer(Quantizer):
 
     def _plan_search(self, levels: int) -> list[list[LevelCodebooks]]:
         """Return the levels of each call of the search, for the first `levels`."""
-        step = self.config.levels if self.config.joint_beam else self.config.group_size
+        step = self._group_size
         first = self.levels[:levels]
         return [first[start : start + step] for start in range(0, levels, step)]
-
-    def _search(self, residual: Tensor, levels: Sequence[LevelCodebooks]) -> Tensor:
-        """Return the indices (l, N) of vectors (N, D) from one search of consecutive levels."""
-        codebooks = [level.codewords for level in levels]
-        return self.search(residual.detach(), codebooks)
-
-    def _losses(self, z_q: Tensor, residuals: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the terms of the loss (docs/method.md), summed over all vectors."""
-        losses: dict[str, Tensor] = {}
-        beta = self.config.beta_of_levels  # 0 for a single level, which has the term of z_q alone
-        if beta:
-            for level, residual in enumerate(residuals[1:], start=1):  # r_l = r_(l-1) - e_l
-                losses[f"commitment_{level}"] = beta * residual.square().sum()
-        error = residuals[0] - z_q
-        losses["commitment"] = self.config.beta * error.square().sum()
-        return losses
 
     @torch.no_grad()
     def encode(self, latents: Tensor, levels: int | None = None) -> Codes:
         """Return the codes of the first levels (default: all); see `Quantizer.encode`."""
-        check_dimension(latents, self.config.dim)
         z = latents.flatten(0, -2).float()
         count = levels or len(self.levels)
         indices: Iterable[Tensor]
         first, *others = self._plan_search(count)
         if not others:  # one search needs no residuals
-            indices = self._search(z, first)
+            indices = self.search(z, [level.codewords for level in first])
         else:
             indices, _, _ = self.descend(z, count)
         return self._codes(indices, latents)
@@ -188,7 +177,7 @@ class ResidualQuantizer(Quantizer):
 
                 # search again from the first level: a beam may change coarser levels too
                 searched = levels[:count]
-                indices = self._search(start, searched)
+                indices = self.search(start, [level.codewords for level in searched])
                 codewords = []
                 for level, index in zip(searched, indices, strict=True):
                     codewords.append(level.lookup(index))

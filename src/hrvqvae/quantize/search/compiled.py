@@ -46,7 +46,7 @@ from torch.nn.functional import pad
 from hrvqvae.quantize.search import simd
 from hrvqvae.quantize.search.simd import COLUMNS, LANES, ROWS, SIDE_BY_SIDE
 from hrvqvae.utils.compiled import compiled, in_parts, inlined
-from hrvqvae.utils.errors import NonFiniteError
+from hrvqvae.utils.errors import InputError, NonFiniteError
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -278,6 +278,9 @@ def search_compiled(
     Raises NonFiniteError if a latent, or all codewords with which it is compared, are NaN, infinite
     or too large to be squared.
     """
+    dim = codebooks[0].shape[2]
+    if latents.shape[1] != dim:  # the loops would read past the end
+        raise InputError(f"latents have {latents.shape[1]} channels; the codebooks have {dim}")
     indices = torch.empty(len(codebooks), len(latents), dtype=torch.long, device="cpu")
     vectors = latents.detach().float().contiguous().numpy()
     codebooks = [codebook.detach().float() for codebook in codebooks]
