@@ -208,9 +208,21 @@ _DEEP_CIFAR10 = {
     "prior.network": {"hidden_units": 160, "heads": 5},
     "prior.flip": True,
 }
-_DEEP_MNIST = {  # has nothing of _DEEP
+# It has nothing of _DEEP. Its tree is trained: a planted one has 3% less error, but its codes take
+# a prior 21% more bits after equal steps (docs/findings.md, "Train flat, plant").
+_DEEP_MNIST = {
     "model": {"stride": 4, "padding": 2, "hidden_units": 96},
-    "model.quantizer": {"levels": 5, "linked": 5, "dim": 24},
+    "model.quantizer": {
+        "levels": 5,
+        "linked": 5,
+        "dim": 24,
+        "planted": False,
+        "beta": 1.0,
+        "level_beta": 0.05,
+        "decay": 0.95,
+        "beam": 4,
+        "coarse_weight": 0.1,
+    },
 }
 _DEEP_PHOTOS = {
     **_DEEP,
@@ -236,9 +248,7 @@ TREEVQ = System(
             "photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS
         ),
     ),
-    notes=(
-        "TreeVQ is not printed: the HR-VQVAE row, with trees that are planted on flat codebooks.",
-    ),
+    notes=("TreeVQ is not printed: the HR-VQVAE row, with trees planted on flat codebooks.",),
 )
 
 AS_HRVQVAE = mark_as_borrowed(TABLE_6 | TABLE_8) | _NOT_PRINTED
