@@ -208,16 +208,28 @@ class QuantizerConfig(Section, section="model.quantizer"):
         return min(self.linked or self.levels, self.levels)
 
     @property
+    def leaves(self) -> tuple[int, ...]:
+        """Number of leaves of each group of linked levels."""
+        starts = range(0, self.levels, self.group_size)
+        return tuple(math.prod(self.sizes[start:][: self.group_size]) for start in starts)
+
+    @property
+    def is_flat_at_first(self) -> bool:
+        """Whether flat codebooks are trained, and planted as trees."""
+        return self.planted and max(self.leaves) <= _MOST_TRAINED
+
+    @property
     def trained(self) -> Self:
         """The quantizer that is trained: for a planted tree, a flat codebook per group of linked
-        levels.
+        levels. Groups with a joint beam are searched one by one, with a beam of at most 4, which
+        trains as well in less time.
         """
-        starts = range(0, self.levels, self.group_size)
-        leaves = tuple(math.prod(self.sizes[start:][: self.group_size]) for start in starts)
-        if not self.planted or max(leaves) > _MOST_TRAINED:
-            return self
-        flat = {"levels": len(leaves), "level_codewords": leaves, "linked": 1}
-        return self.replace(**flat, beam=1, joint_beam=False, planted=False)
+        if self.is_flat_at_first:
+            flat = {"levels": len(self.leaves), "level_codewords": self.leaves, "linked": 1}
+            return self.replace(**flat, beam=1, joint_beam=False, planted=False)
+        if self.joint_beam and self.group_size > 1:
+            return self.replace(beam=min(self.beam, 4), joint_beam=False)
+        return self
 
     @property
     def num_codebooks(self) -> tuple[int, ...]:

@@ -48,11 +48,14 @@ def plant(levels: Sequence[LevelCodebooks], codebook: Tensor, counts: Tensor) ->
 
 def plant_tree(flat: ResidualQuantizer, config: QuantizerConfig) -> ResidualQuantizer:
     """Return the tree of `config`. The codewords of a flat codebook become the leaves of each group
-    of linked levels.
+    of linked levels. A quantizer that was trained as a tree keeps its codewords.
     """
     tree = ResidualQuantizer(config)
-    for group, stage in zip(_groups(tree), flat.levels, strict=True):
-        plant(group, stage.codewords[0].cpu(), stage.count[0].cpu())
+    if not config.is_flat_at_first:
+        tree.load_state_dict(flat.state_dict())
+    else:
+        for group, stage in zip(_groups(tree), flat.levels, strict=True):
+            plant(group, stage.codewords[0].cpu(), stage.count[0].cpu())
     return tree.to(flat.levels[0].count.device)
 
 

@@ -157,7 +157,7 @@ class AutoencoderTask(ImageTask):
         source: Any
         source, config = open_run(name).load(decoder=None)
         target = self.config.model
-        is_planted = target != target.trained
+        is_planted = target.num_codewords != target.trained.num_codewords
         if is_planted and source.config.num_codewords == target.num_codewords:
             source.quantizer = read_leaves(source.quantizer)
         copy_weights(model, source.state_dict(), name)  # with the counts of the codewords
