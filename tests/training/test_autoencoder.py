@@ -147,6 +147,18 @@ def test_tensors_stay_where_they_are(system, mnist_root):
     assert places[2] == places[-1]  # the discriminator begins at step 2
 
 
+def test_groups_with_a_joint_beam_are_trained_one_by_one(mnist_root, tmp_path):
+    quantizer = {"levels": 4, "linked": 2, "planted": False, "beam": 6}
+    base = with_quantizer(tiny_systems(mnist_root)["treevq"], **quantizer)
+    cases = {}
+    for joint, beam in ((True, 6), (False, 4)):
+        config = with_quantizer(base, joint_beam=joint, beam=beam)
+        cases[joint] = Case("autoencoder", tmp_path / str(joint), config)
+        cases[joint].train(max_steps=5)
+    assert same(cases[True].state(), cases[False].state())
+    assert hrvqvae.load(cases[True].path).config.model.quantizer.joint_beam
+
+
 @parametrize("linked", [0, 2])
 def test_a_planted_training(linked, mnist_root, tmp_path):
     """Flat codebooks are trained, and the run is a tree with their codewords as leaves."""

@@ -168,7 +168,8 @@ class QuantizerConfig(Section, section="model.quantizer"):
     #: a codeword is dead if its share of the codebook's vectors is below this / m
     restart_below: Weight = 0.03
     beam: Positive = 1  #: candidates that the search keeps per level; 1 is greedy, as in the paper
-    #: the beam decides after the last level, not after each group of linked levels
+    #: the beam decides after the last level, not after each group of linked levels; groups of
+    #: several levels are trained one by one all the same, with a beam of at most 4
     joint_beam: bool = False
     #: weight of the coarser levels' squared residuals in a beam's objective
     coarse_weight: Weight = 0.0
