@@ -86,7 +86,6 @@ def test_every_command(system, runs, tmp_path):
         *((system, "") for system in EVERY if system not in ("hrvqvae", "vqvae")),
         ("rqvae", "joint_beam=true beam=2"),
         ("vqvae2", "level_codewords=70"),
-        ("hrvqvae", "levels=4 linked=2 update=gradient"),
     ],
 )
 def test_resumed_to_the_bit(system, options, runs, tmp_path, mnist_root):
