@@ -53,8 +53,8 @@ def test_a_second_call_goes_on(tmp_path):
 def test_files_of_another_call_are_no_files_of_a_forced_one(tmp_path):
     folder = tmp_path / "single"
 
-    def draw(seed, force=False, name="7", top_k=0):
-        params = SamplingParams(levels=1, top_k=top_k)
+    def draw(seed, force=False, name="7"):
+        params = SamplingParams(levels=1)
         options = {"save_dir": folder, "class_name": name, "params": params, "force": force}
         pictures.sample("mnist", 3, tmp_path / f"{seed}.png", seed=seed, **options)
         return contents(name)
@@ -63,8 +63,6 @@ def test_files_of_another_call_are_no_files_of_a_forced_one(tmp_path):
         return [path.read_bytes() for path in sorted(folder.glob(f"{name}-*.png"))]
 
     first = draw(1)
-    with input_error("top-k is 1000"):
-        draw(1, force=True, top_k=1000)
     with input_error("class"):
         draw(1, force=True, name="99")
     assert contents() == first
