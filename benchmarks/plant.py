@@ -87,7 +87,7 @@ def measure(subject: Subject, codewords: int, beams: Sequence[int]) -> Iterator[
     flat = subject.model.quantizer.lookup(codes)
     yield {"tree": "flat", "search": "flat", "mse": subject.error(flat)}
     orders: dict[str, Callable[..., Tensor]] = {"k-means": planting._order}
-    if codewords in (2, 8):
+    if codewords in (2, 8) and len(subject.codebooks) == 1:
         orders["pairs"] = pair_order
     for name, order in orders.items():
         for beam in beams:
