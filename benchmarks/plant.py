@@ -1,6 +1,8 @@
 """Measure trees that are planted on the codebooks of trained runs (docs/data/plant-cifar10).
 
 python -m benchmarks.plant images OUT RUN CODEWORDS BEAMS [LIMIT]: errors, to OUT/rows.jsonl
+python -m benchmarks.plant prefixes OUT RUN: errors of the first levels of a planted run, with and
+without its decoder of prefixes, to OUT/prefixes.jsonl
 python -m benchmarks.plant times OUT: CPU seconds, to OUT/times.jsonl
 python -m benchmarks.plant report OUT: comparisons
 """
@@ -17,6 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+import hrvqvae
 from benchmarks.common import Row, read_images
 from benchmarks.laboratory.report import welch
 from hrvqvae import TreeVQ
@@ -116,6 +119,24 @@ def _measure_tree(subject: Subject, tree: TreeVQ, latents: Tensor, name: str) ->
         quantized = quantizer.lookup(codes[:level])
         row = {"tree": name, "search": f"beam {beam}", "level": level, "of": num_levels}
         yield row | {"mse": subject.error(quantized)}
+
+
+def measure_prefixes(run: Path) -> Iterator[Row]:
+    """Yield the errors of the first levels of a planted run."""
+    for decoder in ("plain", "prefixes"):
+        model = hrvqvae.load(run)
+        if decoder == "plain":
+            model.autoencoder._progressive.clear()
+        images = read_images(model.config.data)
+        depth = model.config.model.quantizer.levels
+        squared = [0.0] * depth
+        for batch in torch.split(images, 200):
+            codes = model.encode(batch)
+            for level in range(depth):
+                error = model.decode(codes, levels=level + 1) - batch.float() / 255
+                squared[level] += float(error.double().square().sum())
+        for level, total in enumerate(squared, start=1):
+            yield {"decoder": decoder, "level": level, "of": depth, "mse": total / images.numel()}
 
 
 def measure_times() -> Iterator[Row]:
@@ -224,6 +245,10 @@ def main(argv: Sequence[str]) -> None:
         about = {"run": subject.name, "images": len(subject.images)}
         rows = (about | row for row in found)
         name = "rows.jsonl"
+    elif action == "prefixes":
+        (run,) = rest
+        rows = ({"run": Path(run).name} | row for row in measure_prefixes(Path(run)))
+        name = "prefixes.jsonl"
     else:
         rows = measure_times()
     with (folder / name).open("a") as stream:
