@@ -1,6 +1,4 @@
-"""Commands that write, and what disturbs them: a kill, a full disk, a read-only disk, or a second
-process with the same command.
-"""
+"""Commands that write, and what disturbs them: a kill, or a full disk."""
 
 import contextlib
 import os
@@ -13,7 +11,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +19,7 @@ from benchmarks.torture.readers import MODEL, digest, resident
 from hrvqvae.cli import main as hrvqvae
 from hrvqvae.utils.errors import InputError
 
-KINDS = ("killed", "full disk", "read-only", "two at once")
+KINDS = ("killed", "full disk")
 _BYTES = 1 << 30  # of memory that a command may take
 _PATIENCE = 60  # seconds that a command may take beyond ten times those without disturbance
 
@@ -98,35 +95,36 @@ class Result:
         return "hang" if self.code == -signal.SIGALRM else "crash"
 
 
-class Running:
-    """A command in a forked process, which has all imports already."""
+def run_command(
+    words: Sequence[str], folder: Path, patience: float, kill_after: float | None = None
+) -> Result:
+    """Run a command in a forked process, which has all imports already."""
+    begun = time.monotonic()
+    log = folder / "log"
+    log.write_bytes(b"")
+    process = os.fork()
+    if not process:
+        code = 1
+        try:
+            for descriptor in (1, 2):
+                os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), descriptor)
+            signal.alarm(int(patience))
+            code = hrvqvae(words)
+            sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
-    def __init__(self, words: Sequence[str], folder: Path, patience: float) -> None:
-        self.begun = time.monotonic()
-        self._log = folder / f"log-{random.randbytes(4).hex()}"
-        self.process = os.fork()
-        if not self.process:
-            code = 1
-            try:
-                for descriptor in (1, 2):
-                    os.dup2(os.open(self._log, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
-                signal.alarm(int(patience))
-                code = hrvqvae(words)
-                sys.stdout.flush()
-            except BaseException:
-                traceback.print_exc()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)
-
-    def wait(self) -> Result:
-        """Wait for the end of the command."""
-        _, status, used = os.wait4(self.process, 0)
-        seconds = time.monotonic() - self.begun
-        output = self._log.read_text(errors="replace") if self._log.exists() else ""
-        self._log.unlink(missing_ok=True)
-        grown = used.ru_maxrss * 1024 - resident("VmRSS")
-        return Result(os.waitstatus_to_exitcode(status), output, seconds, grown)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(process, signal.SIGKILL)
+    _, status, used = os.wait4(process, 0)
+    seconds = time.monotonic() - begun
+    grown = used.ru_maxrss * 1024 - resident("VmRSS")
+    output = log.read_text(errors="replace")
+    return Result(os.waitstatus_to_exitcode(status), output, seconds, grown)
 
 
 class Box:
@@ -135,22 +133,18 @@ class Box:
     def __init__(self, path: Path, room: int) -> None:
         self.path = path
         path.mkdir()
-        self.mounted = self._mount(f"size={max(room, 1 << 14)}", "-t", "tmpfs", "none")
+        self.mounted = self._mount(f"size={max(room, 1 << 14)}")
 
-    def _mount(self, options: str, *words: str) -> bool:
-        command = ["mount", *words, "-o", options, str(self.path)]
+    def _mount(self, options: str) -> bool:
         if os.geteuid():
             return False
+        command = ["mount", "-t", "tmpfs", "none", "-o", options, str(self.path)]
         return not subprocess.run(command, capture_output=True, check=False).returncode
 
-    def lock(self) -> bool:
-        """Make the disk read-only. Return whether that was possible."""
-        return self.mounted and self._mount("remount,ro")
-
-    def unlock(self) -> None:
-        """Make the disk writable and large."""
+    def enlarge(self) -> None:
+        """Make room on the disk."""
         if self.mounted:
-            self._mount("remount,size=1g,rw")
+            self._mount("remount,size=1g")
 
     def remove(self) -> None:
         """Remove the folder and its files."""
@@ -198,7 +192,7 @@ class Disturbances:
         for _ in range(2):
             with self._make_box(command) as box:
                 before = _disk_bytes(box.path)
-                result = Running(command.split(self.work, box.path), self.work, 600).wait()
+                result = run_command(command.split(self.work, box.path), self.work, 600)
                 if result.code:
                     raise InputError(f"{command.words}: {result.output}")
                 calls.append(_digest_files(box.path))
@@ -221,40 +215,30 @@ class Disturbances:
             room = int(share * command.growth)
             room += _disk_bytes(self._trained) if command.needs_run else 0
         with self._make_box(command, room) as box:
-            has_disk = box.lock() if kind == "read-only" else box.mounted
-            if kind in ("full disk", "read-only") and not has_disk:
+            if kind == "full disk" and not box.mounted:
                 return "not run", "no disk could be mounted"
             return self._disturb(command, kind, share, box)
 
     def _disturb(self, command: Command, kind: str, share: float, box: Box) -> tuple[str, str]:
         words = command.split(self.work, box.path)
-        run = partial(Running, folder=self.work, patience=_PATIENCE + 10 * command.seconds)
-        running = [run(words)]
-        if kind in ("killed", "two at once"):
-            time.sleep(share * command.seconds)
-        if kind == "killed":
-            os.kill(running[0].process, signal.SIGKILL)
-        elif kind == "two at once":
-            running.append(run(words))
-        results = [process.wait() for process in running]
-        output = [f"$ hrvqvae {' '.join(words)}   ({kind}, {share:.2f})"]
-        output += [result.output for result in results]
-        faults = [result.find_fault(may_refuse=True) for result in results]
-        if kind != "killed" and any(faults):
-            return max(faults), "\n".join(output)
+        patience = _PATIENCE + 10 * command.seconds
+        kill_after = share * command.seconds if kind == "killed" else None
+        result = run_command(words, self.work, patience, kill_after)
+        output = f"$ hrvqvae {' '.join(words)}   ({kind}, {share:.2f})\n{result.output}"
+        fault = result.find_fault(may_refuse=True)
+        if fault and kind != "killed":
+            return fault, output
 
         # without disturbance, the command must leave its usual files
-        box.unlock()
-        again = run(words).wait()
+        box.enlarge()
+        again = run_command(words, self.work, patience)
         if again.code == 2 and "--force" in again.output:
-            again = run([*words, "--force"]).wait()
+            again = run_command([*words, "--force"], self.work, patience)
         files = _digest_files(box.path)
         # where two undisturbed calls differ, any file will do
         usual = {path: part or files.get(path) for path, part in command.usual.items()}
-        changed = sorted(
-            path for path in {*files, *usual} if path not in files or files[path] != usual.get(path)
-        )
-        output.append(f"again, exit code {again.code}:\n{again.output}")
-        output += [f"differs: {path}" for path in changed]
+        changed = sorted(path for path in {*files, *usual} if files.get(path) != usual.get(path))
+        output += f"\nagain, exit code {again.code}:\n{again.output}\n"
+        output += "\n".join(f"differs: {path}" for path in changed)
         fault = again.find_fault(may_refuse=not changed)  # finished files may be refused
-        return fault or ("accepted" if changed else ""), "\n".join(output)
+        return fault or ("accepted" if changed else ""), output

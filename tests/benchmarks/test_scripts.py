@@ -111,9 +111,9 @@ def test_each_case_is_told(tmp_path, capfd):
     reader = Reader("x", read)
     expected = reader.read_undamaged(tmp_path)
     assert expected == {str(file): {"": "as it was"}}
-    cases = list(reader.run(tmp_path, 0, range(60), expected))
-    for index, case in enumerate(cases):
-        path, content = reader.make_case(tmp_path, 0, index)
+    cases = [reader.run_case(tmp_path, 0, number, expected) for number in range(60)]
+    for number, case in enumerate(cases):
+        path, content = reader.make_case(tmp_path, 0, number)
         assert path.read_bytes() == INTACT  # the file is put back
         fault = "" if content == INTACT else FAULTS[len(content) % 6]
         assert case.fault.startswith(fault)

@@ -5,12 +5,10 @@ from contextlib import suppress
 
 import pytest
 
-from benchmarks.torture.bombs import BOMBS
-from benchmarks.torture.readers import READERS
 from hrvqvae.compression.zips import open_zip, write_zip
 from hrvqvae.utils.errors import DamagedFileError
 from tests.compression.made import TREE, files_of, flip_bit
-from tests.conftest import names_in, parametrize, run_python
+from tests.conftest import names_in, run_python
 
 FILES = {f"{name}.hrv": files_of(TREE, (9, 7), seed=ord(name))[0] for name in "abc"}
 
@@ -94,9 +92,3 @@ def test_an_entry_that_unpacks_to_too_much_is_lost(tmp_path):
         opened.writestr("a.hrv", FILES["a.hrv"])
     content = (tmp_path / "x.zip").read_bytes()
     assert read(tmp_path / "x.zip", content) == {"a.hrv": FILES["a.hrv"], "bomb.hrv": None}
-
-
-@parametrize("name", [name for reader, name in BOMBS if reader == "zip"])
-def test_bombs_take_neither_time_nor_memory(name, tmp_path):
-    measured = READERS["zip"].bomb(lambda folder: BOMBS["zip", name](tmp_path, folder), tmp_path)
-    assert measured.fault == ""

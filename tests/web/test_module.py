@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from benchmarks.common import fields
-from benchmarks.torture import bombs
+from benchmarks.torture.bombs import BOMBS, write_bomb
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.compression import hrv
 from hrvqvae.compression.images import decode_images, flat_codes
@@ -28,7 +28,7 @@ from tests.format.test_javascript import DECODER, run_node
 from tests.web.bundle import read_bundle
 
 WEB_TESTS = Path(__file__).parent
-CONSTRUCTED = [case for case in bombs.BOMBS if case[0] in ("file of codes", "tables")]
+CONSTRUCTED = [case for case in BOMBS if case[0] in ("file of codes", "tables")]
 MODEL = "treevq-mnist"  # with padding, a beam and a refiner of prefixes
 FILES = int(os.environ.get("HRVQVAE_WEB_FILES", "30"))
 
@@ -187,9 +187,9 @@ def test_damaged_and_foreign_files_and_bundles_are_refused(bundle, tmp_path):
 @parametrize("case", CONSTRUCTED, ids=" ".join)
 def test_constructed_files_are_refused_in_node(case, tmp_path):
     """Files that ask for much memory or time, and hold no image that is whole."""
-    path = bombs.BOMBS[case](tmp_path, tmp_path)
+    path = write_bomb(case, tmp_path)
     tables = tmp_path / "model.hrvt"
-    tables.write_bytes(Model(bombs.MODEL).entropy_model.content)
+    tables.write_bytes(Model(MODEL).entropy_model.content)
     out = run_node(DECODER, *([tables] if case[0] == "file of codes" else []), path).stdout
     assert '"levels":[[' not in out
     assert '"refused"' in out or '"fault":"' in out or case[0] == "tables"
