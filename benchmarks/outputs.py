@@ -69,7 +69,7 @@ def encode_images(path: Path) -> dict[str, Tensor]:
     if path.exists():
         kept: dict[str, Tensor] = torch.load(path)
         return kept
-    model = hrvqvae.load("treevq-cifar10")
+    model: Any = hrvqvae.load("treevq-cifar10")
     images = load_images(model.config.data, "train")
     pixels = torch.from_numpy(images.pixels)
     leaves = []
@@ -122,10 +122,12 @@ def measure_nats(prior: GPT, leaves: Tensor, classes: Tensor, tree: Sequence[int
 
 
 @torch.inference_mode()
-def measure_bits(prior: GPT, leaves: Tensor, classes: Tensor, tree: Sequence[int]) -> float:
-    """Return the mean bits per held-out image of leaves (N, H, W), N a multiple of 100."""
+def measure_bits(prior: GPT, tree: Sequence[int], codes: dict[str, Tensor], rows: slice) -> float:
+    """Return the mean bits per image of some images, as many as a multiple of 100."""
     prior.eval()
-    batches = zip(torch.split(leaves, 100), torch.split(classes, 100), strict=True)
+    leaves = torch.split(codes["leaves"][rows], 100)
+    classes = torch.split(codes["classes"][rows], 100)
+    batches = zip(leaves, classes, strict=True)
     nats = [float(measure_nats(prior, *batch, tree)) for batch in batches]
     return mean(nats) / math.log(2)
 
@@ -135,6 +137,7 @@ def train(output: str, rate: float, seed: int, seconds: float, codes: dict[str, 
     tree, order, kind = OUTPUTS[output]
     leaves = order_leaves(order, codes)[codes["leaves"]]
     classes = codes["classes"]
+    ordered = {"leaves": leaves, "classes": classes}
     torch.manual_seed(seed)
     config = GPTConfig(hidden_units=160, layers=8, heads=5, output=kind)
     sizes = [math.prod(tree[: level + 1]) for level in range(len(tree))]
@@ -165,10 +168,8 @@ def train(output: str, rate: float, seed: int, seconds: float, codes: dict[str, 
         steps += 1
         spent = time.process_time() - start
 
-    held_out = leaves[TRAINING_IMAGES:], classes[TRAINING_IMAGES:]
-    chosen, measured = zip(
-        *(torch.tensor_split(part, [CHOSEN_BY]) for part in held_out), strict=True
-    )
+    chosen_by = slice(TRAINING_IMAGES, TRAINING_IMAGES + CHOSEN_BY)
+    measured = slice(TRAINING_IMAGES + CHOSEN_BY, None)
     return {
         "output": output,
         "rate": rate,
@@ -176,8 +177,8 @@ def train(output: str, rate: float, seed: int, seconds: float, codes: dict[str, 
         "cpu_seconds": round(spent, 1),
         "steps": steps,
         "training_bits": round(mean(recent), 2),
-        "validation_bits": round(measure_bits(prior, *chosen, tree), 2),
-        "bits": round(measure_bits(prior, *measured, tree), 2),
+        "validation_bits": round(measure_bits(prior, tree, ordered, chosen_by), 2),
+        "bits": round(measure_bits(prior, tree, ordered, measured), 2),
     }
 
 

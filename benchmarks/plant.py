@@ -128,7 +128,7 @@ def measure_prefixes(run: Path) -> Iterator[Row]:
         if decoder == "plain":
             model.autoencoder._progressive.clear()
         images = read_images(model.config.data)
-        depth = model.config.model.quantizer.levels
+        depth = len(model.config.model.num_symbols)
         squared = [0.0] * depth
         for batch in torch.split(images, 200):
             codes = model.encode(batch)

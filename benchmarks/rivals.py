@@ -19,8 +19,8 @@ from hrvqvae.config.registry import register_system
 from hrvqvae.config.section import AtLeastTwo, PerLevel, Positive, Range, Section, Weight
 from hrvqvae.config.systems import AS_HRVQVAE, settings
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
-from hrvqvae.utils.errors import require
+from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes
+from hrvqvae.utils.errors import NonFiniteError, require
 
 library = import_rival("vector_quantize_pytorch")
 
@@ -118,7 +118,8 @@ class Adapter(Quantizer):
         vectors = latents.reshape(1, -1, latents.shape[-1]).float()
         # the check would wait for a GPU
         if vectors.device.type == "cpu" and not torch.compiler.is_compiling():
-            require_finite(vectors, ())
+            if not vectors.isfinite().all():
+                raise NonFiniteError("a latent is NaN or infinite")
         with torch.autocast(latents.device.type, enabled=False):
             quantized, codes, losses = self._quantize(vectors)
         return Quantized(

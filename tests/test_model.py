@@ -150,9 +150,6 @@ REFUSED = {
         torch.zeros(1, 28, 28), keep="left", seed=-1
     ),
     "there are 2 images": lambda model, _: model.complete(torch.zeros(2, 1, 28, 28)),
-    "correct the name, or leave out": lambda _, folder: hrvqvae.train(
-        "hrvqvae/mnist", out=folder / "none", resume=True
-    ),
 }
 
 

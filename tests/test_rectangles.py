@@ -37,7 +37,7 @@ def test_the_largest_part_of_the_shape_is_taken(size, sides, share):
     width, height = size
     rows, columns = np.mgrid[:height, :width]
     picture = np.stack([rows, columns, rows * 0]).astype(np.uint8)
-    pixels = decode_image(lambda: to_pil(picture), 3, size=sides, position=(share, share)).pixels
+    pixels = decode_image(lambda: to_pil(picture), 3, size=sides, position=(share, share))
     assert pixels.shape == (3, *sides)
     scale = min(height / sides[0], width / sides[1])
     for axis, (side, length) in enumerate(zip(sides, (height, width), strict=True)):
