@@ -124,7 +124,7 @@ def _measure_tree(subject: Subject, tree: TreeVQ, latents: Tensor, name: str) ->
 def measure_prefixes(run: Path) -> Iterator[Row]:
     """Yield the errors of the first levels of a planted run."""
     for decoder in ("plain", "prefixes"):
-        model = hrvqvae.load(run)
+        model: Any = hrvqvae.load(run)
         if decoder == "plain":
             model.autoencoder._progressive.clear()
         images = read_images(model.config.data)

@@ -117,9 +117,9 @@ class Adapter(Quantizer):
     def forward(self, latents: Tensor) -> Quantized:
         vectors = latents.reshape(1, -1, latents.shape[-1]).float()
         # the check would wait for a GPU
-        if vectors.device.type == "cpu" and not torch.compiler.is_compiling():
-            if not vectors.isfinite().all():
-                raise NonFiniteError("a latent is NaN or infinite")
+        is_checked = vectors.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_checked and not vectors.isfinite().all():
+            raise NonFiniteError("a latent is NaN or infinite")
         with torch.autocast(latents.device.type, enabled=False):
             quantized, codes, losses = self._quantize(vectors)
         return Quantized(
