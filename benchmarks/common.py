@@ -1,12 +1,10 @@
 """Timing in turns, test images, tables of rows and the main function, for all benchmarks."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -152,29 +150,6 @@ def preset_of(
     words, fields = split_fields(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(words)
     return arguments, override(base_config(prefix + arguments.preset), fields)
-
-
-class Rows:
-    """Rows that were measured, kept in a file of JSON lines; a row that is there is not measured
-    again.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.rows = list[Row]()
-        if path is not None and path.is_file():
-            self.rows = [json.loads(line) for line in path.read_text().splitlines()]
-
-    def get(self, labels: Row, measure: Callable[[], Row]) -> Row:
-        """Return the row with these labels; measure it where it is missing."""
-        for row in self.rows:
-            if row.items() >= labels.items():
-                return row
-        self.rows.append({**labels, **measure()})
-        if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps(self.rows[-1]) + "\n")
-        return self.rows[-1]
 
 
 def parse_lines(text: str) -> dict[str, str]:

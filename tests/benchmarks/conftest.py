@@ -1,15 +1,11 @@
-"""Tiny presets for the laboratory; the rivals for the tests that ask for them; small products of
-matrices.
-"""
+"""Tiny presets for the laboratory; the rivals for the tests that ask for them."""
 
 import importlib
-from functools import partial
 
 import pytest
 import torch
 
-from benchmarks import sample, search
-from benchmarks.common import matrix_rate
+from benchmarks import search
 from benchmarks.laboratory import instruments
 from hrvqvae.config import presets
 from hrvqvae.config.registry import SYSTEMS, register_system
@@ -20,7 +16,6 @@ from tests.trained_run import tiny_systems
 
 @pytest.fixture(autouse=True)
 def _small_measurements(monkeypatch):
-    monkeypatch.setattr(sample, "matrix_rate", partial(matrix_rate, side=128, rounds=2))
     monkeypatch.setattr(search, "_ROUNDS", 3)
 
 

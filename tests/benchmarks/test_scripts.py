@@ -44,7 +44,7 @@ SCRIPTS = cells_of(f"""
     effort | mnist --models mnist --images 3 --bytes 60 | model coding MSE | 4
     train | --rounds 1 --preset vqgan/mnist {SMALL} {ADVERSARIAL} | method preset batch | 2
     prior | --rounds 1 --batch 2 --presets hrvqvae/mnist {DEEP} | preset network codes | 2
-    sample | --rounds 1 --positions 1 --levels {DEEP}:1 --images {DEEP}:1 | method drawn batch | 3
+    sample | --rounds 1 --images {DEEP}:1 {DEEP}:2 | drawn batch parameters | 2
 """)
 
 
