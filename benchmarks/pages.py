@@ -300,6 +300,17 @@ def leaves(system: str, passes: int, field: str = "mse") -> list[float]:
     return where("long-cifar10/leaves.jsonl", field, system=system, passes=passes)
 
 
+def planted(
+    search: str, level: int = 3, tree: str = "8, k-means", run: str = "vqvae", images: int = 10_000
+) -> list[float]:
+    """Return the errors of the first levels of planted codebooks in docs/data/plant-cifar10."""
+    wanted: Row = {"search": search, "tree": tree, "images": images}
+    if search != "flat":
+        wanted["level"] = level
+    path = "plant-cifar10/rows.jsonl"
+    return [row for seed in range(3) for row in where(path, "mse", run=f"{run}-{seed}", **wanted)]
+
+
 def lost_variance(system: str) -> str:
     """Return mean and standard deviation of the share of the latents' variance that codes lose."""
     shares = leaves(system, 0, "lost_variance")
