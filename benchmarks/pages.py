@@ -136,11 +136,6 @@ def interval(first: Values, second: Values) -> str:
     return f"{100 * low / mean(second):+.1f}% to {100 * high / mean(second):+.1f}%"
 
 
-def paired(first: Values, second: Values) -> str:
-    """Return the two-sided p-value of the t-test of paired values."""
-    return shorten(stats.ttest_rel(first, second).pvalue)
-
-
 def holm(plain: Mapping[Any, float]) -> dict[Any, float]:
     """Return p-values with Holm's correction for all of them."""
     corrected = {}
@@ -184,10 +179,6 @@ class Table:
     def perplexity(self, system: str, digits: int = 0) -> str:
         return spread(self.values(system, "perplexity"), 1, digits)
 
-    def leaves(self, system: str) -> str:
-        row = self.rows[system][0]
-        return f"{row['leaves_used']:,}, {row['perplexity']:,.1f}"
-
     def change(self, first: str, second: str, digits: int = 1) -> str:
         return change(self.values(first), self.values(second), digits)
 
@@ -201,29 +192,8 @@ class Table:
         tests = {name: p_welch(self.values(name), values) for name in self.rows}
         return shorten(holm(tests)[system])
 
-    def pairs(self, system: str, without: str) -> str:
-        """Return the cells of a system against all others, by mean error: difference and p-value
-        for those before it, `least` for those after it.
-        """
-        order = sorted(self.rows.keys() - {without}, key=lambda name: mean(self.values(name)))
-        place = order.index(system)
-        cells = [
-            f"{self.change(system, rival, 0)}, {self.holm(system, rival)}"
-            for rival in order[:place]
-        ]
-        return " | ".join(
-            [*cells, "", *(self.least(system, rival) for rival in order[place + 1 :])]
-        )
-
     def least(self, first: str, second: str) -> str:
         return f"{least(self.values(first), self.values(second), len(self.corrected)):.0f}%"
-
-    def level(self, *among: str) -> str:
-        """Return the least p-value of all pairs of systems, and the differences that would show."""
-        pairs = list(itertools.combinations(sorted(among), 2))
-        percents = [int(self.least(*pair).rstrip("%")) for pair in pairs]
-        p = min(self.corrected[pair] for pair in pairs)
-        return f"p at least {shorten(p)}, {min(percents)}% to {max(percents)}% would show"
 
     def extremes(self, system: str, *rivals: str) -> tuple[str, str]:
         """Return the least and the largest p-value of a system against rivals."""
@@ -309,12 +279,6 @@ def planted(
         wanted["level"] = level
     path = "plant-cifar10/rows.jsonl"
     return [row for seed in range(3) for row in where(path, "mse", run=f"{run}-{seed}", **wanted)]
-
-
-def lost_variance(system: str) -> str:
-    """Return mean and standard deviation of the share of the latents' variance that codes lose."""
-    shares = leaves(system, 0, "lost_variance")
-    return f"{mean(shares):.2%} ± {stdev(shares):.2%}"
 
 
 def effort_changes(path: str, model: str) -> str:
