@@ -176,9 +176,6 @@ class Table:
     def frechet(self, system: str, digits: int = 1) -> str:
         return spread(self.values(system, "frechet_reconstructions"), 1, digits)
 
-    def perplexity(self, system: str, digits: int = 0) -> str:
-        return spread(self.values(system, "perplexity"), 1, digits)
-
     def change(self, first: str, second: str, digits: int = 1) -> str:
         return change(self.values(first), self.values(second), digits)
 

@@ -3,7 +3,6 @@ on whole batches.
 """
 
 import copy
-import inspect
 import subprocess
 import sys
 import warnings
@@ -23,10 +22,6 @@ from tests.conftest import generator, normal, parametrize, same, shared_fixture
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 8
 SIZES = ("small", "large")
-
-# what docs/layer.md gives DistributedDataParallel, by the version of torch
-_IS_NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-NO_BUFFERS = {"forward_sync_buffers" if _IS_NEW else "broadcast_buffers": False}
 
 
 def batch(step):
@@ -65,9 +60,7 @@ def train(kind, rank, size, ddp=True):
     """
     torch.manual_seed(0)
     network = Network(kind)
-    trained = network
-    if size > 1 and ddp:
-        trained = DistributedDataParallel(network, **NO_BUFFERS)
+    trained = DistributedDataParallel(network) if size > 1 and ddp else network
     optimizer = torch.optim.SGD(network.parameters(), 0.05)
     jumped = 0
     for step in range(STEPS):
