@@ -65,17 +65,17 @@ class Kills:
 _PROGRAM = """
 import sys
 from pathlib import Path
-from hrvqvae.utils import locks, outputs
-with getattr(outputs if sys.argv[2] == "create_folder" else locks, sys.argv[2])(Path(sys.argv[1])):
+from hrvqvae.utils.locks import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.readline()
 """
 
 
 @contextmanager
-def in_another_process(path, lock="lock_folder"):
-    """Lock a folder, or with "lock_file" a file, in another process; yield its process ID."""
-    command = [sys.executable, "-c", _PROGRAM, str(path), lock]
+def in_another_process(path):
+    """Lock a folder in another process; yield its process ID."""
+    command = [sys.executable, "-c", _PROGRAM, str(path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -190,7 +190,7 @@ def test_the_wheel_works_outside_of_the_repository(built, tmp_path):
     options = "--quiet --no-index --no-deps --no-compile --target"
     run("-m", "pip", "install", *options.split(), site, wheel, cwd=elsewhere)
     # compiled from these very sources, by which it is known
-    for path in (ROOT / "src").rglob("*.nbc"):
+    for path in (ROOT / "src").rglob("*.nb[ci]"):
         copy = site / path.relative_to(ROOT / "src")
         # of a folder that is no more, or compiled anew by another process
         with suppress(FileNotFoundError):

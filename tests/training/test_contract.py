@@ -59,8 +59,7 @@ def test_stopping_and_resuming_changes_nothing(case, twin, form):
 
 def test_nothing_is_trained_for_an_autoencoder_that_still_trains(case):
     """Nor the autoencoder itself."""
-    told = "; wait" if case.name == "autoencoder" else ", which may change its"
-    with in_another_process(case.path), in_use_error(f"in use by another process{told}"):
+    with in_another_process(case.path), in_use_error("in use by another process; wait"):
         case.train()
     assert not case.folder.begun()
 

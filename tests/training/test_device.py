@@ -26,10 +26,7 @@ def test_bf16_is_chosen_if_the_processor_has_it(present, left_open, monkeypatch)
     auto = left_open.training
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": present})
     assert Compute(auto).bf16 is present
-    assert not Compute(auto).emulates_bf16
-    asked = Compute(auto.replace(precision="bf16"))
-    assert asked.bf16
-    assert asked.emulates_bf16 is not present
+    assert Compute(auto.replace(precision="bf16")).bf16
     assert not Compute(auto.replace(precision="fp32")).bf16
     for name in ("gpu", "cuda:99", "mps:x"):
         with input_error(f"device is '{name}'"):

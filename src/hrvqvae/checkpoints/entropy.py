@@ -15,7 +15,7 @@ from hrvqvae.config.parsing import override_reading
 from hrvqvae.data.copies import list_copies
 from hrvqvae.data.loading import open_images
 from hrvqvae.utils.errors import explain_write_errors, require_made_for
-from hrvqvae.utils.locks import lock_file
+from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import Say, note
 
@@ -66,7 +66,7 @@ def fit_entropy_model(
 
     Raises InputError if the data is missing, or another process fits the model.
     """
-    with lock_file(run.tables):
+    with lock_folder(run.path):
         if has_entropy_model(run):
             return load_entropy_model(run)
         model, config = run.load(decoder=None)

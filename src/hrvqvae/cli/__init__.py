@@ -6,11 +6,13 @@ import argparse
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
@@ -99,14 +101,24 @@ def _hint(argument: str, arguments: argparse.Namespace) -> str:
     return f"did you mean --{near}?" if near else f"see {arguments.parser.prog} --help"
 
 
+def _find_extra(module: str) -> str:
+    """Return the extra that installs a module, such as "figures" for "matplotlib.figure"; "" if no
+    extra does.
+    """
+    package = re.sub("[-_]", "[-_]", module.partition(".")[0])
+    for requirement in metadata.requires("hrvqvae") or []:
+        # such as: onnx>=1.18; extra == "onnx"
+        if found := re.match(rf"{package}\b[^-].*extra == .([\w-]+)", requirement):
+            return found[1]
+    return ""
+
+
 def _explain(error: Exception) -> str:
     """Return the one-line message of an error that a user can cause; "" for any other error."""
     if isinstance(error, InputError):
         return " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
-        from hrvqvae.utils.extras import extra_of
-
-        extra = extra_of(error.name or "")
+        extra = _find_extra(error.name or "")
         return f"this needs {error.name}: pip install '.[{extra}]'" if extra else ""
     names = ("MemoryError", "OutOfMemoryError")
     if type(error).__name__ in names or "DefaultCPUAllocator" in str(error):

@@ -28,7 +28,6 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -78,7 +77,8 @@ def find_data_root(root: str | None) -> Path:
     folder = root or os.environ.get("HRVQVAE_DATA")
     if folder:
         return expand_home(folder)
-    return Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False))
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return expand_home(cache) / "hrvqvae"
 
 
 def find_folder(name: str, root: str | None) -> Path:

@@ -34,7 +34,7 @@ from hrvqvae.training.optimizers import compute_learning_rate
 from hrvqvae.training.state import TrainState, count_parameters, require_finite
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, explain_write_errors
-from hrvqvae.utils.locks import InUseError, is_locked
+from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import Meter, say
 from hrvqvae.utils.quantities import clock
@@ -304,11 +304,8 @@ class Trainer:
         task = self.task
         run = task.run
         if task.parent_run is not None:
-            if is_locked(task.parent_run):
-                raise InUseError(
-                    f"{task.parent_run} is in use by another process, which may change its"
-                    " autoencoder; wait until it has ended"
-                )
+            with lock_folder(task.parent_run):
+                pass  # nobody trains its autoencoder
             if run.is_stale(task.autoencoder_digest):
                 raise InputError(
                     f"{run.path} was made for another state of the model: delete it, and train it"

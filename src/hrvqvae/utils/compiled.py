@@ -2,22 +2,15 @@
 torch's threads.
 
 The compiled code of a function includes the functions that it calls and the constants that it
-reads. Yet numba's own cache watches a single source file per function. Here the name of a cached
-file holds a digest of all source files in the function's folder. So **a compiled function uses only
-functions and constants of its own folder**.
-
-numba's cache also keeps an index of numbered files. Two processes can take the same number, and a
-damaged index or a full disk raises an error. So the two methods that read and write the cache are
-replaced here.
+reads. Yet numba's own cache watches a single source file per function. Here it watches all source
+files in the function's folder. So **a compiled function uses only functions and constants of its
+own folder**.
 """
 
 import ctypes
 import hashlib
 import inspect
 import os
-import pickle
-import re
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -29,7 +22,6 @@ import llvmlite
 import numba
 import torch
 from numba.core.caching import FunctionCache
-from numba.core.serialize import dumps
 
 from hrvqvae.utils.progress import note_once
 
@@ -48,51 +40,30 @@ def _digest_sources(folder: Path) -> str:
 
 
 class _Cache(FunctionCache):
-    """Cache with one file per signature of a function. Without a readable file, the function is
-    compiled.
+    """numba's cache, whose stamp covers the folder of a function. A cache that can't be read or
+    written stops nothing: the function is compiled.
     """
 
     def __init__(self, function: Function) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]
-        name = re.sub(r"[<>]", "", f"{function.__module__}.{function.__qualname__}")
-        self._prefix = f"{name}-{sys.implementation.cache_tag}"
-        self._current_prefix = (
-            f"{self._prefix}-{_digest_sources(Path(inspect.getfile(function)).parent)}"
-        )
-
-    def _path(self, signature: Any, codegen: Any) -> Path:
-        key = repr(self._index_key(signature, codegen))  # type: ignore[no-untyped-call]
-        return Path(
-            self.cache_path,
-            f"{self._current_prefix}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc",
-        )
+        folder = Path(inspect.getfile(function)).parent
+        self._cache_file._source_stamp = _digest_sources(folder)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled code of a signature, or None."""
-        target_context.refresh()
+        loaded = None
         with suppress(Exception):
-            content = self._path(sig, target_context.codegen()).read_bytes()
-            if hashlib.sha256(content[32:]).digest() == content[:32]:
-                return self._impl.rebuild(target_context, pickle.loads(content[32:]))
-        note_once(
-            "compiling for this processor (some seconds; later runs find the code on disk) ..."
-        )
-        return None
+            loaded = super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        if loaded is None:
+            note_once(
+                "compiling for this processor (some seconds; later runs find the code on disk) ..."
+            )
+        return loaded
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Write the compiled code of a signature, and remove code compiled from other versions of
-        the source.
-        """
-        content = dumps(self._impl.reduce(data))  # type: ignore[no-untyped-call]
-        with suppress(OSError):  # a full disk, or a folder that was removed
-            path = self._path(sig, data.codegen)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # The file is renamed once it is complete.
-            with self._cache_file._open_for_write(str(path)) as stream:
-                stream.write(hashlib.sha256(content).digest() + content)
-            for old in path.parent.glob(f"{self._prefix}-*.nbc"):
-                if not old.name.startswith(self._current_prefix):
-                    old.unlink(missing_ok=True)
+        """Write the compiled code of a signature."""
+        with suppress(Exception):
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 
 
 def compiled(**options: Any) -> Callable[[Function], Any]:

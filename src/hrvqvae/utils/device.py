@@ -121,13 +121,6 @@ class Compute:
         channels_last = config.memory_format == "channels_last"
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
-    @property
-    def emulates_bf16(self) -> bool:
-        """Whether the precision is bfloat16 on a device that does not multiply bfloat16 in
-        hardware.
-        """
-        return self.bf16 and not computes_bf16(self.device)
-
     def place_model(self, model: M) -> M:
         """Move a model to the device, and its 4-dimensional weights to the memory format."""
         model.to(self.device)

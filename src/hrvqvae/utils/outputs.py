@@ -1,6 +1,5 @@
 """Output files: their names, what they may replace, and writing them whole or not at all."""
 
-import hashlib
 import os
 import shutil
 import uuid
@@ -9,7 +8,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hrvqvae.utils.errors import InputError, explain_write_errors
-from hrvqvae.utils.locks import lock_file
 
 TEMPORARY = ".writing-"
 
@@ -22,21 +20,14 @@ def base_name(run: str | Path) -> str:
     return (Path(run).name.strip(".") or Path(run).resolve().name).removesuffix(".safetensors")
 
 
-def safe_name(name: str) -> str:
-    """Return a relative path that stays below a folder: "a/b" for "/../a/b". No part is hidden."""
-    parts = [part for part in name.replace("\0", "_").split("/") if part not in ("", ".", "..")]
-    visible = [f"_{part[1:]}" if part.startswith(".") else part for part in parts]
-    return "/".join(visible) or "unnamed"
-
-
 def check_output(
-    path: Path, *, force: bool | None = False, inputs: Iterable[Path] = (), suffix: str = ""
+    path: Path, *, force: bool = False, inputs: Iterable[Path] = (), suffix: str = ""
 ) -> None:
     """Check that a file may be written, before anything is computed for it.
 
     Raises:
         InputError: The path has another suffix, is a folder, is one of the inputs, can't be
-            written, or exists and `force` is not given (None: the command has no such option).
+            written, or exists and `force` is not given.
     """
     if suffix and path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}")
@@ -55,7 +46,7 @@ def identify(path: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _check_replaceable(path: Path, force: bool | None, inputs: set[tuple[int, int]]) -> None:
+def _check_replaceable(path: Path, force: bool, inputs: set[tuple[int, int]]) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file")
     if not path.exists():
@@ -63,8 +54,9 @@ def _check_replaceable(path: Path, force: bool | None, inputs: set[tuple[int, in
     if identify(path) in inputs:
         raise InputError(f"{path} is an input and is never overwritten; choose another output")
     if not force:
-        advice = "" if force is None else ", or overwrite it with --force"
-        raise InputError(f"{path} exists already; choose another output{advice}")
+        raise InputError(
+            f"{path} exists already; choose another output, or overwrite it with --force"
+        )
 
 
 class Outputs:
@@ -98,12 +90,12 @@ class Outputs:
         self._taken = set[str]()  # in lower case: some systems ignore the case
 
     def reserve(self, name: str, suffix: str) -> Path:
-        """Return the path of an output: the file, or `safe_name(name)` and the suffix below the
-        folder. Equal names are numbered: x, x-2, x-3.
+        """Return the path of an output: the file, or the name and the suffix below the folder.
+        Equal names are numbered: x, x-2, x-3.
 
         Raises:
-            InputError: The path can't be written (see `check_output`), a symbolic link leads out of
-                the folder, or a single file is reserved twice.
+            InputError: The path can't be written (see `check_output`), the name or a symbolic link
+                leads out of the folder, or a single file is reserved twice.
         """
         if self._single:
             if self._taken:
@@ -112,20 +104,24 @@ class Outputs:
             _check_replaceable(self._out, self._force, self._inputs)
             return self._out
 
-        safe = safe_name(name)
-        unique = f"{safe}{suffix}"
+        name = os.path.normpath(name)
+        unique = f"{name}{suffix}"
         number = 1
         while unique.casefold() in self._taken:
             number += 1
-            unique = f"{safe}-{number}{suffix}"
+            unique = f"{name}-{number}{suffix}"
         self._taken.add(unique.casefold())
 
         # The path may exist, or lead elsewhere.
         path = self._out / unique
         if not path.resolve().is_relative_to(self._root):
-            raise InputError(f"{path} leads out of {self._out}; rename the image, or remove a link")
+            raise InputError(f"{path} leads out of {self._out}; rename the image")
         _check_replaceable(path, self._force, self._inputs)
         return path
+
+
+def _name_temporary(path: Path, suffix: str = "") -> Path:
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}{suffix}")
 
 
 @contextmanager
@@ -138,9 +134,7 @@ def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
     power. Raises OSError if the disk is full or the folder can't be written.
     """
     path = path.resolve()
-    # Some libraries choose the format by the suffix.
-    suffix = path.suffix if len(path.suffix) <= 12 else ""
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}{suffix}")
+    temporary = _name_temporary(path, path.suffix[:12])  # some libraries look at the suffix
     try:
         yield temporary
         if flush:
@@ -152,13 +146,6 @@ def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if flush:
-        with suppress(OSError):  # not every file system lets a folder be flushed
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -179,27 +166,16 @@ def write_output(path: Path, content: bytes) -> None:
 @contextmanager
 def create_folder(path: Path) -> Iterator[Path]:
     """Yield a new, empty folder to write to, and rename it to `path` at the end. After an error it
-    is removed.
-
-    Raises:
-        InputError: The folder exists already, or can't be written.
-        InUseError: Another process is writing the folder.
+    is removed. Raises InputError if the folder exists already, or can't be written.
     """
     if path.exists():  # also if the path is . or /, for which `with_name` would fail
         raise InputError(f"{path} exists already; choose another folder")
-    path = path.resolve()
-    # The name depends on `path` alone, so the next writer finds, and removes, what a killed writer
-    # left.
-    temporary = path.with_name(
-        f"{TEMPORARY}{hashlib.blake2b(os.fsencode(path.name), digest_size=4).hexdigest()}"
-    )
-    with lock_file(path):
+    temporary = _name_temporary(path.resolve())
+    with explain_write_errors(path):
         try:
-            with explain_write_errors(path):
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-                yield temporary
-                temporary.rename(path)
+            temporary.mkdir(parents=True)
+            yield temporary
+            temporary.rename(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -70,7 +70,7 @@ class Meter:
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
-            with suppress(OSError):
+            with suppress(OSError):  # the terminal may be closed
                 self._bar.close()
 
     def show(self, head: str, fraction: float, text: str, *, last: bool = False) -> None:
@@ -80,7 +80,7 @@ class Meter:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.n = fraction
-            self._bar.set_description_str(head, refresh=False)
+            self._bar.desc = head
             self._bar.postfix = text
             with suppress(OSError):
                 self._bar.refresh()
@@ -98,30 +98,28 @@ class Meter:
 
 
 @contextmanager
-def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Advance]:
+def task(title: str, total: int, unit: str = "images") -> Iterator[Advance]:
     """Show the progress of a task.
 
     Args:
         title: Name of the task.
         total: Number of parts of the task.
         unit: Name of the parts.
-        done: Number of parts that an earlier call did; the rate leaves them out.
     """
     if sys.stderr is None or not LOG.isEnabledFor(logging.INFO):
         yield lambda parts: None
         return
 
     # without a terminal, a short task shows nothing
-    is_terminal = sys.stderr.isatty()
+    delay = 0.0 if sys.stderr.isatty() else LINE_SECONDS
     with _Bar(
         total=total,
-        initial=done,
         desc=title,
         unit=f" {unit}",
         file=sys.stderr,
         leave=False,
-        delay=0 if is_terminal else LINE_SECONDS,
-        mininterval=0.1 if is_terminal else LINE_SECONDS,
+        delay=delay,
+        mininterval=max(0.1, delay),
         miniters=1,
     ) as bar:
         yield bar.update
