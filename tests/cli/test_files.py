@@ -241,6 +241,8 @@ def test_what_can_not_be_done(run, images, monkeypatch):
         decompress {image} -o y.png --model {run} | is not a file of codes
         decompress no.hrv -o y.png --model {run} | no.hrv: there is no such file
         compress no-such-run no.png -o new.hrv | no.png: there is no such file
+        reconstruct no-such-run no.png -o new.png | no.png: there is no such file
+        complete no-such-run no.png -o new.png | no.png: there is no such file
     """)
     assert {*folder_of(Path())} == {"notes.txt", "x.hrv", "x.zip"}
 

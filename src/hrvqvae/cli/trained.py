@@ -120,8 +120,10 @@ def _format_spread(spread: Spread | None, places: int) -> str:
 
 
 def _reconstruct(arguments: Arguments) -> None:
+    from hrvqvae.image_files import check_exist
     from hrvqvae.pictures import reconstruct
 
+    check_exist(arguments.images)
     errors = reconstruct(
         arguments.run, arguments.images, **pick(arguments, "out levels beam effort force")
     )
@@ -152,8 +154,10 @@ def _sample(arguments: Arguments) -> None:
 
 
 def _complete(arguments: Arguments) -> None:
+    from hrvqvae.image_files import check_exist
     from hrvqvae.pictures import complete
 
+    check_exist([arguments.image])
     options = _collect_sampling_options(arguments)
     complete(path=arguments.image, keep=arguments.keep, **options)
     print(f"{counted(arguments.count, 'completion')}: {arguments.out}")
