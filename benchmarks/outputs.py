@@ -37,7 +37,7 @@ from hrvqvae.training.optimizers import make_optimizer
 LEAVES = 4_096
 TREE = (8, 8, 8, 8)
 BATCH = 32
-RATES = (0.00125, 0.0025, 0.005)
+RATES = (0.00125, 0.0025, 0.005, 0.01, 0.02)
 TRAINING_IMAGES = 47_500
 CHOSEN_BY = 1_000  # held-out images that choose the rate; the other 1,500 are measured
 WARMUP_STEPS = 20
@@ -164,7 +164,7 @@ def train(output: str, rate: float, seed: int, seconds: float, codes: dict[str, 
         optimizer.zero_grad()
         (loss / 64).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        recent = [*recent[-49:], float(loss) / math.log(2)]
+        recent = [*recent[-49:], loss.item() / math.log(2)]
         steps += 1
         spent = time.process_time() - start
 

@@ -26,7 +26,7 @@ def plant(levels: Sequence[LevelCodebooks], codebook: Tensor, counts: Tensor) ->
     so that the search never chooses them; their row is the sibling's plus K.
     """
     words = codebook.double()
-    weights = (counts.double() / counts.mean()).clamp(min=_LEAST_WEIGHT)
+    weights = (counts.double() / counts.double().mean()).clamp(min=_LEAST_WEIGHT)
     sizes = [level.size for level in levels]
     marked = _order(words, weights, torch.arange(len(words)), sizes)
     rows = marked % len(words)
