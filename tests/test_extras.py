@@ -53,7 +53,7 @@ WORK = (
     "data list",
     "sample mnist -n 1 --levels 1 -o drawn.png",
     "reconstruct mnist x.png -o sheet.png",
-    "complete mnist x.png --keep top -n 1 --levels 1 -o completed.png",
+    "complete mnist x.png --keep 0.5 -n 1 --levels 1 -o completed.png",
     "export mnist exported",
 )
 NEED = cells_of("""

@@ -60,7 +60,7 @@ def test_a_mask_of_numpy_and_a_single_file(model, images):
     mask[:14] = True
     picture = hrvqvae.to_pil(images[0])
     complete = partial(model.complete, params=hrvqvae.SamplingParams(levels=1))
-    expected = complete(images[0], keep="top")
+    expected = complete(images[0], keep=0.5)
     assert same(complete(picture, keep=mask), expected)
     upside_down = mask[::-1].copy()
     for form in (upside_down[::-1], mask.astype(object), mask.astype(">i4")):
@@ -139,7 +139,7 @@ REFUSED = {
     ),
     "levels is 99; this model decodes 1, 2, 3": lambda model, _: model.encoder(levels=99),
     "indices is [0, -1]; it must be at least 0": lambda model, _: [*model.draw_batches([0, -1])],
-    "keep is 'bottom'": lambda model, _: model.complete(torch.zeros(1, 28, 28), keep="bottom"),
+    "keep is bottom": lambda model, _: model.complete(torch.zeros(1, 28, 28), keep="bottom"),
     "the mask is tensor(": lambda model, _: model.complete(
         torch.zeros(1, 28, 28), keep=torch.ones(28, 28).to_sparse()
     ),
@@ -147,7 +147,7 @@ REFUSED = {
         torch.zeros(1, 28, 28), keep=torch.ones(28, 28, device="meta")
     ),
     "seed is -1; it must be at least 0": lambda model, _: model.complete(
-        torch.zeros(1, 28, 28), keep="left", seed=-1
+        torch.zeros(1, 28, 28), seed=-1
     ),
     "there are 2 images": lambda model, _: model.complete(torch.zeros(2, 1, 28, 28)),
 }

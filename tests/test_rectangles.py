@@ -60,7 +60,7 @@ def test_every_stage_takes_rectangles(system, picture_folder, tmp_path):
         train {file} --data.size 12x16 --out {run} --max-steps 2
         {train_prior}
         evaluate {run} --samples 4
-        complete {run} {image} --keep left -n 2 -o {tmp_path}/left.png
+        complete {run} {image} --keep 0.3 -n 2 -o {tmp_path}/completed.png
         tokenize {run} {picture_folder} {tmp_path}/codes
         sample {run} -n 3 --save-dir {samples} -o {tmp_path}/sheet.png
     """

@@ -461,7 +461,7 @@ class Model:
         return images
 
     @torch_defaults()
-    def keep_part(self, image: Tensor, keep: str | Mask) -> KeptCodes:
+    def keep_part(self, image: Tensor, keep: float | str | Mask) -> KeptCodes:
         """Encode an image (C, height, width), and choose the codes that a completion keeps (see
         `complete`).
         """
@@ -490,7 +490,7 @@ class Model:
         image: Images,
         count: int = 1,
         *,
-        keep: str | Mask = "top",
+        keep: float | str | Mask = 0.5,
         class_name: str | int | None = None,
         seed: int = 0,
         params: SamplingParams | None = None,
@@ -502,9 +502,8 @@ class Model:
         training size or `keep` is not valid.
 
         Args:
-            keep: "top" or "left" (half of the image), a fraction in (0, 1) of the rows from the
-                top, or a mask (Y, X) bool. Codes are drawn in raster order, and do not depend
-                on kept codes after them.
+            keep: A fraction in (0, 1) of the rows from the top, or a mask (Y, X) bool. Codes are
+                drawn in raster order, and do not depend on kept codes after them.
             count: Number of completions.
             class_name: As for `sample` (default: drawn by how well the kept codes fit a class).
             seed: As for `sample`.

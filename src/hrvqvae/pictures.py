@@ -155,7 +155,7 @@ def _write_samples(
 def draw_completions(
     model: Model,
     image: Tensor,
-    keep: str | Tensor,
+    keep: float | str | Tensor,
     count: int,
     *,
     seed: int,

@@ -190,14 +190,14 @@ def test_a_mask_lies_over_the_codes_as_the_image_does(full_run):
         assert (~where).nonzero().tolist() == [[0, 6], [1, 1]]
 
 
-@parametrize("keep, rows, columns", [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)])
-def test_completions_keep_the_codes_of_that_part(full_run, keep, rows, columns):
+@parametrize("keep, rows", [(0.5, 4), ("0.25", 2)])
+def test_completions_keep_the_codes_of_that_part(full_run, keep, rows):
     model = load(full_run)
     image = random_images(1, 12, 12, rng=generator())
     drawn = model.draw(5, seed=2, class_name="3", kept=model.keep_part(image, keep))
     for codes, original in zip(drawn.codes, model.encode(image[None]), strict=True):
         expected = original.expand(5, -1, -1)
-        assert same(codes[:, :rows, :columns], expected[:, :rows, :columns])
+        assert same(codes[:, :rows], expected[:, :rows])
         assert not same(codes, expected)
     assert same(model.complete(image, 5, keep=keep, class_name="3", seed=2), drawn.images)
 

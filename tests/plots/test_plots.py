@@ -66,7 +66,7 @@ def test_completion(run, tmp_path):
     out = tmp_path / "sheet.png"
     options = f"--class 1 -n 3 -o {out} --force --keep".split()
     command = ["complete", run, tmp_path / "image.png", *options]
-    assert "3 completions" in do(*command, "top")
+    assert "3 completions" in do(*command, "0.5")
     image = read_image(tmp_path / "image.png", 1)
 
     def part(row, column):
@@ -117,4 +117,4 @@ def test_colours_for_a_greyscale_model_are_converted(tmp_path):
     with input_error("is an input and is never overwritten"):
         reconstruct("mnist", paths[:1], paths[0], force=True)
     reconstruct("mnist", paths[:1], sheet, force=True)
-    complete("mnist", paths[1], "top", 1, tmp_path / "completed.png")
+    complete("mnist", paths[1], "0.5", 1, tmp_path / "completed.png")

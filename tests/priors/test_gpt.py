@@ -10,7 +10,7 @@ from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
 from hrvqvae.priors.base import build_prior, compute_nats
 from hrvqvae.priors.configs import GPTConfig
-from tests.conftest import generator, input_error, same
+from tests.conftest import generator, same
 from tests.priors.networks import SMALL, SUMS, change_code, levels_of, random_codes, random_prior
 from tests.trained_run import fields
 
@@ -38,8 +38,6 @@ def test_a_code_depends_on_every_code_before_it_and_on_no_other():
     assert (logits(codes, label=2) != before).all()
     prior.train()
     assert (logits(codes) != before).any()  # by dropout
-    with input_error("class-conditional"):
-        prior.level_logits(codes, [], None)
 
 
 def test_logits_by_hand():

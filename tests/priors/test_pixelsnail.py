@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from hrvqvae.priors.causal import CausalConv2d
-from tests.conftest import input_error, parametrize
+from tests.conftest import parametrize
 from tests.priors.networks import change_code, inputs, level_of, network, random_prior
 
 
@@ -71,18 +71,3 @@ def test_the_class_moves_every_position_and_no_class_is_none_of_them():
         assert len(results) == 3 + unconditional
         for left, right in itertools.combinations(results, 2):
             assert (left != right).any(1).all()
-
-
-def test_what_it_is_conditioned_on_is_checked():
-    prior = random_prior(network(), level_of(coarser=(3,), classes=5))
-    codes = torch.zeros(2, 3, 4).long()
-    first = torch.tensor([0, 0])
-    for coarser, label, message in (
-        ([], first, "there are 0 coarser levels; this prior needs 1"),
-        ([codes], None, "class-conditional"),
-    ):
-        with input_error(message):
-            logits(prior, codes, coarser, label)
-    classless = random_prior(network(), level_of())
-    with input_error("no classes"):
-        logits(classless, codes, [], first)

@@ -276,9 +276,9 @@ COMMANDS = (
         option("image IMAGE", "image, cropped and resized as in training", type=Path),
         option(
             "--keep PART",
-            "keep top, left, a fraction of the rows such as 0.3, or the white part of an image file"
-            " of the size in training (default: top)",
-            default="top",
+            "keep a fraction of the rows, or the white part of an image file of the size in"
+            " training (default: 0.5)",
+            default="0.5",
         ),
         option("-n N", "draw N completions (default: 8)", dest="count", type=integer(1), default=8),
         *_DRAWING,

@@ -76,6 +76,5 @@ class PriorNetwork:
     """A network of priors."""
 
     name: str  # `prior.network.kind`
-    title: str
     config: type[PriorNetworkConfig]  # its default `kind` is `name`
     network: str  # a `priors.base.Prior`, called with (config, *levels)

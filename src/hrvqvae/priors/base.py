@@ -48,19 +48,6 @@ class Level:
         """
         return self.classes + self.unconditional
 
-    def check(self, coarser: Sequence[Tensor], label: Tensor | None) -> None:
-        """Raise InputError if coarser levels or labels are missing or superfluous."""
-        if len(coarser) != len(self.coarser):
-            raise InputError(
-                f"there are {len(coarser)} coarser levels; this prior needs {len(self.coarser)}"
-            )
-        if self.classes and label is None:
-            raise InputError(
-                f"this prior is class-conditional: give a label, 0..{self.classes - 1}"
-            )
-        if label is not None and not self.classes:
-            raise InputError("this prior has no classes: leave the label out")
-
 
 @dataclass
 class LogitSteps:
@@ -158,39 +145,22 @@ class Prior(nn.Module, ABC):
         copies: Tensor | None = None,
     ) -> Tensor:
         """Return the features (B, C, H, W) of position, class, copy and coarser levels: all that
-        does not depend on the codes. Raises InputError as `Level.check`.
+        does not depend on the codes.
         """
-        self.level.check(coarser, label)
         positions = self.rows[:, None] + self.columns[None]
         features = positions.permute(2, 0, 1).expand(batch, -1, -1, -1)
-        labels: Tensor | None = None
+        labels = list[Tensor]()
         if self.classes is not None:
-            labels = self.classes(label)
+            labels.append(self.classes(label))
         if self.copies is not None and copies is not None:
-            embedded = self.copies(copies)
-            labels = embedded if labels is None else labels + embedded
-        if labels is not None:
-            features = features + labels[:, :, None, None]
+            labels.append(self.copies(copies))
+        if labels:
+            features = features + torch.stack(labels).sum(0)[:, :, None, None]
         return features + self.embed_coarser(coarser) if coarser else features
 
     def embed_coarser(self, coarser: Sequence[Tensor]) -> Tensor:
         """Return the features (B, C, H, W) of coarser levels, for `compute_base`."""
         raise NotImplementedError
-
-    def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
-        """Change the weights of another prior so that this prior can load them: add what only this
-        prior has, with values that change no logit. Return a phrase for each change.
-
-        Embeddings of copies begin at 0. They are left out if this prior has none.
-        """
-        name = "copies.weight"
-        if self.copies is None:
-            return ["without labels of copies"] if weights.pop(name, None) is not None else []
-        zeros = torch.zeros_like(self.copies.weight)
-        if name in weights and weights[name].shape == zeros.shape:
-            return []
-        weights[name] = zeros
-        return ["labels of copies begin at 0"]
 
     def image_nats(self, codes: Sequence[Tensor], *conditions: Any) -> Tensor:
         """Return the negative log-likelihood (B,) of each image's codes of all levels, in nats, for
@@ -206,8 +176,7 @@ class Prior(nn.Module, ABC):
         label: Tensor | None,
         copies: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return the logits (B, m_l, H, W) of each level of the prior. Raises InputError as
-        `Level.check`.
+        """Return the logits (B, m_l, H, W) of each level of the prior.
 
         The logits of a level at a position depend on these codes (B, H, W), and on no others: all
         levels of the prior at earlier positions in raster order, and its coarser levels at the same

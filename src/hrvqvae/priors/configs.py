@@ -66,13 +66,11 @@ class GPTConfig(PriorNetworkConfig):
 
 PIXELSNAIL = PriorNetwork(
     name="pixelsnail",
-    title="PixelSNAIL",
     config=PixelSNAILConfig,
     network="hrvqvae.priors.pixelsnail:PixelSNAIL",
 )
 GPT = PriorNetwork(
     name="gpt",
-    title="transformer with a head for each level",
     config=GPTConfig,
     network="hrvqvae.priors.gpt:GPT",
 )

@@ -17,7 +17,7 @@ from torch.nn.functional import adaptive_max_pool2d, cross_entropy
 from hrvqvae.config import Grid
 from hrvqvae.config.model import Geometry
 from hrvqvae.priors.base import Prior
-from hrvqvae.priors.sampling import SamplingParams, draw_positions, expand_labels
+from hrvqvae.priors.sampling import SamplingParams, draw_positions
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 
@@ -60,43 +60,34 @@ def sample_codes(
     """
     params.check(priors)
     levels = [level for prior in priors for level in prior.levels]
-    positions = [level.grid[0] * level.grid[1] for level in levels]
+    device = next(priors[0].parameters()).device
+
+    # (B, H_l, W_l) of each level: uniform numbers, codes, and whether they are kept
     draws = []
     for index in indices:
         rng = np.random.default_rng((seed, index))
         rng.random()  # skip the number that `draw_labels` takes
-        draws.append(rng.random(sum(positions)))
-    device = next(priors[0].parameters()).device
-    uniforms = torch.split(torch.from_numpy(np.stack(draws)).to(device), positions, dim=1)
-    shapes = [(len(indices), *level.grid) for level in levels]
-    codes = [torch.zeros(shape, dtype=torch.long, device=device) for shape in shapes]
-    masks = [torch.zeros(shape, dtype=torch.bool, device=device) for shape in shapes]
-    if kept is not None:
-        for index in range(min(len(levels), len(kept.codes))):
-            codes[index].copy_(kept.codes[index])
-            masks[index].copy_(kept.masks[index])
-    level_uniforms = [
-        values.view(shape).contiguous() for values, shape in zip(uniforms, shapes, strict=True)
+        draws.append([rng.random(level.grid) for level in levels])
+    uniforms = [
+        torch.from_numpy(np.stack(images)).to(device) for images in zip(*draws, strict=True)
     ]
+    codes = [torch.zeros_like(level, dtype=torch.long) for level in uniforms]
+    masks = [torch.zeros_like(level, dtype=torch.bool) for level in uniforms]
+    if kept is not None:
+        for index, mask in enumerate(kept.masks[: len(levels)]):
+            codes[index].copy_(kept.codes[index])
+            masks[index].copy_(mask)
+
     for prior in priors:
         first = prior.level.index
         covered = slice(first, first + len(prior.levels))
-        labels, mixing = expand_labels(
-            prior.level, None if label is None else label.to(device), params.guidance
-        )
-        labels_per_image = mixing.shape[-1]
-        coarser = [
-            level_indices.repeat(labels_per_image, 1, 1)
-            for level_indices in codeword_indices(tuple(codes[:first]))
-        ]
         draw_positions(
             prior,
             codes[covered],
             masks[covered],
-            coarser,
-            labels,
-            level_uniforms[covered],
-            mixing,
+            codeword_indices(tuple(codes[:first])),
+            None if label is None else label.to(device),
+            uniforms[covered],
             params,
         )
     return tuple(level_codes.cpu() for level_codes in codes)
@@ -114,15 +105,12 @@ def weigh_classes(
     """
     labels = torch.arange(len(class_counts), device="cpu")
     device = next(prior.parameters()).device
-    masks = kept.masks[: len(prior.levels)]
-    kept_come_first = all(
-        bool(mask.flatten().cummin(0).values.equal(mask.flatten())) for mask in masks
-    )
-    scores = torch.tensor(class_counts, dtype=torch.float64, device="cpu").log()
-    codes: Codes = tuple(
-        level_codes.expand(len(labels), -1, -1) for level_codes in kept.codes[: len(masks)]
-    )
-    if not kept_come_first:
+    masks = [mask.flatten() for mask in kept.masks[: len(prior.levels)]]
+    if all(mask.cummin(0).values.equal(mask) for mask in masks):
+        codes: Codes = tuple(
+            level_codes.expand(len(labels), -1, -1) for level_codes in kept.codes[: len(masks)]
+        )
+    else:
         codes = sample_codes(
             [prior],
             lambda _: (),
@@ -132,8 +120,9 @@ def weigh_classes(
             params=SamplingParams(),
             kept=kept,
         )
+    scores = torch.tensor(class_counts, dtype=torch.float64, device="cpu").log()
     all_logits = prior.level_logits([level.to(device) for level in codes], [], labels.to(device))
-    for logits, level_codes, mask in zip(all_logits, codes, masks, strict=True):
+    for logits, level_codes, mask in zip(all_logits, codes, kept.masks, strict=False):
         nats = cross_entropy(logits.cpu().double(), level_codes.cpu(), reduction="none")
         scores -= (nats * mask).sum((1, 2))
     return scores.softmax(0).tolist()
@@ -160,36 +149,27 @@ class Sampled:
     codes: Codes  #: (B, H_l, W_l) int64 of each drawn level
 
 
-def mask_kept_codes(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
+def mask_kept_codes(keep: float | str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
     """Return the masks (H_l, W_l) of the codes that are kept on each grid.
 
     All codes of a position of the coarsest grid are kept or drawn together, so a kept code never
-    has a drawn parent. `keep` is `top`, `left`, a fraction of the rows from the top, or a mask (Y,
-    X) bool; a code is kept if the mask is true at all its pixels. Raises InputError if `keep` has
-    another form, or keeps nothing or everything.
+    has a drawn parent. `keep` is a fraction of the rows from the top, as a number or as text, or a
+    mask (Y, X) bool; a code is kept if the mask is true at all its pixels. Raises InputError if
+    `keep` has another form.
     """
     rows, columns = min(grids)
-    mask = torch.zeros(rows, columns, dtype=torch.bool)
-    option = f"--keep {keep}"
     if isinstance(keep, Tensor):
         mask = adaptive_max_pool2d((~keep)[None].float(), (rows, columns))[0] == 0
-        option = "the mask"
-    elif keep == "left":
-        mask[:, : columns // 2] = True
     else:
         try:
-            fraction = 0.5 if keep == "top" else float(keep)
-        except (TypeError, ValueError) as error:
-            forms = "top, left, a fraction between 0 and 1, or an image file"
-            raise InputError(f"--keep is {keep!r}; it must be {forms}") from error
+            fraction = float(keep)
+        except ValueError:
+            fraction = 0.0
         if not 0 < fraction < 1:
-            raise InputError(f"--keep is {keep}; a fraction lies between 0 and 1")
+            forms = "a fraction between 0 and 1, or an image file"
+            raise InputError(f"--keep is {keep}; it must be {forms}")
+        mask = torch.zeros(rows, columns, dtype=torch.bool)
         mask[: round(rows * fraction)] = True
-    if mask.all() or not mask.any():
-        raise InputError(
-            f"{option} keeps {int(mask.sum())} of {mask.numel()} codes of a grid of {rows} rows;"
-            " keep some, not all"
-        )
     return tuple(
         mask.repeat_interleave(h // rows, 0).repeat_interleave(w // columns, 1) for h, w in grids
     )

@@ -6,7 +6,8 @@ is `path_units`, the width of the codewords' embeddings.
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -20,6 +21,7 @@ from hrvqvae.priors.causal import AttentionCache, self_attention
 from hrvqvae.priors.configs import GPTConfig
 
 MOST_LEAVES = 16_384  # of a group whose leaves are chosen at once
+Attend = Callable[[Tensor], Tensor]  # from queries, keys and values (..., 3C) to (..., C)
 _CHUNK = 256  # positions whose losses are computed at once
 
 
@@ -39,9 +41,12 @@ class TransformerLayer(nn.Module):
         self.widen = nn.Linear(hidden, 4 * hidden)
         self.narrow = nn.Linear(4 * hidden, hidden)
 
-    def forward(self, features: Tensor) -> Tensor:
-        projected = self.inputs(self.attention_norm(features))
-        added = self.output(self_attention(projected, self.heads, causal=True))
+    def forward(self, features: Tensor, attend: Attend | None = None) -> Tensor:
+        """Return features of the same shape. `attend` is a cache's attention at one position;
+        without it, all positions attend to themselves and to earlier positions.
+        """
+        attend = attend or partial(self_attention, heads=self.heads, causal=True)
+        added = self.output(attend(self.inputs(self.attention_norm(features))))
         features = features + dropout(added, self.dropout_share, self.training)
         added = self.narrow(gelu(self.widen(self.network_norm(features))))
         return features + dropout(added, self.dropout_share, self.training)
@@ -76,8 +81,10 @@ class Head(nn.Module):
 
 
 class LeafSums(nn.Module):
-    """The output that chooses a leaf per position. The logit of a leaf is the sum, over its
-    codewords of all levels, of the products of features and the codeword's output vector.
+    """The output that chooses a leaf per position.
+
+    Each codeword of each level has an output vector. The logit of a leaf is the product of the
+    features with the sum of the vectors of its codewords, one codeword per level.
     """
 
     def __init__(self, config: GPTConfig, levels: Sequence[Level]) -> None:
@@ -89,24 +96,27 @@ class LeafSums(nn.Module):
             nn.init.normal_(table.weight, std=0.02)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
-        """Return the logits (B, H, W, m) of each level from features (B, H, W, C) and the codeword
-        indices (B, H, W) of each level.
+        """Return the logits (B, H, W, m) of each level, given the coarser levels of each position.
 
-        They are marginals: a codeword's logit is its own, and the logarithm of the sum over the
-        leaves below it.
+        The probability of a code is that of all leaves below its codeword. Arguments are the
+        features (B, H, W, C) and the codeword indices (B, H, W) of each level.
         """
         logits: list[Tensor] = []
-        below: Tensor | None = None
+        leaves_below: Tensor | float = 0.0
         tables = [*self.vectors]
+
+        # From the finest level: the logit of a codeword is the logarithm of the summed exponentials
+        # of the leaves below it. What the coarser levels add is equal within a codebook.
         for level in reversed(range(len(tables))):
-            own = (features @ tables[level].weight.T).float()
-            own = own if below is None else own + below
-            siblings = own.unflatten(-1, (-1, self.symbols[level]))
-            below = siblings.logsumexp(-1)
+            codewords = (features @ tables[level].weight.T).float() + leaves_below
+            codebooks = codewords.unflatten(-1, (-1, self.symbols[level]))
+            leaves_below = codebooks.logsumexp(-1)
+
+            # the codebook of the coarser level's codeword
             if level:
                 parent = indices[level - 1][..., None, None]
-                siblings = siblings.take_along_dim(parent, -2)
-            logits.append(siblings.squeeze(-2))
+                codebooks = codebooks.take_along_dim(parent, -2)
+            logits.append(codebooks.squeeze(-2))
         return logits[::-1]
 
     def nats(self, features: Tensor, leaves: Tensor) -> Tensor:
@@ -136,9 +146,10 @@ def _leaf_nats(features: Tensor, vectors: Tensor, leaves: Tensor) -> Tensor:
 
 
 class CodewordEmbeddings(nn.Module):
-    """An embedding per codeword of each level. Codewords whose indices are equal modulo
-    `most_paths` share one. Indices begin anew at each group of linked levels. A prior begins with a
-    group, so its own codes give the model's indices.
+    """Embeddings of the codewords of each level.
+
+    A level has at most `most_paths` embeddings. Codewords whose indices are equal modulo
+    `most_paths` share an embedding.
     """
 
     def __init__(self, config: GPTConfig, codewords: Sequence[int]) -> None:
@@ -156,9 +167,11 @@ class CodewordEmbeddings(nn.Module):
 
 
 class CachedSteps(LogitSteps):
-    """Computes the logits of a transformer position by position, with kept keys, values and sums.
+    """Computes the logits of a transformer position by position.
 
-    Each of the B images enters the network K times, once per label: R = K * B rows.
+    It keeps the keys and values of each layer, and a map of the embeddings of all positions, summed
+    over the levels. Each of the B images enters the network K times, once per label: R = K * B
+    rows.
     """
 
     def __post_init__(self) -> None:
@@ -169,7 +182,7 @@ class CachedSteps(LogitSteps):
         hidden = prior.config.hidden_units
         units = prior.config.path_units
 
-        # (N, K, B, C): a position at a time, with the bias that `start` leaves out
+        # (N, K, B, C); the bias of `left` is added here, once for all positions
         base = prior.compute_base(self.coarser, self.label, rows).flatten(2)
         base = base + prior.left.bias[:, None]
         self.base = base.permute(2, 0, 1).reshape(height * width, -1, batch, hidden)
@@ -177,54 +190,58 @@ class CachedSteps(LogitSteps):
             AttentionCache(rows, hidden, prior.config.heads, height * width, base)
             for _ in prior.layers
         ]
-
-        # the sums of the embeddings of all levels at earlier positions, with a margin above, left
-        # and right; and the sum at `place`, of the levels that are drawn so far
-        self.sum_map = base.new_zeros(batch, height + 1, width + 2, units)
-        self.sum = base.new_zeros(batch, units)
         if isinstance(prior.heads, LeafSums):
             self.leaf_vectors = prior.heads.leaf_vectors().T.contiguous()
+
+        # The map has a margin of zeros: a row above, a column on the left and one on the right.
+        self.sum_map = base.new_zeros(batch, height + 1, width + 2, units)
         self.above_weight = prior.above.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        self.indices = torch.zeros_like(self.codes[0][:, 0, 0])
+
+        # of the current position: the sum of the embeddings of its levels before `next_level`, and
+        # the codeword index of the last of these levels
+        self.sum = base.new_zeros(batch, units)
+        self.index: Tensor | int = 0
         self.next_level = 0
 
     def start(self, row: int, column: int) -> None:
         prior = self.prior
         position = row * prior.level.grid[1] + column
 
-        # the previous position is complete
+        # finish the previous position
         if position:
             self._add_codes(len(self.codes))
             last_row, last_column = self.place
             self.sum_map[:, last_row + 1, last_column + 1] = self.sum
-        super().start(row, column)
-        self.next_level = 0
-
-        # the inputs from the row above, for a whole row at once: windows (B, W, 3 * E) of three
-        # upper neighbours; with the margin, the row above has the index `row`
-        if column == 0:
-            windows = self.sum_map[:, row].unfold(1, 3, 1).transpose(2, 3).flatten(2)
-            self.above = windows @ self.above_weight
-
-        # the input from the position before
         previous_sum = self.sum
+
+        # begin this position
+        super().start(row, column)
         self.sum = torch.zeros_like(previous_sum)
+        self.index = 0
+        self.next_level = 0
+        if column == 0:
+            self._start_row(row)
+
+        # the inputs of the first layer: from the positions above, from the previous position, base
         added = torch.addmm(self.above[:, column], previous_sum, prior.left.weight.T)
         features = (self.base[position] + added).flatten(0, 1)
-
         for layer, cache in zip(prior.layers, self.caches, strict=True):
-            attended = cache.attend(layer.inputs(layer.attention_norm(features)), position)
-            features = features + layer.output(attended)
-            features = features + layer.narrow(gelu(layer.widen(layer.network_norm(features))))
+            features = layer(features, partial(cache.attend, position=position))
         self.features = prior.norm(features).view(*self.base.shape[1:])
 
+    def _start_row(self, row: int) -> None:
+        """Compute what each position of a row takes from the three positions above it."""
+        # Because of the margin, the row above has the index `row` in the map.
+        windows = self.sum_map[:, row].unfold(1, 3, 1)  # (B, W, E, 3)
+        flat = windows.transpose(2, 3).flatten(2)  # (B, W, 3 * E), in the order of the weights
+        self.above = flat @ self.above_weight
+
     def _add_codes(self, stop: int) -> None:
-        """Add the embeddings of the codes at `place` to the sum, up to the level `stop`."""
-        for index in range(self.next_level, stop):
-            level = self.prior.levels[index]
-            codes = self.codes[index][:, *self.place]
-            self.indices = self.indices * level.symbols + codes if index else codes
-            self.sum = self.sum + self.prior.embeddings.look_up(index, self.indices)
+        """Add the embeddings of the current position's levels before `stop` to its sum."""
+        for number in range(self.next_level, stop):
+            code = self.codes[number][:, *self.place]
+            self.index = self.index * self.prior.levels[number].symbols + code
+            self.sum = self.sum + self.prior.embeddings.look_up(number, self.index)
         self.next_level = stop
 
     def logits(self, level: int) -> Tensor:
@@ -287,18 +304,6 @@ class GPT(Prior):
             return (range(len(self.levels)),)
         return super().draws
 
-    def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
-        """Also add the output if the weights have another kind of output."""
-        parts = super().fill_missing(weights)
-        stored = {name for name in weights if name.startswith("heads.")}
-        own = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
-        if stored != own.keys():
-            for name in stored:
-                del weights[name]
-            weights |= own
-            parts.append("its output anew")
-        return parts
-
     def embed_coarser(self, coarser: Sequence[Tensor]) -> Tensor:
         maps = [
             interpolate(self.coarser.look_up(level, indices).movedim(-1, 1), self.level.grid)
@@ -307,18 +312,21 @@ class GPT(Prior):
         return self.context(torch.stack(maps).sum(0))
 
     def compute_features(
-        self, codes: Sequence[Tensor], *conditions: Any
+        self,
+        codes: Sequence[Tensor],
+        coarser: Sequence[Tensor],
+        label: Tensor | None,
+        copies: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return the features (B, H, W, C) of each position, and each level's codeword indices
         (B, H, W) and their embeddings (B, H, W, E).
         """
-        coarser, label, *copies = conditions
-        base = self.compute_base(coarser, label, len(codes[0]), *copies).flatten(2).transpose(1, 2)
+        base = self.compute_base(coarser, label, len(codes[0]), copies).flatten(2).transpose(1, 2)
         indices = self.codeword_indices(codes)
         embedded = [self.embeddings.look_up(*pair) for pair in enumerate(indices)]
         summed = torch.stack(embedded).sum(0)
 
-        # each row sees the row above, and each position the one before
+        # each row sees the row above, and each position the previous one
         shifted_rows = pad(summed.movedim(-1, 1), (0, 0, 1, -1))
         shifted = pad(summed.flatten(1, 2), (0, 0, 1, -1))
         above = self.above(shifted_rows).flatten(2).transpose(1, 2)

@@ -15,15 +15,11 @@ def list_weights(guidance: Guidance) -> list[float]:
     a number from 0 to 1000.
     """
     weights: list[Any] = list(guidance) if isinstance(guidance, Sequence) else [guidance]
-    wrong = [
-        weight
-        for weight in weights
-        if not isinstance(weight, Real) or not 0 <= float(weight) <= 1000
-    ]
-    if wrong or len(weights) not in (1, 2):
+    are_valid = all(isinstance(weight, Real) and 0 <= float(weight) <= 1000 for weight in weights)
+    if not are_valid or len(weights) not in (1, 2):
         raise InputError(
-            f"guidance is {_format(wrong[0] if wrong else guidance)}; it must be from 0 to 1000 (1"
-            " is the model's own), or two such numbers, for the first and the last position"
+            f"guidance is {guidance!r}; it must be from 0 to 1000 (1 is the model's own), or two"
+            " such numbers, for the first and the last position"
         )
     return weights
 
@@ -42,8 +38,4 @@ parse_guidance.__name__ = "number, or first and last such as 1,5"  # for argpars
 
 def format_guidance(guidance: Guidance) -> str:
     """Return the text that `parse_guidance` reads."""
-    return ",".join(map(_format, list_weights(guidance)))
-
-
-def _format(weight: object) -> str:
-    return f"{weight:g}" if isinstance(weight, Real) else repr(weight)
+    return ",".join(f"{weight:g}" for weight in list_weights(guidance))

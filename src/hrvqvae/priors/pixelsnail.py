@@ -50,12 +50,12 @@ class CachedSteps(LogitSteps):
             condition + block.pointwise.bias
             for block, condition in zip(blocks, conditions.chunk(len(blocks), -1), strict=True)
         ]
-        self.attentions: dict[int, tuple[Any, AttentionCache]] = {}
-        for after, attention in zip(prior.attention_after, prior.attentions, strict=True):
-            cache = AttentionCache(
-                rows, hidden, prior.config.attention_heads, grid[0] * grid[1], base
-            )
-            self.attentions[after] = (attention, cache)
+        self.attentions: dict[int, Any] = prior.attention_after
+        heads = prior.config.attention_heads
+        self.caches = {
+            after: AttentionCache(rows, hidden, heads, grid[0] * grid[1], base)
+            for after in self.attentions
+        }
 
     def start(self, row: int, column: int) -> None:
         super().start(row, column)
@@ -79,8 +79,9 @@ class CachedSteps(LogitSteps):
             condition = self.block_conditions[index][row, column]
             features = features + glu(torch.addmm(condition, inner, self.pointwise[index]))
             if index + 1 in self.attentions:
-                attention, cache = self.attentions[index + 1]
-                attended = cache.attend(attention.inputs(attention.norm(features)), position)
+                attention = self.attentions[index + 1]
+                inputs = attention.inputs(attention.norm(features))
+                attended = self.caches[index + 1].attend(inputs, position)
                 features = features + attention.output(attended)
         self.features = features
 
@@ -142,18 +143,22 @@ class PixelSNAIL(Prior):
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 
     def embed_coarser(self, coarser: Sequence[Tensor]) -> Tensor:
-        summed = torch.zeros((), device=self.rows.device)
-        for embedding, indices in zip(self.coarser, coarser, strict=True):
-            summed = summed + interpolate(embedding(indices).movedim(-1, 1), self.level.grid)
-        return self.context(summed)
+        maps = [
+            interpolate(embedding(indices).movedim(-1, 1), self.level.grid)
+            for embedding, indices in zip(self.coarser, coarser, strict=True)
+        ]
+        return self.context(sum(maps[1:], maps[0]))
 
     @property
-    def attention_after(self) -> tuple[int, ...]:
-        """The number of blocks before each attention layer. The last attention layer follows the
-        last block.
+    def attention_after(self) -> dict[int, nn.Module]:
+        """The attention layers, by the number of blocks before them; the last follows all
+        blocks.
         """
         count = len(self.attentions)
-        return tuple(round((layer + 1) * len(self.blocks) / count) for layer in range(count))
+        return {
+            round(number * len(self.blocks) / count): attention
+            for number, attention in enumerate(self.attentions, start=1)
+        }
 
     def level_logits(
         self,
@@ -164,12 +169,12 @@ class PixelSNAIL(Prior):
     ) -> tuple[Tensor, ...]:
         base = self.compute_base(coarser, label, len(codes[0]), copies)
         features = self.first(self.embedding(codes[0]).movedim(-1, 1)) + base
-        after = self.attention_after
+        attentions = self.attention_after
         conditions = self.conditions(base).chunk(len(self.blocks), dim=1)
         for index, (block, condition) in enumerate(
             zip(self.blocks, conditions, strict=True), start=1
         ):
             features = block(features, condition)
-            if index in after:
-                features = self.attentions[after.index(index)](features)
+            if index in attentions:
+                features = attentions[index](features)
         return (self.head(elu(features)),)

@@ -48,22 +48,17 @@ class SamplingParams:
         require(self.top_k >= 0, "top-k", self.top_k, "at least 0 (0 keeps all codes)")
         require(0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and at most 1")
         list_weights(self.guidance)
-        if self.decoder not in (None, "generation", "progressive"):
-            raise InputError(
-                f"the decoder is {self.decoder!r}; it must be generation or progressive"
-            )
+        decoders = (None, "generation", "progressive")
+        require(self.decoder in decoders, "decoder", self.decoder, "generation or progressive")
 
     def check(self, priors: Sequence[Prior]) -> None:
         """Raise InputError if a prior does not support guidance."""
         is_guided = any(weight != 1 for weight in list_weights(self.guidance))
-        for prior in priors:
-            level = prior.level
-            if is_guided and not level.unconditional:
-                raise InputError(
-                    f"guidance is {format_guidance(self.guidance)}, but the prior of level"
-                    f" {level.index + 1} was trained without class dropout: leave it at 1, or train"
-                    " with classes and --prior.class_dropout 0.1"
-                )
+        if is_guided and not all(prior.level.unconditional for prior in priors):
+            raise InputError(
+                f"guidance is {format_guidance(self.guidance)}, but a prior was trained without"
+                " class dropout: leave it at 1, or train with classes and --prior.class_dropout 0.1"
+            )
 
 
 def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
@@ -134,12 +129,6 @@ def expand_labels(
     return labels[needed.to(device)].flatten(), mixing[..., needed].to(device)
 
 
-def split_choices(symbols: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
-    """Return the codes (n,) of each level for all n choices of levels that are drawn together."""
-    choices = torch.arange(math.prod(symbols), device=device)
-    return torch.unravel_index(choices, tuple(symbols))
-
-
 @torch.inference_mode()
 def draw_positions(
     prior: Prior,
@@ -148,7 +137,6 @@ def draw_positions(
     coarser: Sequence[Tensor],
     label: Tensor | None,
     uniforms: Sequence[Tensor],
-    mixing: Tensor,
     params: SamplingParams,
 ) -> None:
     """Draw the codes that are not kept: positions in raster order, and all levels of a position,
@@ -161,20 +149,24 @@ def draw_positions(
         prior: in evaluation mode.
         codes: (B, H, W) int64 of each level of the prior; drawn codes are written in place.
         kept: masks (B, H, W) bool of each level; true where a code is kept.
-        coarser: codeword indices (K * B, H_j, W_j) of each coarser level.
-        label: (K * B,) or None, as `expand_labels` returns it.
+        coarser: codeword indices (B, H_j, W_j) of each coarser level.
+        label: (B,), None if the prior has no classes.
         uniforms: (B, H, W) float64 in [0, 1) of each level; a draw per code.
-        mixing: (H, W, K), as `expand_labels` returns it.
     """
-    network = prior.steps(prior, codes, coarser, label, mixing)
+    labels, mixing = expand_labels(prior.level, label, params.guidance)
+    expanded = [indices.repeat(mixing.shape[-1], 1, 1) for indices in coarser]
+    network = prior.steps(prior, codes, expanded, labels, mixing)
     levels = prior.levels
     symbols = [level.symbols for level in levels]
     height, width = prior.level.grid
-    some_kept = [bool(mask.any()) for mask in kept]
+    some_are_kept = any(mask.any() for mask in kept)
     failed = torch.zeros_like(codes[0][:, 0, 0], dtype=torch.bool)
-    splits = [
-        split_choices(symbols[drawn.start : drawn.stop], codes[0].device) for drawn in prior.draws
-    ]
+    # of each draw, the codes (n,) of its levels for each of its n choices
+    splits = []
+    for together in prior.draws:
+        drawn_symbols = symbols[together.start : together.stop]
+        choices = torch.arange(math.prod(drawn_symbols), device=failed.device)
+        splits.append(torch.unravel_index(choices, tuple(drawn_symbols)))
     for row in range(height):
         for column in range(width):
             network.start(row, column)
@@ -182,8 +174,8 @@ def draw_positions(
                 logits = network.logits(together.start)
 
                 # only what agrees with the kept codes can be drawn
-                for level, choices in zip(together, split, strict=True):
-                    if some_kept[level]:
+                if some_are_kept:
+                    for level, choices in zip(together, split, strict=True):
                         differs = choices != codes[level][:, row, column, None]
                         is_kept = kept[level][:, row, column, None]
                         logits = logits.masked_fill(differs & is_kept, -torch.inf)

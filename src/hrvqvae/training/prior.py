@@ -223,9 +223,8 @@ class PriorTask(Task):
     def init_from(self, model: nn.Module) -> str:
         """Copy the weights of the prior of the same levels in the run `training.init_from`.
 
-        If the classes differ, or "no class" is a class of only one of them, the embeddings of the
-        classes keep their new values. Labels of copies that only the new prior has begin without
-        an effect on the logits, and an output of another kind begins anew.
+        Embeddings of other classes or copies and an output of another kind are not copied; in a
+        new prior, copies have no effect.
         """
         assert isinstance(model, Prior)
         name = self.training.init_from
@@ -233,16 +232,20 @@ class PriorTask(Task):
         if folder is None or not folder.model.is_file():
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
         weights, meta = storage.read(folder.model)
-        embeddings = "classes.weight"
-        has_other_classes = self.classes != tuple(meta["classes"])
-        if embeddings in weights and len(weights[embeddings]) != model.level.labels:
-            has_other_classes = True
-        not_copied = [embeddings] if has_other_classes else []
         remarks = [f"beginning with the prior of {level_names(self.levels)} of {name}"]
-        remarks += model.fill_missing(weights)
+
+        # what differs in these parts is not copied
+        not_copied = set[str]()
+        for part in ("classes", "copies", "heads"):
+            there, here = (
+                {key: tensor.shape for key, tensor in state.items() if key.startswith(f"{part}.")}
+                for state in (weights, model.state_dict())
+            )
+            has_other_classes = part == "classes" and self.classes != tuple(meta["classes"])
+            if there != here or has_other_classes:
+                not_copied |= there.keys() | here.keys()
+                remarks.append(f"{part} anew")
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", not_copied)
-        if not_copied:
-            remarks.append(f"{embeddings} anew: other classes")
         return ", ".join(remarks)
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
