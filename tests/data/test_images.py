@@ -1,5 +1,6 @@
 """Images as Python code has them, and colours and values beyond 8 bits of sRGB."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,14 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageCms
 
-from hrvqvae.data.images import as_images, decode_image, list_images, read_image, to_pil
+from hrvqvae.data.images import (
+    as_images,
+    decode_image,
+    list_images,
+    read_image,
+    to_pil,
+    write_image,
+)
 from tests.conftest import cells_of, input_error, parametrize, same
 from tests.data.stored import noise, swapped_profile
 
@@ -122,3 +130,13 @@ def test_a_picture_of_the_caller_stays_open(tmp_path):
         for index, value in enumerate((10, 200)):
             stack.seek(index)
             assert as_images(stack, 1).unique().tolist() == [value]
+
+
+@parametrize("height, is_optimized", [(1000, True), (1001, False)])
+def test_a_png_file_above_a_megapixel_is_written_fast(height, is_optimized):
+    picture = Image.new("L", (1000, height))
+    write_image(picture, PATH)
+    for optimize in (True, False):
+        expected = io.BytesIO()
+        picture.save(expected, "PNG", optimize=optimize)
+        assert (PATH.read_bytes() == expected.getvalue()) == (optimize == is_optimized)
