@@ -17,7 +17,6 @@ from hrvqvae.data.folders import find_files
 from hrvqvae.data.images import (
     SUFFIXES,
     decode_image,
-    remove_image_suffix,
     to_pil,
     write_image,
 )
@@ -72,10 +71,10 @@ def _find_images(paths: Sequence[Path]) -> dict[str, Path]:
     if two images have the same name even so.
     """
     files = _list_files(paths, SUFFIXES)
-    counts = Counter(map(remove_image_suffix, files.values()))
+    counts = Counter(map(_remove_suffix, files.values()))
     images = dict[str, Path]()
     for path, file_name in files.items():
-        stem = remove_image_suffix(file_name)
+        stem = _remove_suffix(file_name)
         name = stem if counts[stem] == 1 else file_name
         if name in images:
             raise InputError(

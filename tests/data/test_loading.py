@@ -68,8 +68,7 @@ def test_missing_data_says_how_to_get_it(monkeypatch):
     monkeypatch.setenv("HRVQVAE_DATA", ".")
     for name, message in cells_of("""
             mnist | get it with: hrvqvae data get mnist
-            imagenet | imagenet is class folders
-            pets | no folder .*pets; name it with --data DIR, or take one of mnist,
+            pets | no folder .*pets; name it with --data DIR
         """):
         with input_error(message):
             load_images(DataConfig(dataset=name), "train")

@@ -84,7 +84,7 @@ class ImageSet:
             return state.hexdigest()
 
         state.update(self.source.digest(self.rows).encode())
-        if self.classes and self.source.labels is not None:
+        if self.classes:
             state.update(repr(self.source.labels[self.rows].tolist()).encode())
         return state.hexdigest()
 

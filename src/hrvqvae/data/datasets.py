@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import IterableDataset
 
-from hrvqvae.data.folders import HELD_OUT, TRAIN, Source, choose_splits, find_files
+from hrvqvae.data.folders import TRAIN, Source, choose_splits, find_files
 from hrvqvae.data.images import open_any
 from hrvqvae.utils.errors import InputError, one_line
 
@@ -36,11 +35,13 @@ class DatasetSource(Source):
         self.title = title
         if not len(dataset):
             raise InputError(f"{title} has no item")
+        self.labels = np.full(len(dataset), -1)
         columns = getattr(dataset, "column_names", None)
         if columns and dataset.format["type"] is None:
             self._open_columns(columns, labels)
         elif labels:
-            self._read_labels()
+            items = (_unpack(dataset[row]) for row in range(len(self)))
+            self._set_labels([label for _, label in items], getattr(dataset, "classes", ()))
 
     def _open_columns(self, columns: list[str], labels: bool) -> None:
         """Take the images of a data set of Hugging Face undecoded, and its column of labels."""
@@ -49,38 +50,20 @@ class DatasetSource(Source):
         image = _find_image(columns, self.title)
         label = _find_label(columns)
         if labels and label:
-            self._set_labels(self.dataset[label], self.dataset.features[label])
+            names = getattr(self.dataset.features[label], "names", ())
+            self._set_labels(self.dataset[label], names)
         images = self.dataset.select_columns([image])
         self.dataset = images.cast_column(image, datasets.Image(decode=False))
 
-    def _read_labels(self) -> None:
-        """Take the labels of the data set's list of targets, if it has one, else of every item."""
-        _, first = _unpack(self.dataset[0])
-        if first is None:
-            return
-        targets = getattr(self.dataset, "targets", None)
-        if targets is None or getattr(self.dataset, "target_transform", None) is not None:
-            targets = [_unpack(self.dataset[row])[1] for row in range(len(self))]
-        self._set_labels(targets, self.dataset)
-
-    def _set_labels(self, targets: Any, owner: Any) -> None:
-        """Take labels, and the names of the classes that their owner has (`names` or `classes`)."""
-        labels = [label.tolist() if hasattr(label, "tolist") else label for label in targets]
-        missing = sum(label is None or label == -1 for label in labels)
-        if missing:
-            self.unlabelled = missing
-            return
-
-        kinds = {type(label) for label in labels}
+    def _set_labels(self, labels: Any, names: Any) -> None:
+        """Take labels, which are the numbers of classes with these names if there are names."""
+        values = [label.tolist() if hasattr(label, "tolist") else label for label in labels]
+        kinds = {type(value) for value in values} - {type(None)}
         if kinds - {int, str}:
             raise InputError(f"{self.title} has labels that are neither whole numbers nor texts")
-        self.labels = np.array(labels, np.int64 if kinds == {int} else str)
-        names = getattr(owner, "names", None) or getattr(owner, "classes", None) or ()
-        if kinds == {int} and max(labels) < len(names):
-            self.class_names = tuple(map(str, names))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        missing = "" if str in kinds else -1
+        self.labels = np.array([missing if value is None else value for value in values])
+        self.class_names = tuple(names) if kinds == {int} else ()
 
     def name(self, row: int) -> str:
         return str(row)
@@ -93,12 +76,7 @@ class DatasetSource(Source):
         return open_any(image)
 
     def content(self, row: int) -> bytes:
-        """Return the pixels; b"" if they differ when they are read again, or can't be read."""
-        try:
-            first, second = (np.asarray(self.open(row)).tobytes() for _ in range(2))
-        except Exception:  # it is reported when the image is decoded
-            return b""
-        return first if first == second else b""
+        return np.asarray(self.open(row)).tobytes()
 
 
 def _find_image(columns: Any, title: str) -> str:
@@ -126,26 +104,9 @@ def open_stored(path: str, labels: bool = True) -> dict[str, DatasetSource]:
     """Return the images that `datasets` finds at a path, by split; all under "" if there are no
     splits.
 
-    `path` is a file, a pattern of files, a folder of files or a saved data set, or
-    "hub:OWNER/NAME". Raises InputError if there are no such images.
+    `path` is a file, a pattern of files, a folder of files, or "hub:OWNER/NAME". Raises InputError
+    if there are no such images.
     """
-    parts = _load(path)
-    splits = choose_splits({*parts}, path, has_others=len(parts) == 1)
-    if splits is None:
-        return {"": open_whole(path, labels)}
-    return {name: DatasetSource(parts[name], f"{path}, {name}", labels) for name in splits}
-
-
-def open_whole(path: str, labels: bool = True) -> DatasetSource:
-    """Return the images of all splits at a path, as `open_stored`."""
-    import datasets
-
-    parts = _load(path)
-    return DatasetSource(datasets.concatenate_datasets([*parts.values()]), path, labels)
-
-
-def _load(path: str) -> dict[str, Any]:
-    """Return the data sets at a path by the names of their splits. Raises InputError."""
     is_hub = path.startswith(HUB)
     builder = _BUILDERS.get(Path(path).suffix.lower())
     if not is_hub and not builder and not find_files(Path(path), tuple(_BUILDERS)):
@@ -156,19 +117,19 @@ def _load(path: str) -> dict[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
-    saved = ("dataset_dict.json", "state.json")
     try:
-        if is_hub:
-            found = datasets.load_dataset(path.removeprefix(HUB))
-        elif builder:
-            found = datasets.load_dataset(builder, data_files=path)
-        elif any(Path(path, name).exists() for name in saved):
-            found = datasets.load_from_disk(path)
+        if builder:
+            parts = datasets.load_dataset(builder, data_files=path)
         else:
-            found = datasets.load_dataset(path)
+            parts = datasets.load_dataset(path.removeprefix(HUB))
     except Exception as error:  # of many types
         raise InputError(f"{path} can't be read as images: {one_line(error)}") from error
-    return {**found} if isinstance(found, Mapping) else {TRAIN: found}
+
+    splits = choose_splits({*parts}, path, has_others=len(parts) == 1)
+    if splits is None:
+        whole = datasets.concatenate_datasets([*parts.values()])
+        return {"": DatasetSource(whole, path, labels)}
+    return {name: DatasetSource(parts[name], f"{path}, {name}", labels) for name in splits}
 
 
 def register_datasets(name: str, train: Any, test: Any = None) -> str:
@@ -178,12 +139,10 @@ def register_datasets(name: str, train: Any, test: Any = None) -> str:
     `train`, unless that is a mapping with both splits. Raises InputError if a data set has no items
     by number.
     """
-    if test is None and isinstance(train, Mapping):
-        test = next((train[split] for split in HELD_OUT if split in train), None)
-        if TRAIN not in train or test is None:
-            raise InputError(f"data has {', '.join(map(str, train))}; give one of these as data")
-        train = train[TRAIN]
-    splits = {"": train} if test is None else {"train": train, "test": test}
+    splits = {"": train} if test is None else {TRAIN: train, "test": test}
+    if isinstance(train, Mapping):
+        names = choose_splits({*train}, "data", has_others=False)
+        splits = {split: train[split] for split in names or ()}
     root = f"{PREFIX}{name}"
     open_registered.cache_clear()
     _REGISTERED[root] = {split: _require_items(dataset) for split, dataset in splits.items()}
@@ -191,13 +150,11 @@ def register_datasets(name: str, train: Any, test: Any = None) -> str:
 
 
 def _require_items(data: Any) -> Any:
-    """Return data with items by number. A pair of images and labels becomes a list of pairs."""
-    if isinstance(data, tuple) and len(data) == 2 and getattr(data[0], "ndim", 0) >= 3:
+    """Return data with items by number. A tuple of images and labels becomes a list of pairs."""
+    if isinstance(data, tuple):
         images, labels = data
-        if np.ndim(labels) == 1 and len(images) == len(labels):
-            return list(zip(images, labels, strict=True))
-    has_items = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    if not has_items or isinstance(data, IterableDataset):
+        return list(zip(images, labels, strict=True))
+    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise InputError(
             f"data is a {type(data).__name__}, which has no items by number: give a folder, a"
             " map-style Dataset, or list(...) of it"

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,15 @@ class Source:
     """Stored images in a fixed order, each at a row. Worker processes get a copy.
 
     Attributes:
-        labels: (N,) whole numbers or texts; None if an image has no label.
+        labels: (N,) texts or whole numbers; "" or -1 for an image without a label.
         class_names: Names of the classes, if labels are their numbers.
-        unlabelled: The number of images without a label, if others have one.
     """
 
-    labels: NDArray[Any] | None = None
+    labels: NDArray[Any]
     class_names: tuple[str, ...] = ()
-    unlabelled = 0
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.labels)
 
     def name(self, row: int) -> str:
         """Return the name of an image, whose hash decides the image's split."""
@@ -66,37 +64,29 @@ class Source:
         state = hashlib.blake2b(digest_size=16)
         interval = -(-len(rows) // _SAMPLED)
         for index, row in enumerate(map(int, rows)):
-            state.update(f"{self.name(row)}\0{self.size(row)}\0".encode(errors="surrogateescape"))
-            if index % interval == 0:
-                state.update(self.content(row))
+            state.update(self.name(row).encode(errors="surrogateescape") + b"\0")
+            with suppress(Exception):  # an image that can't be read is reported when it is decoded
+                state.update(f"{self.size(row)}\0".encode())
+                if index % interval == 0:
+                    state.update(self.content(row))
         return state.hexdigest()
 
 
 class FolderSource(Source):
-    """Image files, named by their paths in a folder.
-
-    The labels are the top folders, if every file is in one.
-    """
+    """Image files, named by their paths in a folder. Their labels are its top folders."""
 
     def __init__(self, folder: Path, files: Sequence[str]) -> None:
         self.folder = folder
         # An array is not copied in forked processes, as a list would be.
         self._files = np.array([os.fsencode(file) for file in files])
-        outside = sum("/" not in file for file in files)
-        if not outside:
-            self.labels = np.array([_normalize(file).partition("/")[0] for file in files])
-        elif outside < len(files):
-            self.unlabelled = outside
-
-    def __len__(self) -> int:
-        return len(self._files)
+        self.labels = np.array([file.partition("/")[0] if "/" in file else "" for file in files])
 
     def path(self, row: int) -> Path:
         """Return the path of an image."""
-        return self.folder / os.fsdecode(self._files[row])
+        return self.folder / self.name(row)
 
     def name(self, row: int) -> str:
-        return _normalize(os.fsdecode(self._files[row]))
+        return os.fsdecode(self._files[row])
 
     def where(self, row: int) -> str:
         return str(self.path(row))
@@ -105,19 +95,10 @@ class FolderSource(Source):
         return open_image_file(self.path(row))
 
     def size(self, row: int) -> int:
-        with suppress(OSError):  # it is reported when the image is decoded
-            return self.path(row).stat().st_size
-        return 0
+        return self.path(row).stat().st_size
 
     def content(self, row: int) -> bytes:
-        with suppress(OSError):
-            return self.path(row).read_bytes()
-        return b""
-
-
-def _normalize(name: str) -> str:
-    """Return a name in composed Unicode, since some file systems decompose accented letters."""
-    return unicodedata.normalize("NFC", name)
+        return self.path(row).read_bytes()
 
 
 def open_folder(folder: Path) -> dict[str, FolderSource]:
@@ -126,14 +107,15 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
     The splits are `train` and the first of `HELD_OUT` that is there. The dictionary is empty if the
     folder has no image. Raises InputError if only one split is there, and nothing else.
     """
-    files = sorted(find_files(folder), key=_normalize)
+    files = sorted(find_files(folder))
     if not files:
         return {}
-    tops = {file.partition("/")[0] if "/" in file else "" for file in files}
+    whole = FolderSource(folder, files)
+    tops = {*whole.labels.tolist()}
     folders = {top.lower(): top for top in sorted(tops) if top.lower() in SPLITS}
     splits = choose_splits({*folders}, folder, has_others=len(folders) < len(tops))
     if splits is None:
-        return {"": FolderSource(folder, files)}
+        return {"": whole}
 
     sources = {}
     for split in splits:
@@ -166,39 +148,18 @@ def choose_splits(names: set[str], where: object, has_others: bool) -> tuple[str
 def find_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     """Return the paths of the files with these suffixes at any depth of a folder, in no order.
 
-    Run folders and names that begin with a dot are left out. A note counts images in other formats.
+    Names that begin with a dot are left out. A note counts images in other formats.
     """
     files = []
     others = Counter[str]()
-    for parent, names in _walk(folder):
-        prefix = "" if parent == folder else f"{parent.relative_to(folder).as_posix()}/"
-        for name in names:
-            suffix = Path(name).suffix.lower()
-            if suffix in suffixes:
-                files.append(prefix + name)
-            elif suffix in OTHER_SUFFIXES:
-                others[suffix] += 1
+    # unlike `Path.rglob`, it follows links and leaves out what begins with a dot
+    for name in glob("**/*", root_dir=folder, recursive=True):  # noqa: PTH207
+        suffix = Path(name).suffix.lower()
+        if suffix in suffixes:
+            files.append(name.replace(os.sep, "/"))
+        elif suffix in OTHER_SUFFIXES:
+            others[suffix] += 1
     if others and suffixes is SUFFIXES:
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
         note_once(f"{folder}: images left out: {counts}; convert them to PNG, JPEG or WebP")
     return files
-
-
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield each folder at any depth, with the names of its files. A linked folder is followed,
-    once.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename} can't be read: {error.strerror}") from error
-
-    seen = set[str]()
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        place = os.path.realpath(parent)
-        is_run = {"config.yaml", "metrics.jsonl"} <= {*names} and parent != str(folder)
-        if place in seen or is_run:
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield Path(parent), [name for name in names if not name.startswith(".")]

@@ -11,12 +11,12 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pkgutil import resolve_name
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.config import DataConfig
-from hrvqvae.config.entries import Dataset
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data import datasets
 from hrvqvae.data.batches import ImageSet, evaluation_batches
@@ -67,9 +67,8 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
     require(split in ("train", "test", "all"), "split", split, "train, test or all")
     if config.validation and split != "all":
         return _open_validation(config, split)
-    dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
-    if dataset and dataset.read and not is_named(config.root):
-        return _read_published(dataset, config, split)
+    if is_published(config.dataset) and not is_named(config.root):
+        return _read_published(config, split)
     return _select_split(*_open_sources(config), split, config)
 
 
@@ -95,6 +94,11 @@ def is_named(root: str | None) -> bool:
     return root is not None and root.startswith((datasets.PREFIX, datasets.HUB))
 
 
+def is_published(dataset: str) -> bool:
+    """Return whether a data set is one of the published sets, whose files have a reader."""
+    return dataset in DATASETS and bool(DATASETS.get(dataset).read)
+
+
 def is_undivided(config: DataConfig) -> bool:
     """Return whether `data.split` divides the images, for they have no splits by their names."""
     return "" in _open_sources(config)[1]
@@ -111,21 +115,20 @@ def _open_sources(config: DataConfig) -> tuple[str, Mapping[str, Source]]:
         return config.root, datasets.open_stored(config.root, config.labels)
     path = find_folder(config.dataset, config.root)
     if config.root is None and not path.is_dir():
-        hint = f", or take one of {', '.join(DATASETS)}"
-        if config.dataset in DATASETS:
-            hint = f": {config.dataset} is {DATASETS.get(config.dataset).how}"
-        raise InputError(f"no folder {path}; name it with --data DIR{hint}")
+        raise InputError(
+            f"no folder {path}; name it with --data DIR, or see the sets of hrvqvae data list"
+        )
     sources = open_folder(path) if path.is_dir() else {}
     return str(path), sources or datasets.open_stored(str(path), config.labels)
 
 
-def _read_published(dataset: Dataset, config: DataConfig, split: str) -> ImageSet:
+def _read_published(config: DataConfig, split: str) -> ImageSet:
+    dataset = DATASETS.get(config.dataset)
     folder = find_folder(dataset.name, config.root)
     if missing := list_missing_files(dataset, folder):
         raise InputError(
             f"{dataset.name} is not in {folder} ({missing[0].name} is missing); get it with:"
-            f" hrvqvae data get {dataset.name} ({dataset.how}), or train on other data:"
-            " --data.dataset mine"
+            f" hrvqvae data get {dataset.name}, or name other images: --data.dataset mine"
         )
     if split == "all":
         raise InputError(f"{dataset.name} {_CHOOSE_SPLIT}")
@@ -149,18 +152,11 @@ def _select_split(
             raise InputError(f"{where} {_CHOOSE_SPLIT}")
         # "test" is the split that is not for training, which has one of several names.
         name = next(name for name in sources if (name == TRAIN) == (split == TRAIN))
-        rows = np.arange(len(sources[name]))
-        counts = " and ".join(f"{len(part):,} images in {name}" for name, part in sources.items())
-    elif split == "all":
-        rows = np.arange(len(sources[name]))
-        counts = f"all {len(rows):,} images"
-    else:
-        is_test = _mark_test_images(sources[name], config)
-        rows = np.flatnonzero(is_test == (split == "test"))
-        num_test = np.count_nonzero(is_test)
-        how = "their names" if config.split == "hash" else "their order"
-        counts = f"{len(is_test) - num_test:,} images to train and {num_test:,} to test, by {how}"
     source = sources[name]
+    rows = np.arange(len(source))
+    if not name and split != "all":
+        is_test = _mark_test_images(source, config)
+        rows = rows[is_test == (split == "test")]
     if not len(rows):
         images = counted(len(source), "image")
         raise InputError(
@@ -168,8 +164,8 @@ def _select_split(
         )
 
     classes, numbers = _number_classes(where, sources) if config.labels else ((), {})
-    summary = "1 class" if len(classes) == 1 else f"{len(classes) or 'no'} classes"
-    note_once(f"{where}: {counts}; {summary}")
+    images = counted(len(rows), "image")
+    note_once(f"{where}, {name or split}: {images}; classes: {len(classes) or 'none'}")
     labels = numbers[name][rows] if classes else np.zeros(len(rows), np.int64)
     return ImageSet(config, labels, classes, source, rows)
 
@@ -194,26 +190,24 @@ def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
 
 def _number_classes(
     where: str, sources: Mapping[str, Source]
-) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
+) -> tuple[tuple[str, ...], dict[str, NDArray[Any]]]:
     """Return the names of the classes, and the class numbers of each split; both are empty without
     labels. Raises InputError if only a part of the images has labels.
     """
-    labels = {name: part.labels for name, part in sources.items() if part.labels is not None}
-    unlabelled = sum(part.unlabelled for part in sources.values())
-    if not labels and not unlabelled:
+    labels = {name: source.labels for name, source in sources.items()}
+    together = np.concatenate([*labels.values()])
+    is_missing = np.isin(together.astype(str), ("", "-1"))
+    if is_missing.all():
         return (), {}
-    if len(labels) < len(sources):
-        images = counted(unlabelled, "image") if unlabelled else "a split"
+    if is_missing.any():
+        images = counted(int(is_missing.sum()), "image")
         raise InputError(
             f"{where} has {images} without a label beside others with one: give every image a"
             " label (a class folder), or train without, by --data.labels false"
         )
-    names = {part.class_names for part in sources.values()}
-    if len(names) > 1:
-        raise InputError(f"{where}: the splits name different classes; use --data.labels false")
-    (classes,) = names
-    if classes:
-        return classes, labels
-    values = np.unique(np.concatenate([*labels.values()]))
+    names = next(iter(sources.values())).class_names
+    if names:
+        return names, labels
+    values = np.unique(together)
     numbers = {name: np.searchsorted(values, array) for name, array in labels.items()}
     return tuple(map(str, values)), numbers

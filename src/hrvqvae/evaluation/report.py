@@ -29,7 +29,13 @@ from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, evaluation_batches
 from hrvqvae.data.fetch import find_folder, list_missing_files
 from hrvqvae.data.images import BrokenImageError
-from hrvqvae.data.loading import is_named, is_undivided, load_images, open_images
+from hrvqvae.data.loading import (
+    is_named,
+    is_published,
+    is_undivided,
+    load_images,
+    open_images,
+)
 from hrvqvae.distributed import working_alone
 from hrvqvae.evaluation.classifier import find_classifier
 from hrvqvae.evaluation.samples import (
@@ -211,21 +217,17 @@ def choose_data(data: DataConfig, root: str | None, split: str | None) -> tuple[
         trained_on = find_folder(data.dataset, data.root)
         # `root` may hold the set under its name
         is_as_trained = folder != Path(root) or folder.resolve() == trained_on.resolve()
-        if _is_published(data.dataset):
+        if is_published(data.dataset):
             is_as_trained = not list_missing_files(DATASETS.get(data.dataset), folder)
     if is_as_trained:
         return replace(data, root=root), split or "test"
 
     # Any other folder gives the set its name, unless a published set would be looked for then.
     name = base_name(root)
-    if _is_published(name):
+    if is_published(name):
         name = OWN_IMAGES
     data = replace(data, dataset=name, root=root, validation=0.0)
     return data, split or ("all" if is_undivided(data) else "test")
-
-
-def _is_published(dataset: str) -> bool:
-    return dataset in DATASETS and bool(DATASETS.get(dataset).read)
 
 
 def load_with_labels(data: DataConfig, split: str) -> ImageSet:
