@@ -4,14 +4,10 @@ Shapes: a level has num_books codebooks of m codewords of width D. The index of 
 level is book * m + child. N is the number of vectors, K a number of codewords.
 
 Moving averages (docs/method.md): n is `count`, s is `total`, and a codeword is s / n. A codeword
-without vectors stays where it is, since n and s decay alike. At every time s = n * codeword, so a
-large level does not keep s: it moves each codeword that gets vectors to the new s / n, and on a CPU
-it reads no other codeword. Small levels keep s, so that their results stay those of earlier
-versions, to the bit.
+without vectors stays where it is, since n and s decay alike.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +18,13 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.kmeans import kmeans
 from hrvqvae.quantize.search import search
 
-_LARGE = 2**21  # values of a level, 8 MiB, above which it does not keep `total`
-
 
 class LevelCodebooks(nn.Module):
     """All codebooks of one level: codewords are moving averages, total / count."""
 
     codewords: Tensor  # (num_books, m, D)
     count: Tensor  # (num_books, m): moving average of the number of vectors per batch
-    #: (num_books, m, D): moving average of the sum of these vectors; None for a large level
-    total: Any
+    total: Tensor  # (num_books, m, D): moving average of the sum of these vectors
 
     def __init__(self, config: QuantizerConfig, num_books: int, size: int) -> None:
         super().__init__()
@@ -41,10 +34,9 @@ class LevelCodebooks(nn.Module):
         self.num_codewords = num_books * size
         count = torch.ones(num_books, size, dtype=torch.float32)
         codewords = torch.zeros(num_books, size, config.dim, dtype=torch.float32)
-        is_large = codewords.numel() > _LARGE
         self.register_buffer("count", count)
         self.register_buffer("codewords", codewords)
-        self.register_buffer("total", None if is_large else torch.zeros_like(codewords))
+        self.register_buffer("total", torch.zeros_like(codewords))
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
@@ -68,45 +60,25 @@ class LevelCodebooks(nn.Module):
         """
         self.codewords.flatten(0, 1)[index] = vectors
         self.count.view(-1)[index] = count
-        if self.total is not None:
-            total = vectors * count.unsqueeze(-1)
-            self.total.flatten(0, 1)[index] = total
+        self.total.flatten(0, 1)[index] = vectors * count.unsqueeze(-1)
 
-    def average(self, batch_counts: Tensor, rows: Any, sums: Tensor) -> None:
+    def average(self, batch_counts: Tensor, sums: Tensor) -> None:
         """Update averages and codewords (docs/method.md, "Moving averages").
 
-        Args:
-            batch_counts: vectors (num_codewords,) of each codeword in the batch.
-            rows: indices (K,) of the codewords that may move, or a slice of all.
-            sums: sums (K, D) of the residuals of these codewords.
-
-        A codeword and its averages stay as they are if its sum is not finite: on a GPU the search
-        lets NaN and infinity pass.
+        Takes the number of vectors of each codeword in the batch, (num_codewords,), and the sums of
+        these vectors, (num_codewords, D). A codeword stays as it is if its sum is not finite: on a
+        GPU the search lets NaN and infinity pass.
         """
-        rate = 1 - self.decay
-        finite = sums.sum(-1, keepdim=True).isfinite()
-
-        # n moves towards the count in the batch, or towards itself if the sum is not finite
-        count = self.count.view(-1, 1)
-        batch_counts = batch_counts.unsqueeze(-1)
-        target = torch.where(finite, batch_counts[rows], count[rows])
-        batch_counts[rows] = target
-        count.lerp_(batch_counts, rate)
-
-        # s, and s / n; a codeword whose n has decayed to zero is kept
+        count = self.count.view(-1)
+        total = self.total.flatten(0, 1)
         codewords = self.codewords.flatten(0, 1)
-        if self.total is not None:
-            total = self.total.flatten(0, 1)
-            total.lerp_(torch.where(finite, sums, total), rate)
-            means = vq.means_or_kept(count[:, 0], total, codewords)
-            codewords.copy_(means)
-            return
 
-        # s / n = c + rate * (sums - batch_counts * c) / n, with c before and n after the batch
-        step = rate / count[rows].clamp(min=1e-5)
-        change = sums - batch_counts[rows] * codewords[rows]
-        change = change.masked_fill(~finite, 0)
-        codewords[rows] += change * step
+        # n and s move towards those of the batch, or to where they are
+        finite = sums.sum(-1).isfinite()
+        count.lerp_(torch.where(finite, batch_counts, count), 1 - self.decay)
+        total.lerp_(torch.where(finite.unsqueeze(-1), sums, total), 1 - self.decay)
+
+        codewords.copy_(vq.means_or_kept(count, total, codewords))
 
     def initialize(
         self,
@@ -187,30 +159,14 @@ def update_codebooks(
     indices: Sequence[Tensor],
 ) -> None:
     """Update all levels from the residuals (N, D) and indices (N,) of each, over all processes."""
-    batch = list(zip(levels, residuals, indices, strict=True))
     counts = []
-    for level, _, index in batch:
-        chosen = vq.counts(index, level.num_codewords)
-        counts.append(chosen.float())
-    counts = distributed.all_reduce(counts)
-
-    # per level, the codewords (K,) that the batch may move, the same in all processes, and the sums
-    # (K, D) of this process's vectors
-    rows: list[Any] = []
     sums = []
-    for (level, residual, index), level_counts in zip(batch, counts, strict=True):
-        moved: Any = slice(None)
-        num_moved = level.num_codewords
-
-        # in a large level only those with vectors; on a GPU all, since `nonzero` would wait for it
-        if level.total is None and level_counts.device.type == "cpu":
-            moved = level_counts.nonzero().flatten()
-            num_moved = len(moved)
-            index = torch.searchsorted(moved, index)  # the vectors' rows in the sums
-        rows.append(moved)
-        zeros = residual.new_zeros(num_moved, residual.shape[1])
+    for level, residual, index in zip(levels, residuals, indices, strict=True):
+        count = vq.counts(index, level.num_codewords)
+        counts.append(count.float())
+        zeros = residual.new_zeros(level.num_codewords, residual.shape[1])
         sums.append(zeros.index_add_(0, index, residual))
+    counts = distributed.all_reduce(counts)
     sums = distributed.all_reduce(sums)
-    reduced = zip(levels, counts, rows, sums, strict=True)
-    for level, level_counts, moved, level_sums in reduced:
-        level.average(level_counts, moved, level_sums)
+    for level, batch_counts, batch_sums in zip(levels, counts, sums, strict=True):
+        level.average(batch_counts, batch_sums)

@@ -40,6 +40,8 @@ def search(
         NonFiniteError: On a CPU, a latent is NaN or infinite, or all codewords are with which it is
             compared. Elsewhere such a latent makes the loss NaN.
     """
+    if width == 1:  # the only branch has one coarser cost: leave it out, and its rounding
+        coarse_weight = 0.0
     if torch.compiler.is_compiling() or not all(map(_is_in_memory, (latents, *codebooks))):
         from hrvqvae.quantize.search.tensors import search_tensors
 

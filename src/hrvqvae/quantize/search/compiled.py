@@ -5,15 +5,13 @@
 **What is slow in tensors.** At each level the distances of N vectors are an array (N, m), and
 copies of each vector's codebook take N * m * D values. So the time goes into memory. The loops here
 take a few vectors at a time, whose residuals stay in the innermost cache beside the codebook that
-is searched, and write only the indices. The work is N * L * m * D subtractions and multiply-adds. A
-beam of width w takes N * m * D * (1 + (L - 1) * w). Distances are sums of (r - c)^2, which are
-accurate far from the origin.
+is searched. They write only the indices. A beam of width w takes N * m * D * (1 + (L - 1) * w)
+subtractions and multiply-adds. Distances are sums of (r - c)^2, which are accurate far from the
+origin.
 
-**Three loops**, for three shapes of the work:
+**Two loops**, for two shapes of the work:
 
-* `_search_greedy`: several levels, a beam of 1. 64 vectors at a time descend level by level, so
-  that the processor works on several vectors at once.
-* `_search_beam`: several levels and branches, one vector after the other.
+* `_search_tree`: several levels, greedily or with a beam, one vector after the other.
 * `_search_flat`: one level, whose codebook is too large for the cache. 128 vectors at a time are
   compared with the whole codebook, 4 vectors with 32 codewords in each innermost call.
 
@@ -22,17 +20,16 @@ addresses. The nearest codeword is that of the least key. A key is an integer of
 squared distance in the high half, the codeword's place in the low half. So of equal distances the
 first place wins.
 
-**Padding.** A codeword is padded with zeros to a multiple of `LANES` floats, a codebook with
-infinite codewords to a multiple of `SIDE_BY_SIDE`. A NaN may choose a codeword of the padding; its
-child is clamped, so that the next address is valid. The sum of squared residuals, which every loop
-returns, is then not finite, and `search_compiled` raises the error. So vectors are not checked
+**Padding.** Codewords and vectors are padded with zeros to a multiple of `LANES` floats, a codebook
+with infinite codewords to a multiple of `SIDE_BY_SIDE`. A NaN may choose a codeword of the padding.
+Its child is clamped, so that the next address is valid. The sum of squared residuals, which every
+loop returns, is then not finite, and `search_compiled` raises the error. So vectors are not checked
 before.
 
-Every loop searches latents[first:last] (N, D), for one of several threads, and writes `indices`
-(L, N). `tree` has a row per level (`_LEVEL`), so one compilation fits every number of levels.
+Every loop searches vectors[first:last], for one of several threads, and writes indices. `tree` has
+a row per level (`_LEVEL`), so one compilation fits every number of levels.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -52,7 +49,6 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 ONE_THREAD_UP_TO = 1024  # vectors
-_TOGETHER = 64  # vectors that descend together
 _CHUNK = 128  # vectors that share one pass over a flat codebook
 _LARGEST_KEY = np.int64(2**63 - 1)
 # codebooks (num_books, padded_size, padded_dim) of a level in memory; `linked` is 1, or 0 if the
@@ -72,60 +68,9 @@ def _place_of(key: Any) -> Any:
 
 
 @compiled()
-def _search_greedy(
-    latents: Floats,
+def _search_tree(
+    vectors: Floats,
     tree: Any,
-    padded_dim: int,
-    indices: Integers,
-    first: int,
-    last: int,
-) -> float:
-    """Take the nearest child at each level; return the sum of the final squared residuals."""
-    dim = latents.shape[1]
-    residual = np.zeros((_TOGETHER, padded_dim), np.float32)
-    index = np.zeros(_TOGETHER, np.int64)
-    row_bytes = 4 * padded_dim
-    squares = 0.0
-    for start in range(first, last, _TOGETHER):
-        count = min(_TOGETHER, last - start)
-        for i in range(count):
-            for d in range(dim):
-                residual[i, d] = latents[start + i, d]
-        index[:] = 0
-        for level in range(len(tree)):
-            address = tree[level].address
-            size = tree[level].size
-            padded_size = tree[level].padded_size
-            linked = tree[level].linked
-            vector = np.int64(residual.ctypes.data)
-            for i in range(count):
-                book = index[i] * linked
-                codebook = address + book * padded_size * row_bytes
-
-                # the nearest child, eight at a time; `+ k` turns a place in the eight into a child
-                key = simd.key_of_nearest(vector, codebook, padded_dim)
-                for k in range(SIDE_BY_SIDE, padded_size, SIDE_BY_SIDE):
-                    eight = codebook + k * row_bytes
-                    key = min(key, simd.key_of_nearest(vector, eight, padded_dim) + k)
-                child = min(_place_of(key), size - 1)
-                index[i] = book * size + child
-                indices[level, start + i] = index[i]
-
-                # what is left of the vector
-                if level == len(tree) - 1:
-                    squares += float(_distance_of(key))
-                else:
-                    codeword = codebook + child * row_bytes
-                    simd.subtract(vector, codeword, vector, padded_dim)
-                vector += row_bytes
-    return squares
-
-
-@compiled()
-def _search_beam(
-    latents: Floats,
-    tree: Any,
-    padded_dim: int,
     indices: Integers,
     beam: int,
     coarse_weight: np.float32,
@@ -136,10 +81,10 @@ def _search_beam(
     residuals.
 
     `residual` and `cost` have two halves: one for the branches before a level, one for those after
-    it. The next level swaps them.
+    it. The next level swaps them. Before the first level the only residual is the vector itself.
     """
     num_levels = len(tree)
-    dim = latents.shape[1]
+    padded_dim = vectors.shape[1]
     residual = np.zeros((2 * beam, padded_dim), np.float32)
     cost = np.zeros(2 * beam, np.float32)
 
@@ -151,17 +96,19 @@ def _search_beam(
     distances = np.empty(beam * tree["padded_size"].max(), np.float32)
     keys = np.empty(len(distances), np.int64)
     row_bytes = 4 * padded_dim
-    residual_at = np.int64(residual.ctypes.data)
+    vectors_at = np.int64(vectors.ctypes.data)
     cost_at = np.int64(cost.ctypes.data)
     distances_at = np.int64(distances.ctypes.data)
     keys_at = np.int64(keys.ctypes.data)
     squares = 0.0
     for i in range(first, last):
+        # in the loop, since numba frees an array after its last use
+        residual_at = np.int64(residual.ctypes.data)
+
         before = 0  # first row of the half that holds the branches before a level: 0 or `beam`
         count = 1
         cost[0] = 0
-        for d in range(dim):
-            residual[0, d] = latents[i, d]
+        residuals = vectors_at + i * row_bytes  # address of those before a level
         for level in range(num_levels):
             address = tree[level].address
             size = tree[level].size
@@ -173,7 +120,7 @@ def _search_beam(
 
             # distances and keys of all children of all branches
             for branch in range(count):
-                vector = residual_at + (before + branch) * row_bytes
+                vector = residuals + branch * row_bytes
                 coarser_cost = cost_at + (before + branch) * 4
                 book = index[level, branch] * linked
                 codewords = address + book * book_bytes
@@ -202,12 +149,13 @@ def _search_beam(
                 else:
                     added_cost = coarse_weight * distances[place]
                     cost[after + k] = added_cost + cost[before + branch]
-                    vector = residual_at + (before + branch) * row_bytes
+                    vector = residuals + branch * row_bytes
                     codeword = address + book * book_bytes + child * row_bytes
                     new_vector = residual_at + (after + k) * row_bytes
                     simd.subtract(vector, codeword, new_vector, padded_dim)
             count = kept
             before = after
+            residuals = residual_at + before * row_bytes
 
         # from the best branch back to the first level
         branch = 0
@@ -219,7 +167,7 @@ def _search_beam(
 
 @compiled()
 def _search_flat(
-    latents: Floats,
+    vectors: Floats,
     codebook: Floats,
     nearest: Integers,
     first: int,
@@ -229,25 +177,25 @@ def _search_flat(
 
     `codebook` (blocks, D, `COLUMNS`) has a codeword per column, infinity in the padding.
     """
-    dim = latents.shape[1]
-    vectors = np.zeros((_CHUNK, dim), np.float32)
+    dim = vectors.shape[1]
+    chunk = np.zeros((_CHUNK, dim), np.float32)
     # for each column of the blocks, the least distance so far and the block that has it
     least = np.empty((_CHUNK, COLUMNS), np.float32)
     blocks = np.zeros((_CHUNK, COLUMNS), np.int32)
-    vectors_at = np.int64(vectors.ctypes.data)
+    chunk_at = np.int64(chunk.ctypes.data)
     least_at = np.int64(least.ctypes.data)
     blocks_at = np.int64(blocks.ctypes.data)
     squares = 0.0
     for start in range(first, last, _CHUNK):
         count = min(_CHUNK, last - start)
-        vectors[:count] = latents[start : start + count]
+        chunk[:count] = vectors[start : start + count]
         least[:] = np.inf
         blocks[:] = 0
         codewords = np.int64(codebook.ctypes.data)
         for block in range(len(codebook)):
             # ROWS vectors at a time; results of rows beyond `count` are never read
             for i in range(0, count, ROWS):
-                vector = vectors_at + 4 * dim * i
+                vector = chunk_at + 4 * dim * i
                 offset = 4 * COLUMNS * i
                 simd.update_nearest(
                     vector, codewords, dim, least_at + offset, blocks_at + offset, block
@@ -282,7 +230,7 @@ def search_compiled(
     if latents.shape[1] != dim:  # the loops would read past the end
         raise InputError(f"latents have {latents.shape[1]} channels; the codebooks have {dim}")
     indices = torch.empty(len(codebooks), len(latents), dtype=torch.long, device="cpu")
-    vectors = latents.detach().float().contiguous().numpy()
+    vectors = latents.detach().float().contiguous()
     codebooks = [codebook.detach().float() for codebook in codebooks]
     one_thread_up_to = ONE_THREAD_UP_TO
     tables = []  # keeps the memory alive to which the addresses of `tree` point
@@ -294,25 +242,20 @@ def search_compiled(
 
         # the larger the codebook, the fewer vectors are worth several threads
         one_thread_up_to = max(1, one_thread_up_to // len(blocks))
-        loop = partial(_search_flat, vectors, blocks.numpy(), indices.numpy()[0])
+        loop = partial(_search_flat, vectors.numpy(), blocks.numpy(), indices.numpy()[0])
     else:
-        # there are no more branches than sums of the coarser levels
-        sizes = [codebook.shape[1] for codebook in codebooks[:-1]]
-        beam = min(width, math.prod(sizes))
-
         tree = np.empty(len(codebooks), _LEVEL)
         for level, codebook in enumerate(codebooks):
             num_books, size, _ = codebook.shape
             wide = _pad_to(codebook, 2, LANES, 0.0)
             table = _pad_to(wide, 1, SIDE_BY_SIDE, torch.inf)
             tables.append(table)
-            _, padded_size, padded_dim = table.shape
+            padded_size = table.shape[1]
             tree[level] = (table.data_ptr(), size, padded_size, num_books > 1)
 
-        arguments = (vectors, tree, padded_dim, indices.numpy())
-        loop = partial(_search_greedy, *arguments)
-        if beam > 1:
-            loop = partial(_search_beam, *arguments, beam, np.float32(coarse_weight))
+        padded = _pad_to(vectors, 1, LANES, 0.0).numpy()
+        weight = np.float32(coarse_weight)
+        loop = partial(_search_tree, padded, tree, indices.numpy(), width, weight)
 
     squares = sum(in_parts(len(latents), loop, one_thread_up_to=one_thread_up_to))
     if not np.isfinite(squares):

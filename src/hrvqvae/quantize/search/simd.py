@@ -151,32 +151,6 @@ def _eight_distances(builder, residual, codewords, width):
 
 
 @_intrinsic
-def key_of_nearest(builder, residual, codewords, width):
-    """Return the key of the nearest of eight codewords to a residual, from their addresses.
-
-    The high 32 bits of a key are the squared distance, the low 32 bits the codeword, 0 to 7.
-    Squared distances are not negative, so their bits have the same order: the least key is that of
-    the nearest codeword, the first of equals.
-    """
-    integers = ir.VectorType(_INT, SIDE_BY_SIDE)
-    squares = _eight_distances(builder, residual, codewords, width)
-    bits = builder.bitcast(squares, integers)
-
-    # the least distance, and the first lane that has it
-    least = _call(builder, f"llvm.vector.reduce.smin.v{SIDE_BY_SIDE}i32", _INT, bits)
-    is_least = builder.icmp_signed("==", bits, _broadcast(builder, integers, least))
-    mask = builder.bitcast(is_least, ir.IntType(SIDE_BY_SIDE))  # a bit per lane
-    is_never_zero = ir.IntType(1)(1)
-    first = builder.cttz(mask, is_never_zero)
-
-    # both in one key
-    high = builder.sext(least, _LONG)
-    high = builder.shl(high, _LONG(32))
-    low = builder.zext(first, _LONG)
-    return builder.or_(high, low)
-
-
-@_intrinsic
 def measure_eight(
     builder,
     residual,
@@ -190,8 +164,8 @@ def measure_eight(
     """Write the squared distances of a residual to eight codewords to distances[place:place + 8],
     and the keys (int64) of their costs to keys[place:place + 8].
 
-    A cost is a distance plus the float at the address `coarser_cost`, which is not negative. The
-    low half of a key is the place.
+    A cost is a distance plus the float at the address `coarser_cost`. The high 32 bits of a key are
+    the cost, the low 32 bits the place. Costs are not negative, so their bits have the same order.
     """
     longs = ir.VectorType(_LONG, SIDE_BY_SIDE)
     squares = _eight_distances(builder, residual, codewords, width)

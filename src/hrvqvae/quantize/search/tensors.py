@@ -26,12 +26,6 @@ def search_tensors(
     With several `leaves` return (L, N, leaves), those of least cost in ascending order; fewer if
     the branches have fewer.
     """
-    branches = 1
-    for codebook in codebooks[:-1]:  # torch.compile can't trace math.prod
-        branches *= codebook.shape[1]
-    width = min(width, branches)
-    # children of a single branch have the same coarser cost: leave it out, and its rounding
-    coarse_weight = coarse_weight if width > 1 else 0.0
     options = (codebooks, width, coarse_weight, leaves)
     device = "cpu" if latents.is_meta else latents.device.type
     with torch.autocast(device, enabled=False):  # no products in bfloat16
