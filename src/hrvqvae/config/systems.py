@@ -181,12 +181,15 @@ _TREEVQ = {
 }
 
 
-def _make_deep(dataset: str, about: str, values: dict[str, Any]) -> ExtraPreset:
+def _make_deep(
+    dataset: str, about: str, values: dict[str, Any], name: str | None = None
+) -> ExtraPreset:
     """Return a TreeVQ preset with fewer positions, each of more levels (docs/findings.md, "Grid
     against depth").
     """
     deep = settings(OURS, {"prior.class_dropout": 0.1} | values)
-    return ExtraPreset(name=f"treevq-deep/{dataset}", about=about, settings=deep, dataset=dataset)
+    name = f"treevq-deep/{name or dataset}"
+    return ExtraPreset(name=name, about=about, settings=deep, dataset=dataset)
 
 
 # Trees of several groups are trained as trees: planted ones have more error with equal beams
@@ -234,6 +237,16 @@ _DEEP_PHOTOS = {
     "training.learning_rate": 3e-3,  # in place of the 1e-3 of the data set
     "prior.class_dropout": 0.0,  # it has no classes
 }
+# Grid and batch were chosen on validation images (docs/own-data.md).
+_DEEP_PHOTOS64 = {
+    **_DEEP,
+    "data": {"size": 64, "labels": True},
+    "model.stride": 8,
+    "training": {"learning_rate": 3e-3, "batch_size": 32, "evaluation_images": 500},
+    "prior.flip": True,
+    "prior.training.batch_size": 32,
+    "generation.levels": 4,
+}
 TREEVQ = System(
     name="treevq",
     title="TreeVQ",
@@ -250,6 +263,12 @@ TREEVQ = System(
         ),
         _make_deep(
             "photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS
+        ),
+        _make_deep(
+            "photos",
+            "some thousand photographs in class folders, 64x64, as 8x8 positions of 12 levels",
+            _DEEP_PHOTOS64,
+            name="photos64",
         ),
     ),
     notes=("TreeVQ is not printed: the HR-VQVAE row, with trees planted on flat codebooks.",),
