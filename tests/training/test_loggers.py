@@ -50,5 +50,5 @@ def test_damaged_records_are_dropped_and_what_was_not_measured_is_left_out(tmp_p
     (tmp_path / "x.jsonl").write_bytes(bad + good + good[:9])
     assert read_records(tmp_path / "x.jsonl") == [{"kind": "train", "step": 1}]
     # by a coarse clock
-    log = MetricsLog(tmp_path / "y.jsonl", 0, [{"loss": 2.0, "step_seconds": 0.0}])
-    assert log.write_means(1, 16)["loss"] == 2
+    log = MetricsLog(tmp_path / "y.jsonl", 0)
+    assert log.write_means(1, [{"loss": 2.0, "step_seconds": 0.0}], 16)["loss"] == 2

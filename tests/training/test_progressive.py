@@ -83,8 +83,8 @@ def test_each_image_is_cut_to_a_prefix_in_turn(system, mnist_root, tmp_path, ima
     # a batch smaller than the number of prefixes has some of them
     state.step = 1
     result = step(1)
-    assert "reconstruction_2" in result
-    assert "reconstruction_1" not in result
+    assert result["reconstruction_2"] > 0
+    assert result["reconstruction_1"] == 0
 
 
 def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors():

@@ -15,8 +15,6 @@ RUN/config.yaml         the resolved configuration
     priors/level-1/     the run folder of a prior; its model.safetensors has the lowest held-out
                         loss; priors/levels-1-3/ where one prior covers several levels
     sampling.json       default guidance, levels and decoder of samples
-    autoencoder.txt     in prefixes/, generation/ and priors/level-1/: digest of the autoencoder
-                        that this network is trained for
     .lock               held by the process that trains here
 
 A prior, a decoder and an entropy model store the digest of the autoencoder's weights. They are
@@ -95,7 +93,6 @@ class RunFolder:
         self.card = path / "README.md"
         self.metrics = path / "metrics.jsonl"
         self.model = path / "model.safetensors"
-        self.autoencoder_digest = path / "autoencoder.txt"
         self.tables = path / "tables.hrvt"
         self.pictures = path / "pictures"
         self.codes = path / "priors" / "codes"
@@ -158,24 +155,25 @@ class RunFolder:
             old.unlink()
         return path
 
-    def load_newest(
-        self, say: Callable[[str], None]
-    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the newest intact checkpoint; None without a checkpoint.
+    def load_newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the newest intact checkpoint. A damaged checkpoint is reported with `say`.
 
-        A damaged checkpoint is reported with `say`. Raises DamagedFileError if all are damaged.
+        Raises InputError if there is no checkpoint, or DamagedFileError if all are damaged.
         """
         checkpoints = self.saved()
+        if not checkpoints:
+            raise InputError(
+                f"{self.path} holds a model, and no checkpoint to go on from: begin another run"
+                " with the weights of this model, by --init-from"
+            )
         for path in checkpoints:
             try:
                 return storage.read(path)
             except DamagedFileError as error:
                 say(f"{error}; an older checkpoint is loaded instead")
-        if checkpoints:
-            raise DamagedFileError(
-                f"every checkpoint in {self.checkpoints} is damaged; train anew with another --out"
-            )
-        return None
+        raise DamagedFileError(
+            f"every checkpoint in {self.checkpoints} is damaged; train anew with another --out"
+        )
 
     # ---- the weights in this folder ----
 
@@ -183,13 +181,6 @@ class RunFolder:
     def digest(self) -> str:
         """The digest of the weights, without their configuration."""
         return storage.weights_digest(storage.read(self.model)[0])
-
-    def is_stale(self, digest: str) -> bool:
-        """Return whether this network was trained for an autoencoder of another digest."""
-        if self.model.is_file():
-            return bool(storage.read_meta(self.model).get("autoencoder") != digest)
-        file = self.autoencoder_digest
-        return self.begun() and file.is_file() and file.read_text() != digest
 
     def read_network(self, kind: str, digest: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the weights and the metadata of a prior or a decoder of an autoencoder.

@@ -39,6 +39,13 @@ class CodeMaps:
         return codes, torch.from_numpy(self.labels[indices])
 
 
+def join_maps(maps: Sequence[CodeMaps]) -> CodeMaps:
+    """Return the codes of several sets of images of the same classes, set after set."""
+    levels = zip(*(part.levels for part in maps), strict=True)
+    labels = np.concatenate([part.labels for part in maps])
+    return CodeMaps(tuple(map(np.concatenate, levels)), labels, maps[0].classes)
+
+
 class CodeRecorder:
     """Keeps the codes and labels of batches. A loop iterates over `watch(batches)`, and calls
     `encode` once per batch.

@@ -4,7 +4,6 @@ Both decode the first levels, and begin as copies of the autoencoder's decoder.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
@@ -40,7 +39,9 @@ from hrvqvae.models.build import (
 from hrvqvae.models.distortion import Report
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.models.perceptual import require_efficientnet
+from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import draw_labels, sample_codes
+from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.training.autoencoder import ImageTask
@@ -64,17 +65,13 @@ class DecoderTask(ImageTask):
     kind: str  # the decoder's folder in the run, and the kind in its weights file
     parent_run: Path
 
-    def __init__(self, path: str | Path, config: Config) -> None:
+    def __init__(self, path: str | Path, config: Config, training: TrainingConfig) -> None:
         run = open_run(path)
-        model, stored = run.load(decoder=None)
+        model, stored = run.load()
         self.autoencoder_digest = run.digest
         self.model = require_several_levels(model, stored)
         self.parent_run = Path(path)
-        super().__init__(decoder_folder(path, self.kind), config, self.training_of(config))
-
-    def training_of(self, config: Config) -> TrainingConfig:
-        """Return the training of the decoder."""
-        raise NotImplementedError
+        super().__init__(decoder_folder(path, self.kind), config, training)
 
     def open(self) -> None:
         super().open()
@@ -91,14 +88,10 @@ class DecoderTask(ImageTask):
         self.model.use_progressive_decoder(decoder.eval())
         return self.model
 
-    @cached_property  # what it says of the beginning holds to the end
-    def source(self) -> dict[str, Any]:
-        """What the decoder is trained for, which its file says."""
-        return {"autoencoder": self.autoencoder_digest}
-
     def save(self, state: TrainState) -> None:
         weights = state.averaged.module.state_dict()
-        save_model(self.run.model, self.config, weights, state.step, self.kind, **self.source)
+        about = {"autoencoder": self.autoencoder_digest}
+        save_model(self.run.model, self.config, weights, state.step, self.kind, **about)
 
 
 class PrefixTask(DecoderTask):
@@ -112,8 +105,9 @@ class PrefixTask(DecoderTask):
     name_suffix = ", prefixes"
     kind = PROGRESSIVE
 
-    def training_of(self, config: Config) -> TrainingConfig:
-        return with_batch_size(config.progressive.training, config.training.batch_size)
+    def __init__(self, path: str | Path, config: Config) -> None:
+        training = with_batch_size(config.progressive.training, config.training.batch_size)
+        super().__init__(path, config, training)
 
     def build(self) -> ConditionalDecoder:
         return build_progressive_decoder(self.model, self.config)
@@ -136,19 +130,14 @@ class PrefixTask(DecoderTask):
             decoded = self.model.pixels(latents, image_size(images), num_levels)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
 
-        # Minimize the sum of the logarithms of the prefixes' errors.
+        # minimize the sum of the logarithms of the prefixes' errors
         relative, means = compute_relative_errors(errors, assigned, len(prefixes))
         norm = state.minimize({MODEL: {"relative": relative.sum()}})["gradient_norm"]
         state.averaged.update_parameters(decoder)
-
-        # Log the mean errors of the prefixes that have images. Compute from the step which these
-        # are: reading the means would wait for the GPU.
-        total = min(len(prefixes), count * distributed.world_size())
-        present = sorted((position + state.step) % len(prefixes) for position in range(total))
-        reconstruction = {f"reconstruction_{prefixes[index]}": means[index] for index in present}
+        metrics = {f"reconstruction_{levels}": means[levels - 1] for levels in prefixes}
         return {
-            **reconstruction,
-            "loss": sum(reconstruction.values()),
+            **metrics,
+            "loss": sum(metrics.values()),
             "gradient_norm": norm,
             "broken_images": float(len(batch.broken)),
         }
@@ -164,7 +153,7 @@ def compute_relative_errors(
 
     Image i has the error errors[i] (B,) and was decoded from prefix prefix_index[i]. A relative
     error is 1 in the mean over the processes, and its gradient is that of the logarithm of the
-    prefix's error. For a prefix without images it is 0, and the mean error is NaN.
+    prefix's error. Both are 0 for a prefix without images.
     """
     # (count, B): whether the image was decoded from the prefix
     chosen = prefix_index == torch.arange(count, device=errors.device).unsqueeze(1)
@@ -173,7 +162,8 @@ def compute_relative_errors(
     mean_sums, mean_sizes = distributed.all_reduce_mean([sums.detach(), sizes])
 
     # The mean of the sums counts as constant, and so does the number of images.
-    return sums / mean_sums.clamp(min=1e-12), mean_sums / mean_sizes
+    relative = sums / mean_sums.clamp(min=1e-12)
+    return relative, mean_sums / mean_sizes.clamp(min=1e-12)
 
 
 class SampleTask(DecoderTask):
@@ -187,8 +177,8 @@ class SampleTask(DecoderTask):
     name_suffix = ", samples"
     kind = GENERATION
 
-    def training_of(self, config: Config) -> TrainingConfig:
-        return config.generation.training
+    def __init__(self, path: str | Path, config: Config) -> None:
+        super().__init__(path, config, config.generation.training)
 
     def check(self) -> None:
         require_divisible("batch of samples", self.config.generation.sample_batch)
@@ -197,90 +187,84 @@ class SampleTask(DecoderTask):
         super().open()
         self.samples = distributed.on_rank_zero(self.load_samples)
 
-    @cached_property
-    def source(self) -> dict[str, Any]:
-        settings = self.config.generation
-        if not settings.samples:
-            return super().source
-        run = open_run(self.parent_run)
-        content = blake2b(digest_size=16)
-        for levels, folder in prior_folders(self.parent_run).items():
-            if levels.start < settings.levels:
-                content.update(folder.model.read_bytes())
-        guidance = run.sampling_options()["guidance"]
-        made_with = {"priors": content.hexdigest(), "guidance": guidance}
-        return {**super().source, **made_with}
-
     def load_samples(self) -> tuple[Codes, Tensor]:
-        """Return the codes (N, H, W) of samples, and their classes (N,): from the decoder's folder,
-        where they are kept once they are drawn.
+        """Return the codes (N, H, W) of samples, and their classes (N,). They are drawn once, and
+        kept in the decoder's folder.
 
         Raises InputError if they were drawn from other priors or with another guidance.
         """
         settings = self.config.generation
-        grid = self.model.config.geometry.grids(*self.config.data.image_size)[0]
         if not settings.samples:
-            empty = torch.empty(0, *grid, dtype=torch.int64)
-            return (empty,) * settings.levels, torch.empty(0, dtype=torch.int64)
+            grid = self.model.config.geometry.grids(*self.config.data.image_size)[0]
+            no_codes = torch.empty(0, *grid, dtype=torch.int64)
+            return (no_codes,) * settings.levels, torch.empty(0, dtype=torch.int64)
+        run = open_run(self.parent_run)
+        guidance = run.sampling_options()["guidance"]
+        priors = blake2b(digest_size=16)
+        for levels, folder in prior_folders(self.parent_run).items():
+            if levels.start < settings.levels:
+                priors.update(folder.model.read_bytes())
+        made_for = {
+            "autoencoder": self.autoencoder_digest,
+            "priors": priors.hexdigest(),
+            "guidance": guidance,
+        }
         file = self.run.path / "samples.safetensors"
-        if not file.is_file():
-            drawn, classes = self.draw_samples()
-            levels = {f"level-{level}": codes.int() for level, codes in enumerate(drawn, 1)}
-            storage.write(file, {**levels, "classes": classes}, self.source)
-        stored, meta = storage.read(file)
-        require_made_for(self.run.path, meta, self.source)
         names = [f"level-{level}" for level in range(1, settings.levels + 1)]
+        if not file.is_file():
+            codes, classes = self.draw_samples(run.load_priors(settings.levels), guidance)
+            tensors = {name: level.int() for name, level in zip(names, codes, strict=True)}
+            storage.write(file, {**tensors, "classes": classes}, made_for)
+        stored, meta = storage.read(file)
+        require_made_for(self.run.path, meta, made_for)
         return tuple(stored[name].long() for name in names), stored["classes"]
 
     @torch.inference_mode()
-    def draw_samples(self) -> tuple[Codes, Tensor]:
+    def draw_samples(self, priors: Priors, guidance: Guidance) -> tuple[Codes, Tensor]:
         """Draw the codes (N, H, W) of samples, and their classes (N,): the first half without
-        guidance, the others as sampling.json says.
+        guidance.
         """
         settings = self.config.generation
         seed = _FIRST_SEED + settings.training.seed
-        run = open_run(self.parent_run)
-        priors = run.load_priors(settings.levels)
         for network in priors.networks:
             self.compute.place_model(network)
         half = (settings.samples + 1) // 2
-        unguided = [*slices(range(half), _DRAWN_AT_ONCE)]
-        guided = [*slices(range(half, settings.samples), _DRAWN_AT_ONCE)]
-        default_guidance = run.sampling_options()["guidance"]
+        unguided = slices(range(half), _DRAWN_AT_ONCE)
+        guided = slices(range(half, settings.samples), _DRAWN_AT_ONCE)
+        batches = [*unguided, *guided]
         drawn = []
-        for indices in tracked([*unguided, *guided], "sample", settings.samples, len):
+        for indices in tracked(batches, "sample", settings.samples, len):
             label = None
+            classes = torch.full((len(indices),), -1)
             if priors.classes:
-                label = draw_labels(priors.class_counts, seed, indices)
-            guidance = 1.0 if indices[0] < half else default_guidance
+                label = classes = draw_labels(priors.class_counts, seed, indices)
+            batch_guidance = 1.0 if indices[0] < half else guidance
             codes = sample_codes(
                 priors.networks,
                 self.model.codeword_indices,
                 indices,
                 seed=seed,
                 label=label,
-                params=SamplingParams(guidance=guidance, levels=settings.levels),
+                params=SamplingParams(guidance=batch_guidance, levels=settings.levels),
             )
-            classes = torch.full((len(indices),), -1) if label is None else label
             drawn.append((*codes[: settings.levels], classes))
-        columns = [torch.cat(column).cpu() for column in zip(*drawn, strict=True)]
-        return tuple(columns[:-1]), columns[-1]
+        *all_codes, all_classes = (torch.cat(column) for column in zip(*drawn, strict=True))
+        return tuple(all_codes), all_classes
 
     def build(self) -> ConditionalDecoder:
-        decoder = build_sample_decoder(self.model, self.config)
+        return build_sample_decoder(self.model, self.config)
 
-        # begin with the run's decoder of prefixes, unless its network is another
-        model, stored = open_run(self.parent_run).load()
-        trained = getattr(model, "progressive_decoder", None)
-        if trained is not None and stored.progressive.network == self.config.progressive.network:
-            weights = trained.state_dict()
-            cases = self.config.generation.classes + 1
-            for name in weights:
-                if name.endswith(".case.weight"):  # every class begins as the number of levels
-                    case = self.config.generation.levels - 1
-                    weights[name] = weights[name][case].expand(cases, -1)
-            copy_weights(decoder.decoder, weights, "the decoder of prefixes")
-        return decoder
+    def initialize(self, model: nn.Module) -> None:
+        """Begin with the run's decoder of prefixes, if there is one."""
+        if self.model.progressive_decoder is None:
+            return
+        settings = self.config.generation
+        weights = self.model.progressive_decoder.state_dict()
+        for name, biases in weights.items():
+            if name.endswith(".case.weight"):  # every class begins as the number of levels
+                weights[name] = biases[settings.levels - 1].expand(settings.classes + 1, -1)
+        decoder = cast(ConditionalDecoder, model).decoder
+        copy_weights(decoder, weights, "the decoder of prefixes")
 
     def build_objective(self) -> Mapping[str, nn.Module]:
         self.objective = self.compute.place_model(SampleObjective(self.config))
@@ -381,17 +365,17 @@ def train(
 
     Raises as `Trainer.train`, `stage_config` and `resolve_samples`.
     """
-    run = expand_home(run)
-    folder = decoder_folder(run, kind)
+    path = expand_home(run)
+    folder = decoder_folder(path, kind)
 
     def resolve() -> Config:
-        require_trainable(run)
-        begun = folder.read_config() if resume and folder.config.is_file() else None
-        config = stage_config(_SECTIONS[kind], open_run(run).read_config(), fields, begun)
-        if begun is not None or kind == PROGRESSIVE:
-            return config
-        return resolve_samples(open_run(run), config)
+        require_trainable(path)
+        stored = open_run(path).read_config()
+        if resume and folder.config.is_file():
+            return stage_config(_SECTIONS[kind], stored, fields, folder.read_config())
+        config = stage_config(_SECTIONS[kind], stored, fields)
+        return config if kind == PROGRESSIVE else resolve_samples(open_run(path), config)
 
     config = distributed.on_rank_zero(resolve)
-    task = PrefixTask(run, config) if kind == PROGRESSIVE else SampleTask(run, config)
+    task = PrefixTask(path, config) if kind == PROGRESSIVE else SampleTask(path, config)
     return Trainer(task, resume=resume).train()

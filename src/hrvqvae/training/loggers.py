@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 from hrvqvae import distributed
-from hrvqvae.models.objective import Metrics
 from hrvqvae.utils.outputs import write_atomic
 
 Record = Mapping[str, Any]
@@ -21,26 +20,13 @@ class MetricsLog:
 
     Rank 0 writes the file; every process has the records. `first_step` is the step of the
     checkpoint (0: a new training). Later records were written by a killed run: the file is written
-    anew without them. `window`, which the training state shares, holds the metrics of the steps
-    since the last means. With `tensorboard`, rank 0 also writes TensorBoard's files.
+    anew without them. With `tensorboard`, rank 0 also writes TensorBoard's files.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        first_step: int,
-        window: list[Metrics] | None = None,
-        *,
-        tensorboard: bool = False,
-    ) -> None:
+    def __init__(self, path: Path, first_step: int, *, tensorboard: bool = False) -> None:
         self.path = path
-        self.window = [] if window is None else window
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
-        # A training that ends at a checkpoint logs after it. The checkpoint still has the window
-        # with these steps: do not log them twice.
-        if self.has("train", first_step):
-            self.window.clear()
         self._writer: Any = None
         if not distributed.is_rank_zero():
             return
@@ -72,13 +58,14 @@ class MetricsLog:
             for name, value in flatten_record(record).items():
                 self._writer.add_scalar(name, value, step)
 
-    def write_means(self, step: int, batch_size: int) -> Record:
-        """Append a record of the steps since the last one, and return its values; {} without steps.
+    def write_means(
+        self, step: int, window: Sequence[Mapping[str, float]], batch_size: int
+    ) -> Mapping[str, float]:
+        """Append a record of the metrics of some steps, and return its values; {} without steps.
 
         The values are means, but sums of `restarted` and `broken_images`, and images per second in
         place of the `step_seconds` of each step.
         """
-        window = read_metrics(self.window)
         if not window:
             return {}
         mean = dict[str, float]()
@@ -87,13 +74,7 @@ class MetricsLog:
             mean[name] = sum(values) if name in _COUNTS else fmean(values)
         mean["images_per_second"] = batch_size / max(mean.pop("step_seconds"), 1e-6)
         self.write("train", step, mean)
-        self.window.clear()
         return mean
-
-
-def read_metrics(window: Sequence[Metrics]) -> list[dict[str, float]]:
-    """Return metrics as floats; a GPU is waited for."""
-    return [{name: float(value) for name, value in metrics.items()} for metrics in window]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

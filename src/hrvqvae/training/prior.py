@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -27,12 +26,12 @@ from hrvqvae.checkpoints.folder import (
     require_trainable,
     save_model,
 )
-from hrvqvae.codes.maps import CodeMaps
+from hrvqvae.codes.maps import CodeMaps, join_maps
 from hrvqvae.codes.store import load_or_make, read_codes
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import stage_config
 from hrvqvae.data.batches import make_rng, sample_stream
-from hrvqvae.data.copies import list_copies
+from hrvqvae.data.copies import Copy, list_copies
 from hrvqvae.data.loading import open_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
@@ -40,12 +39,7 @@ from hrvqvae.plots import curves
 from hrvqvae.priors.base import Level, Prior, build_prior, measure_bits
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
-from hrvqvae.training.trainer import (
-    Evaluation,
-    Outcome,
-    Task,
-    Trainer,
-)
+from hrvqvae.training.trainer import Evaluation, Outcome, Task, Trainer
 from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import say
@@ -54,6 +48,8 @@ from hrvqvae.utils.quantities import counted
 _EPOCHS_PER_EVALUATION = 5  # at most
 _WORTH_A_PRIOR = 0.99  # the most bits of a prior, relative to guessing
 _FEW_IMAGES = 5_000  # fewer are trained on with copies, unless the options say otherwise
+# parts of a network that depend on classes, copies and the kind of output
+_PARTS = ("classes.", "copies.", "heads.")
 _COPIES_OF_FEW = {"prior.shifts": 8, "prior.variants": 3}
 
 
@@ -75,21 +71,13 @@ class CodeBatch(NamedTuple):
 
 
 def read_batch(
-    maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]
+    maps: CodeMaps, model: Autoencoder, levels: Levels, indices: NDArray[np.int64]
 ) -> CodeBatch:
-    """Read the codes of images for the prior of `levels`. Indices count through the images of all
-    maps, map after map; all maps have the same labels.
-    """
-    map_indices, rows = np.divmod(indices, len(maps[0]))
-    arrays = [np.empty((len(rows), *level.shape[1:]), np.int64) for level in maps[0].levels]
-    for index, code_map in enumerate(maps):
-        chosen = map_indices == index
-        for array, level in zip(arrays, code_map.levels, strict=True):
-            array[chosen] = level[rows[chosen]]
-    codes = tuple(map(torch.from_numpy, arrays))
+    """Read the codes of images for the prior of `levels`."""
+    codes, labels = maps.read(indices)
     coarser = model.codeword_indices(codes[: levels.start])
-    label = torch.from_numpy(maps[0].labels[rows]) if maps[0].classes else None
-    return CodeBatch(codes[levels.start : levels.stop], coarser, label)
+    own = codes[levels.start : levels.stop]
+    return CodeBatch(own, coarser, labels if maps.classes else None)
 
 
 def split_held_out(
@@ -163,45 +151,31 @@ class PriorTask(Task):
 
     def open(self) -> None:
         prior = self.config.prior
-        codes_folder = RunFolder(self.parent_run).codes
-        # the autoencoder as it was trained, on the data of the prior's configuration
-        config = dataclasses.replace(self.model_config, data=self.config.data)
+        copies = list(list_copies(prior.flip, prior.shifts, prior.variants))
         if prior.codes is None:
-            copies = list(list_copies(prior.flip, prior.shifts, prior.variants))
-            self.maps = [
-                load_or_make(
-                    codes_folder.with_name(copy.folder),
-                    self.model,
-                    self.autoencoder_digest,
-                    config,
-                    "train",
-                    self.compute.device,
-                    say,
-                    copy.augment,
-                )
-                for copy in copies
-            ]
-            self.copy_labels = torch.tensor([copy.index for copy in copies])
-        elif prior.flip or prior.shifts or prior.variants:
+            maps = [self._load_codes(copy) for copy in copies]
+        elif len(copies) == 1:
+            maps = [read_codes(Path(prior.codes), self.autoencoder_digest)]
+        else:
             raise InputError(
                 "prior.flip, prior.shifts and prior.variants need the run's own images: give"
                 " --prior.flip false --prior.shifts 0 --prior.variants 0, or leave out prior.codes"
             )
-        else:
-            self.maps = [read_codes(Path(prior.codes), self.autoencoder_digest)]
-        self.labels = self.maps[0].labels
-        self.classes = self.maps[0].classes
+        self.maps = join_maps(maps)
+        self.num_images = len(maps[0])
+        self.copy_labels = torch.tensor([copy.index for copy in copies])
+        self.labels = maps[0].labels
+        self.classes = maps[0].classes
         if prior.class_dropout and not self.classes:
             raise InputError(
                 f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without"
                 " classes"
             )
-        self.train_indices, self.held_out = split_held_out(
-            len(self.labels), prior.held_out, self.training.seed
-        )
-        self.num_samples = len(self.train_indices) * len(self.maps)
+        seed = self.training.seed
+        self.train_indices, self.held_out = split_held_out(self.num_images, prior.held_out, seed)
+        self.num_samples = len(self.train_indices) * len(copies)
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
-        digest.update(np.ascontiguousarray(self.maps[0].levels[0]).data)
+        digest.update(np.ascontiguousarray(maps[0].levels[0]).data)
         self.data_digest = digest.hexdigest()
 
         # a prior learns a small set by heart within a few epochs
@@ -209,59 +183,56 @@ class PriorTask(Task):
         interval = min(self.training.evaluate_every, _EPOCHS_PER_EVALUATION * epoch)
         self.training = dataclasses.replace(self.training, evaluate_every=interval)
 
+    def _load_codes(self, copy: Copy) -> CodeMaps:
+        """Return the codes of a copy of the images, by the autoencoder as it was trained."""
+        return load_or_make(
+            RunFolder(self.parent_run).codes.with_name(copy.folder),
+            self.model,
+            self.autoencoder_digest,
+            dataclasses.replace(self.model_config, data=self.config.data),
+            "train",
+            self.compute.device,
+            say,
+            copy.augment,
+        )
+
     def describe(self) -> str:
         images = f"{counted(len(self.train_indices), 'image')}, {len(self.held_out):,} held out"
         return f"{self.config.name}, prior of {level_names(self.levels)}: {images}"
 
     def build(self) -> Prior:
-        prior = build_prior(self.config, self.levels, len(self.classes))
-        if self.config.prior.variants and prior.copies is None:
-            kind = self.config.prior.network.kind
-            raise InputError(f"prior.variants must be 0: {kind} has no labels of copies")
-        return prior
+        return build_prior(self.config, self.levels, len(self.classes))
 
     def init_from(self, model: nn.Module) -> str:
         """Copy the weights of the prior of the same levels in the run `training.init_from`.
 
-        Embeddings of other classes or copies and an output of another kind are not copied; in a
-        new prior, copies have no effect.
+        Embeddings of other classes or copies, and an output of another kind, begin anew.
         """
-        assert isinstance(model, Prior)
         name = self.training.init_from
         folder = prior_folders(open_run(name).path).get(self.levels)
         if folder is None or not folder.model.is_file():
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
         weights, meta = storage.read(folder.model)
-        remarks = [f"beginning with the prior of {level_names(self.levels)} of {name}"]
-
-        # what differs in these parts is not copied
-        not_copied = set[str]()
-        for part in ("classes", "copies", "heads"):
-            there, here = (
-                {key: tensor.shape for key, tensor in state.items() if key.startswith(f"{part}.")}
-                for state in (weights, model.state_dict())
-            )
-            has_other_classes = part == "classes" and self.classes != tuple(meta["classes"])
-            if there != here or has_other_classes:
-                not_copied |= there.keys() | here.keys()
-                remarks.append(f"{part} anew")
-        copy_weights(model, weights, f"{name}, {level_names(self.levels)},", not_copied)
-        return ", ".join(remarks)
+        own = model.state_dict()
+        anew = [part for part in _PARTS if _shapes(own, part) != _shapes(weights, part)]
+        if self.classes != tuple(meta["classes"]):
+            anew.append("classes.")
+        copy_weights(model, weights, f"{name}, {level_names(self.levels)},", tuple(anew))
+        remark = "".join(f", {part.rstrip('.')} anew" for part in dict.fromkeys(anew))
+        return f"beginning with the prior of {level_names(self.levels)} of {name}{remark}"
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         training = self.training
-        for samples in sample_stream(
-            self.num_samples,
-            training.batch_size,
-            training.seed,
-            first_step,
-            distributed.rank_slice(),
-        ):
-            map_indices, rows = np.divmod([index for index, _ in samples], len(self.train_indices))
-            indices = map_indices * len(self.labels) + self.train_indices[rows]
+        ranks = distributed.rank_slice()
+        stream = sample_stream(
+            self.num_samples, training.batch_size, training.seed, first_step, ranks
+        )
+        for samples in stream:
+            copies, rows = np.divmod([index for index, _ in samples], len(self.train_indices))
+            indices = copies * self.num_images + self.train_indices[rows]
             batch = read_batch(self.maps, self.model, self.levels, indices)
             if self.config.prior.variants:
-                batch = batch._replace(copies=self.copy_labels[map_indices])
+                batch = batch._replace(copies=self.copy_labels[copies])
             yield batch
 
     def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
@@ -270,9 +241,8 @@ class PriorTask(Task):
         assert isinstance(model, Prior)
         share = self.config.prior.class_dropout
         label = drop_classes(batch.label, model.level, share, self.training.seed, state.step)
-        copies = () if batch.copies is None else (batch.copies,)
         with state.compute.autocast():
-            nats = model.image_nats(batch.codes, batch.coarser, label, *copies)
+            nats = model.image_nats(batch.codes, batch.coarser, label, batch.copies)
             losses = {"nats_per_code": nats.mean() / model.num_codes}
         metrics = state.minimize({MODEL: losses})
         state.averaged.update_parameters(model)
@@ -288,27 +258,30 @@ class PriorTask(Task):
         held_out = self.held_out[: self.training.evaluation_images]
         share = held_out[distributed.rank_slice().of(len(held_out))]  # of this process
         for indices in slices(share, self.training.batch_size):
-            batch = read_batch(self.maps[:1], self.model, self.levels, indices)
-            batch = batch.to(self.compute.device)
+            batch = read_batch(self.maps, self.model, self.levels, indices).to(self.compute.device)
             with self.compute.autocast():
-                bits += torch.tensor(measure_bits(prior, *batch[:3]))
+                bits += torch.tensor(measure_bits(prior, batch.codes, batch.coarser, batch.label))
         gathered = distributed.all_gather_numbers(*bits.tolist())
 
         # of each level, per image and per code
         image_bits = [sum(column) / len(held_out) for column in zip(*gathered, strict=True)]
         code_bits = [level_bits / math.prod(prior.level.grid) for level_bits in image_bits]
         bits_per_code = sum(code_bits) / len(code_bits)
-        per_level = {"level_bits_per_code": code_bits} if len(code_bits) > 1 else {}
+        bits_per_image = sum(image_bits)
 
         # saved before it is logged: a run that is killed in between evaluates this step again
         best = min(list_held_out_bits(records), default=math.inf)
-        if bits_per_code <= best and distributed.is_rank_zero():
-            self._write(state, code_bits)
-        total = sum(image_bits)
-        line = f"held out: {bits_per_code:.4f} bits per code, {total:.1f} bits per image"
-        summary = {"bits_per_code": bits_per_code, "bits_per_image": total, **per_level}
-        comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
-        return Evaluation(summary, f"{line}  ({comparison})")
+        is_best = bits_per_code <= best
+        if is_best and distributed.is_rank_zero():
+            self._write(state, bits_per_code)
+        record = {
+            "bits_per_code": bits_per_code,
+            "bits_per_image": bits_per_image,
+            "level_bits_per_code": code_bits,
+        }
+        comparison = "best so far, kept" if is_best else f"best: {best:.4f}"
+        line = f"held out: {bits_per_code:.4f} bits per code, {bits_per_image:.1f} bits per image"
+        return Evaluation(record, f"{line}  ({comparison})")
 
     def draw(self, state: TrainState, records: Sequence[Record]) -> None:
         curves.plot_prior(records, self.run.pictures / "curves.png")
@@ -332,20 +305,11 @@ class PriorTask(Task):
         )
 
     def save(self, state: TrainState) -> None:
-        """Write the averaged prior, unless `evaluate` has chosen one: so that an interrupted
-        training leaves a prior.
-        """
-        bits = math.nan
-        with suppress(InputError, OSError, KeyError):
-            bits = storage.read_meta(self.run.model)["bits_per_code"]
-        if math.isnan(bits):
-            self._write(state, [math.nan] * len(self.levels))
+        """Do nothing: evaluations write the best prior."""
 
-    def _write(self, state: TrainState, code_bits: list[float]) -> None:
-        """Write the averaged prior, with the bits per held-out code of each level (NaN: not
-        measured).
-        """
-        several = {"levels": len(code_bits), "level_bits_per_code": code_bits}
+    def _write(self, state: TrainState, bits_per_code: float) -> None:
+        """Write the averaged prior, with its bits per held-out code."""
+        counts = np.bincount(self.labels, minlength=max(1, len(self.classes)))
         save_model(
             self.run.model,
             self.config,
@@ -355,10 +319,13 @@ class PriorTask(Task):
             level=self.levels.start,
             autoencoder=self.autoencoder_digest,
             classes=list(self.classes),
-            class_counts=np.bincount(self.labels, minlength=max(1, len(self.classes))).tolist(),
-            bits_per_code=sum(code_bits) / len(code_bits),
-            **(several if len(code_bits) > 1 else {}),
+            class_counts=counts.tolist(),
+            bits_per_code=bits_per_code,
         )
+
+
+def _shapes(weights: Mapping[str, Tensor], part: str) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights.items() if name.startswith(part)}
 
 
 def list_held_out_bits(records: Sequence[Record]) -> list[float]:

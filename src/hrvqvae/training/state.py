@@ -8,7 +8,7 @@ epoch, image).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,7 +21,6 @@ from torch.optim.swa_utils import AveragedModel
 from hrvqvae import distributed
 from hrvqvae.config import TrainingConfig
 from hrvqvae.models.objective import MODEL, Metrics
-from hrvqvae.training.loggers import read_metrics
 from hrvqvae.training.optimizers import make_optimizer
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
@@ -44,22 +43,21 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def copy_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], source: str, skipped: Collection[str] = ()
+    model: nn.Module, weights: Mapping[str, Tensor], source: str, skipped: tuple[str, ...] = ()
 ) -> None:
-    """Copy weights into a model, except the `skipped` names.
+    """Copy weights into a model, except those whose names begin with a `skipped` part.
 
     Raises InputError, which names the `source`, if a weight is missing, unknown or of another
     shape.
     """
-    copied = {name: tensor for name, tensor in weights.items() if name not in skipped}
     current = model.state_dict()
-    for name in sorted({*current, *copied} - {*skipped}):
-        expected, actual = (
-            list(state[name].shape) if name in state else "absent" for state in (current, copied)
-        )
-        if expected != actual:
-            shapes = f"{name} is {actual} there, {expected} here"
+    for name in sorted({*current, *weights}):
+        here = list(current[name].shape) if name in current else "absent"
+        there = list(weights[name].shape) if name in weights else "absent"
+        if here != there and not name.startswith(skipped):
+            shapes = f"{name} is {there} there, {here} here"
             raise InputError(f"{source} does not fit: {shapes}; choose the same shapes")
+    copied = {name: weights[name] for name in weights if not name.startswith(skipped)}
     model.load_state_dict(copied, strict=False)
 
 
@@ -153,6 +151,12 @@ class TrainState:
         """The spent share of the budget: the larger of the shares of steps and of seconds."""
         return max(self.step / self.max_steps, self.seconds / self.max_seconds)
 
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of all networks."""
+        for network in self.networks.values():
+            for group in network.optimizer.param_groups:
+                group["lr"] = rate
+
     def take_gradient(self, losses: Mapping[str, Tensor], name: str) -> Metrics:
         """Compute the gradient of a network, the mean over all processes.
 
@@ -203,6 +207,17 @@ class TrainState:
             self.networks[name].optimizer.step()
         return metrics
 
+    def read_window(self) -> list[dict[str, float]]:
+        """Return the metrics of the steps since the last log as floats; a GPU is waited for. Raises
+        NonFiniteError if a loss or gradient is not finite.
+        """
+        read = []
+        for step, metrics in enumerate(self.window, self.step - len(self.window)):
+            values = {name: float(value) for name, value in metrics.items()}
+            require_finite(values, step)
+            read.append(values)
+        return read
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the state by their names in a checkpoint."""
         groups = {"averaged": self.averaged.state_dict()}
@@ -217,12 +232,14 @@ class TrainState:
         }
 
     def meta(self) -> dict[str, Any]:
-        """Return the rest of the state, which a checkpoint keeps as plain values."""
+        """Return the rest of the state, which a checkpoint keeps as plain values. Raises as
+        `read_window`.
+        """
         return {
             "step": self.step,
             "seconds": self.seconds,
             "device": self.compute.device.type,
-            "window": read_metrics(self.window),
+            "window": self.read_window(),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

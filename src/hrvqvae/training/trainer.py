@@ -13,10 +13,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,14 +29,12 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.data.batches import explain_worker_errors, make_rng
 from hrvqvae.models.objective import Metrics
-from hrvqvae.training import loggers
 from hrvqvae.training.loggers import MetricsLog, Record
 from hrvqvae.training.optimizers import compute_learning_rate
-from hrvqvae.training.state import TrainState, count_parameters, require_finite
+from hrvqvae.training.state import TrainState, count_parameters
 from hrvqvae.utils.device import Compute, exact_float32
-from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.errors import InputError, explain_write_errors, require_made_for
 from hrvqvae.utils.locks import lock_folder
-from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import Meter, say
 from hrvqvae.utils.quantities import clock
 
@@ -53,9 +52,7 @@ class Outcome:
 
     step: int  #: steps taken over all resumptions
     signal: int | None  #: the signal that stopped the training, if any
-    #: wall-clock time over all resumptions, without the evaluations at the ends of earlier ones:
-    #: these come after the last checkpoint, which stores the time
-    seconds: float
+    seconds: float  #: wall-clock time up to the last checkpoint, over all resumptions
     peak_bytes: int  #: peak memory of this process (`Compute.peak_bytes`)
     remark: str = ""  #: what the task says about its training (`Task.remark`)
 
@@ -109,7 +106,7 @@ class Task(ABC):
         """Build the objective on the device; return its auxiliary networks (a discriminator) by
         name.
         """
-        return MappingProxyType({})
+        return {}
 
     @abstractmethod
     def batches(self, first_step: int) -> Generator[Any, None, None]:
@@ -168,10 +165,9 @@ class Trainer:
                 in memory may have changed if their update is "ema".
         """
         task = self.task
-        run = task.run
         device = task.compute.device
         with ExitStack() as stack:
-            stack.enter_context(distributed.lock_on_rank_zero(run.path))
+            stack.enter_context(distributed.lock_on_rank_zero(task.run.path))
 
             # restore the caller's threads, TF32 and random state at the end
             stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -180,121 +176,43 @@ class Trainer:
             stack.enter_context(torch.random.fork_rng(gpus))
 
             state = self._prepare_state()
-            training = task.training  # `open` may change it
+            self.saved = (state.step, state.seconds)  # the progress in the newest checkpoint
             stack.enter_context(explain_worker_errors())
             self.batches = stack.enter_context(closing(task.batches(state.step)))
             self.processes = stack.enter_context(ProcessSync())
             self.meter = stack.enter_context(closing(Meter(sys.stdout)))
             with self._explain_errors(state):
-                self.log = MetricsLog(
-                    run.metrics, state.step, state.window, tensorboard=bool(training.loggers)
-                )
+                use_tensorboard = bool(task.training.loggers)
+                self.log = MetricsLog(task.run.metrics, state.step, tensorboard=use_tensorboard)
             stack.enter_context(closing(self.log))
-            # step of the last checkpoint, and whether the training was complete
-            self.saved = (state.step, self._is_complete(state))
+
+            # a training that ends at a checkpoint logs after it
+            if self.log.has("train", state.step):
+                state.window.clear()
 
             # a run that was killed in an evaluation repeats it
-            if state.step and state.step % training.evaluate_every == 0:
+            if state.step and state.step % task.training.evaluate_every == 0:
                 self._evaluate(state)
             self._take_steps(state)
             self._end(state)
 
         stopped = self.processes.signal
-        return Outcome(
-            state.step,
-            stopped,
-            state.seconds,
-            task.compute.peak_bytes(),
-            "" if stopped else task.remark(state.step, self.log.records),
-        )
-
-    def _is_complete(self, state: TrainState) -> bool:
-        return state.fraction >= 1 or self.task.is_finished(self.log.records)
+        remark = "" if stopped else task.remark(state.step, self.log.records)
+        peak = task.compute.peak_bytes()
+        return Outcome(state.step, stopped, state.seconds, peak, remark)
 
     def _explain_errors(self, state: TrainState) -> AbstractContextManager[None]:
         """Turn an OSError, such as that of a full disk, into an InputError."""
         target = f"step {state.step} of {self.task.run.path}"
         return explain_write_errors(target, "; make room, and continue with --resume")
 
-    def _take_steps(self, state: TrainState) -> None:
-        """Train until the budget is spent, or a process was asked to stop or can't read its
-        batch.
-        """
-        task = self.task
-        training = task.training
-        rank = distributed.rank()
-        batch = self._read(state)
-        self.processes.sync()  # starts the clock: the time so far does not count
-        complete = self._is_complete(state)
-        while not complete and not self.processes.stopped:
-            rate = compute_learning_rate(training, state.step, state.fraction)
-            for network in state.networks.values():
-                for group in network.optimizer.param_groups:
-                    group["lr"] = rate
-
-            # seed torch's global generators, for dropout, differently in each rank
-            seed = (training.seed << 32) + state.step
-            if rank:
-                seed = int(make_rng("step", training.seed, state.step, rank).integers(2**63))
-            torch.manual_seed(seed)
-
-            state.model.train()
-            metrics = task.step(state, batch)
-            state.step += 1
-            batch = self._read(state)
-            seconds = self.processes.sync()
-            state.seconds += seconds
-            state.window.append({**metrics, "learning_rate": rate, "step_seconds": seconds})
-
-            # log, save and evaluate
-            log_due = state.step % training.log_every == 0
-            evaluation_due = state.step % training.evaluate_every == 0
-            save_due = evaluation_due or state.step % training.checkpoint_every == 0
-            if log_due:
-                self._log(state)
-            if save_due:
-                self._save(state)
-            if evaluation_due:
-                self._evaluate(state)
-            state.seconds += self.processes.sync()
-            complete = state.fraction >= 1 or (evaluation_due and self._is_complete(state))
-
-    def _read(self, state: TrainState) -> Any:
-        """Return the next batch, or None if there is no further step; keep an InputError for
-        `_end`.
-        """
-        if state.fraction < 1:
-            try:
-                return next(self.batches)
-            except InputError as error:
-                self.processes.error = error
-        return None
-
-    def _end(self, state: TrainState) -> None:
-        """Log and save what is not yet saved; then evaluate, or raise the error of `_read`."""
-        processes = self.processes
-        complete = self._is_complete(state)
-        failed = processes.failed and not complete
-        self._log(state)
-
-        # steps were taken since the last checkpoint, or the time ran out after it
-        is_newer = self.saved != (state.step, complete)
-        # a run without a step is saved, too, unless its data can't be read
-        is_start = state.step == 0 and not failed
-        if is_newer or is_start:
-            self._save(state)
-        if failed:
-            distributed.raise_first(processes.error)
-        if processes.signal is None:
-            self._evaluate(state)
-            state.seconds += processes.sync()
+    # ---- before the first step ----
 
     def check(self) -> None:
         """Raise InputError if the task can't be trained as configured, or the folder must not be
         overwritten.
         """
-        task = self.task
-        training = task.training
+        training = self.task.training
         require_divisible("batch", training.batch_size)
         if training.loggers:
             importlib.import_module("tensorboard")  # a missing package is reported first
@@ -303,26 +221,18 @@ class Trainer:
     def _check_folder(self) -> None:
         task = self.task
         run = task.run
-        if task.parent_run is not None:
-            with lock_folder(task.parent_run):
-                pass  # nobody trains its autoencoder
-            if run.is_stale(task.autoencoder_digest):
-                raise InputError(
-                    f"{run.path} was made for another state of the model: delete it, and train it"
-                    " again"
-                )
-        task.check()
         alternative = "choose another --out"
         if task.parent_run is not None:
             alternative = "delete that folder to train it anew"
+            with lock_folder(task.parent_run):
+                pass  # nobody trains its autoencoder
+            if run.model.is_file():
+                wanted = {"autoencoder": task.autoencoder_digest}
+                require_made_for(run.path, storage.read_meta(run.model), wanted)
+        task.check()
         if run.begun() and not self.resume:
             raise InputError(
                 f"{run.path} holds a run already: continue it with --resume, or {alternative}"
-            )
-        if run.model.is_file() and not run.saved():
-            raise InputError(
-                f"{run.path} holds a model, and no checkpoint to go on from: {alternative}, or"
-                " begin another run with the weights of this model, by --init-from"
             )
 
     def _prepare_state(self) -> TrainState:
@@ -336,50 +246,39 @@ class Trainer:
         if training.threads:
             torch.set_num_threads(training.threads)
 
-        def prepare_folder() -> None:
-            run.prepare(task.config)
-            if task.parent_run is not None:
-                write_atomic(run.autoencoder_digest, task.autoencoder_digest.encode())
-
-        # The configuration of a new run is written first: after an error, `--resume` knows the
-        # options. A run that has begun keeps its configuration until its state was restored.
-        fresh = not distributed.on_rank_zero(run.begun)
-        if fresh:
-            distributed.on_rank_zero(prepare_folder)
+        # write the configuration of a new run first: after an error, `--resume` knows the options
+        write_config = partial(run.prepare, task.config)
+        is_new = not distributed.on_rank_zero(run.begun)
+        if is_new:
+            distributed.on_rank_zero(write_config)
         task.open()
-        counts = [int(count) for (count,) in distributed.all_gather_numbers(task.num_samples)]
-        if len({*counts}) > 1:
-            raise InputError(
-                f"the processes found {min(counts):,} to {max(counts):,} training images: give"
-                " every machine the same data"
-            )
+        _require_equal_counts(task.num_samples)
 
         # build the network
         torch.manual_seed(training.seed)
-        model = task.build()
-        from_scratch = fresh and not training.init_from
-        if fresh and training.init_from:
-            say(task.init_from(model))
-        if self.resume and fresh:
-            say(f"no checkpoint in {run.path}: starting anew")
-        model = task.compute.place_model(model)
-        if from_scratch:
+        network = task.build()
+        if is_new and training.init_from:
+            say(task.init_from(network))
+        model = task.compute.place_model(network)
+        if is_new and not training.init_from:
             task.initialize(model)
         state = TrainState.start(model, training, task.build_objective(), task.num_samples)
 
-        # restore the state of a run that has begun
-        if not fresh:
-            checkpoint = distributed.on_rank_zero(lambda: run.load_newest(say))
-            assert checkpoint is not None  # `check` refuses a model without a checkpoint
-            self._restore(state, *checkpoint)
-            distributed.on_rank_zero(prepare_folder)
+        # continue a run that has begun
+        if not is_new:
+            self._restore(state)
+            distributed.on_rank_zero(write_config)
+        elif self.resume:
+            say(f"no checkpoint in {run.path}: starting anew")
         distributed.broadcast(state.tensors().values())
         say(f"{task.describe()}, {count_parameters(model):,} parameters, {task.compute.precision}")
         return state
 
-    def _restore(self, state: TrainState, tensors: Any, meta: Mapping[str, Any]) -> None:
+    def _restore(self, state: TrainState) -> None:
+        """Restore the newest intact checkpoint."""
         task = self.task
         run = task.run
+        tensors, meta = distributed.on_rank_zero(lambda: run.load_newest(say))
         if meta["data"] != task.data_digest:
             raise InputError(
                 f"{run.path} was trained on other images: give those images, or begin another run"
@@ -390,50 +289,92 @@ class Trainer:
         if state.fraction >= 1:
             say("its budget is spent; to train further, give a larger one")
 
-        # the training may have been killed after a checkpoint, before the model file was written
-        model_step = None
-        with suppress(InputError, OSError, KeyError):
-            model_step = storage.read_meta(run.model)["step"]
-        if distributed.is_rank_zero() and model_step != state.step:
+        # a kill between checkpoint and model file left the model of an earlier step
+        if distributed.is_rank_zero():
             with self._explain_errors(state):
                 task.save(state)
 
+    # ---- steps ----
+
+    def _is_complete(self, state: TrainState) -> bool:
+        return state.fraction >= 1 or self.task.is_finished(self.log.records)
+
+    def _take_steps(self, state: TrainState) -> None:
+        """Train until the training is complete, or a process was asked to stop or can't read its
+        batch.
+        """
+        training = self.task.training
+        processes = self.processes
+        batch = self._read(state)
+        processes.sync()  # starts the clock: the time so far does not count
+        while not self._is_complete(state) and not processes.stopped:
+            rate = compute_learning_rate(training, state.step, state.fraction)
+            state.set_learning_rate(rate)
+            torch.manual_seed(choose_seed(training.seed, state.step))  # for dropout
+            state.model.train()
+            metrics = self.task.step(state, batch)
+            state.step += 1
+            batch = self._read(state)
+            seconds = processes.sync()
+            state.seconds += seconds
+            state.window.append({**metrics, "learning_rate": rate, "step_seconds": seconds})
+
+            is_evaluated = state.step % training.evaluate_every == 0
+            if state.step % training.log_every == 0:
+                self._log(state)
+            if is_evaluated or state.step % training.checkpoint_every == 0:
+                self._save(state)
+            if is_evaluated:
+                self._evaluate(state)
+            state.seconds += processes.sync()
+
+    def _read(self, state: TrainState) -> Any:
+        """Return the next batch; None after the last step, or if it can't be read."""
+        if state.fraction < 1:
+            try:
+                return next(self.batches)
+            except InputError as error:
+                self.processes.error = error  # raised after a checkpoint is saved
+        return None
+
+    def _end(self, state: TrainState) -> None:
+        """Log and save what is not yet saved; then evaluate, or raise the error of `_read`."""
+        self._log(state)
+        if (state.step, state.seconds) != self.saved:
+            self._save(state)
+        if self.processes.failed:
+            distributed.raise_first(self.processes.error)
+        if self.processes.signal is None:
+            self._evaluate(state)
+
     def _log(self, state: TrainState) -> None:
         """Log and show the mean metrics since the last log."""
-        self._require_finite(state)
+        window = state.read_window()
         with self._explain_errors(state):
-            mean = self.log.write_means(state.step, self.task.training.batch_size)
+            mean = self.log.write_means(state.step, window, self.task.training.batch_size)
+        state.window.clear()
         if not mean:
             return
         usage = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
-        remaining = clock(
-            state.seconds * (1 - state.fraction) / state.fraction if state.fraction else 0
-        )
+        remaining = clock(state.seconds / state.fraction - state.seconds)
         summary = (
             f"loss {mean['loss']:.5f}{usage}  {mean['images_per_second']:,.0f} images/s "
             f" {remaining} left"
         )
         self.meter.show(f"step {state.step}", state.fraction, summary, last=state.fraction >= 1)
 
-    def _require_finite(self, state: TrainState) -> None:
-        """Raise NonFiniteError if a loss or gradient since the last log is not finite."""
-        window = loggers.read_metrics(state.window)
-        for step, metrics in enumerate(window, state.step - len(window)):
-            require_finite(metrics, step)
-
     def _save(self, state: TrainState) -> None:
         """Write a checkpoint and then the model file.
 
         Raises NonFiniteError, or InputError if the processes differ, before writing.
         """
-        self._require_finite(state)
+        meta = {**state.meta(), "data": self.task.data_digest}
         distributed.require_same(state.tensors(), f"at step {state.step}")
         if distributed.is_rank_zero():
             with self._explain_errors(state):
-                meta = {**state.meta(), "data": self.task.data_digest}
                 self.task.run.save(state.step, state.tensors(), meta)
                 self.task.save(state)
-        self.saved = (state.step, self._is_complete(state))
+        self.saved = (state.step, state.seconds)
 
     def _evaluate(self, state: TrainState) -> None:
         """Evaluate the step, unless the log has its evaluation already."""
@@ -449,6 +390,23 @@ class Trainer:
             self.log.write("evaluation", state.step, evaluation.record)
 
 
+def choose_seed(seed: int, step: int) -> int:
+    """Return the seed of a step's random draws, which differs between ranks."""
+    rank = distributed.rank()
+    if rank:
+        return int(make_rng("step", seed, step, rank).integers(2**63))
+    return (seed << 32) + step
+
+
+def _require_equal_counts(images: int) -> None:
+    counts = {int(count) for (count,) in distributed.all_gather_numbers(images)}
+    if len(counts) > 1:
+        raise InputError(
+            f"the processes found {min(counts):,} to {max(counts):,} training images: give"
+            " every machine the same data"
+        )
+
+
 class ProcessSync:
     """Shares the time spent, signals and errors among the processes that train together.
 
@@ -458,13 +416,9 @@ class ProcessSync:
 
     signal: int | None = None  #: a signal that some process received before the last `sync`
     failed = False  #: whether some process had an error before the last `sync`
+    stopped = False  #: whether a signal or an error ends the training here
     error: InputError | None = None  #: the error of this process
-    _received: int | None = None
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the training ends here."""
-        return self.failed or self.signal is not None
+    _received = 0
 
     def __enter__(self) -> ProcessSync:
         self._last = time.monotonic()
@@ -484,12 +438,13 @@ class ProcessSync:
         """
         now = time.monotonic()
         gathered = distributed.all_gather_numbers(
-            self._received or 0, self.error is not None, now - self._last
+            self._received, self.error is not None, now - self._last
         )
         self._last = now
         signals, errors, seconds = zip(*gathered, strict=True)
         self.signal = int(max(signals)) or None
         self.failed = any(errors)
+        self.stopped = self.failed or self.signal is not None
         return float(max(seconds))
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
