@@ -53,7 +53,7 @@ class Command:
 _WORDS = parse_lines("""
 train: train {work}/tiny.yaml --out {box}/run --resume
 train-prior: train-prior {box}/run --resume
-train-decoder: train-decoder {box}/run --for prefixes --resume
+train-decoder: train-decoder {box}/run --decoder progressive --resume
 export: export {work}/trained {box}/exported
 compress: compress {model} {work}/pictures -o {box}/codes
 compress to a zip: compress {model} {work}/pictures -o {box}/x.zip

@@ -525,8 +525,7 @@ class Model:
 
         Args:
             data: As for `train`. A data set without splits is measured whole.
-            options: As for `evaluation.report.evaluate_run`, such as split, limit or effort, and
-                fields of reading, such as data.workers.
+            options: As for `evaluation.report.evaluate_run`, such as split, limit or effort.
 
         Raises:
             InputError: As `evaluate_run`.
@@ -535,14 +534,12 @@ class Model:
 
         # by name: evaluation/ imports this module
         evaluate_run = resolve_name("hrvqvae.evaluation.report:evaluate_run")
-        read_options = {name: options.pop(name) for name in [*options] if "." in name}
 
         # Data sets are registered by the name of their run. "the data set" is no run, so it does
         # not replace the data that this run was trained on.
-        fields = collect_fields("training", read_options, "the data set", data)
-        root = fields.pop("data.root", None)
+        root = collect_fields("training", {}, "the data set", data).get("data.root")
         options = {"device": str(self.device), "beam": self.beam, **options}
-        return evaluate_run(self.run.path, root=root, fields=fields, **options)
+        return evaluate_run(self.run.path, root=root, **options)
 
     @torch_defaults()
     def train_prior(

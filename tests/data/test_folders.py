@@ -116,7 +116,7 @@ def test_broken_images(memory_mb):
         files[name] = files[name][:60]
     write_folder("set", files)
     options = {"memory_mb": memory_mb, "split": "sorted", "train_samples": 10}
-    with broken_image("--data.on_error skip"):
+    with broken_image("--on-error skip"):
         list(evaluation_batches(loaded("set", **options), batch_size=2))
     images = loaded("set", on_error="skip", **options)
     counts = [len(batch.images) for batch in evaluation_batches(images, batch_size=2)]

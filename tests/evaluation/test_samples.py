@@ -298,7 +298,7 @@ def test_evaluation_with_priors(run):
     assert 0 < total <= 3 * 49 * 1.6
     assert report["file_bits_per_image"] is None  # no entropy model yet
     assert 3 < report["label_bits_per_image"] < 4  # ten classes
-    out = do(f"evaluate {run} --device cpu --images 7")
+    out = do(f"evaluate {run} --device cpu -n 7")
     assert "mnist test: 7 images" in out
     assert re.search(r"an unknown class takes 3\.\d bits", out)
 
@@ -393,7 +393,7 @@ def test_the_test_split_of_a_folder_of_the_same_classes_is_measured_with_priors(
 def test_samples_are_classified(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     write_untrained_classifier(open_run(copy).read_config().data, copy / "classifier.safetensors")
-    report = evaluate(f"{copy} --samples 7 --images 8")
+    report = evaluate(f"{copy} --samples 7 -n 8")
     assert report["samples"] == 7
     assert report["classifier_accuracy"] == 0.1
     share = report["classification_accuracy"] * 7

@@ -228,7 +228,7 @@ def test_a_checkpoint_is_written_before_a_broken_image(pictures, tmp_path, monke
     images = load_images(pictures.data, "train")
     broken = paths_of(images)[make_rng("order", 0, 0).permutation(len(images))[7]]
     at_step(monkeypatch, AutoencoderTask, 1, lambda _: broken.write_bytes(b"broken"))
-    with input_error("--data.on_error skip"):
+    with input_error("--on-error skip"):
         case.train(max_steps=10, checkpoint_every=100)
     assert case.last_step == 3
 

@@ -1,9 +1,5 @@
 """The entropy model of a run, which writes and reads its files of codes."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -11,7 +7,6 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.codes.maps import encode_images
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.learning import fit
-from hrvqvae.config.parsing import override_reading
 from hrvqvae.data.copies import list_copies
 from hrvqvae.data.loading import open_images
 from hrvqvae.utils.errors import explain_write_errors, require_made_for
@@ -51,7 +46,6 @@ def fit_entropy_model(
     shifts: int = 0,
     device: torch.device | None = None,
     say: Say = note,
-    fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> EntropyModel:
     """Fit the entropy model to the codes of the training images, and write it beside the weights.
 
@@ -62,7 +56,6 @@ def fit_entropy_model(
         root: Folder of the data (default: as in training).
         effort: Duration of the fit, in multiples of the usual duration.
         shifts: Number of further copies of the images to fit, each shifted by some pixels.
-        fields: Fields of reading the data, such as "data.on_error".
 
     Raises InputError if the data is missing, or another process fits the model.
     """
@@ -70,7 +63,7 @@ def fit_entropy_model(
         if has_entropy_model(run):
             return load_entropy_model(run)
         model, config = run.load(decoder=None)
-        config = override_reading(config.with_root(root), fields)
+        config = config.with_root(root)
         images = open_images(config.data, "train")
         symbols = config.model.num_symbols
         model.to(device or "cpu")

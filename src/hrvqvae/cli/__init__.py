@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from hrvqvae.cli import catalogue, files, share, train, trained
-from hrvqvae.cli.console import Parser, split_fields
+from hrvqvae.cli.console import Command, Parser, split_fields
 from hrvqvae.utils.errors import InputError, near_names, printable
 from hrvqvae.utils.progress import LOG
 from hrvqvae.version import __version__
@@ -69,36 +69,21 @@ def run(argv: Sequence[str]) -> int:
         _parser().print_help(sys.stderr)
         return 2
     arguments, unknown = _parser().parse_known_args(words)
+    parser: Parser = arguments.parser
+    command: Command = arguments.command
     if unknown:  # perhaps an argument after an option: `export mnist --compact small`
         # the words after the command; `prog` is "hrvqvae export" or "hrvqvae data get"
-        rest = words[len(arguments.parser.prog.split()) - 1 :]
-        arguments, unknown = arguments.parser.parse_known_intermixed_args(rest)
-    unknown += [f"--{name}" for name in fields if not arguments.command.fields]
+        rest = words[len(parser.prog.split()) - 1 :]
+        arguments, unknown = parser.parse_known_intermixed_args(rest)
+    unknown += [f"--{name}" for name in fields if not command.fields]
     if unknown:
-        raise InputError(
-            f"unknown argument {unknown[0]!r} of {arguments.parser.prog}:"
-            f" {_hint(unknown[0], arguments)}"
-        )
+        near = near_names(unknown[0], command.list_options())
+        hint = f"did you mean {near}? " if near else ""
+        raise InputError(f"unknown argument {unknown[0]!r}: {hint}{parser.see_help}")
     arguments.fields = fields
-    code: int | None = arguments.command.call(arguments)
+    code = command.call(arguments)
     sys.stdout.flush()
     return code or 0
-
-
-def _hint(argument: str, arguments: argparse.Namespace) -> str:
-    """Return a hint for an unknown argument: similar options or fields, or where to look."""
-    name = argument.partition("=")[0].lstrip("-")
-    command = arguments.command
-    near = "images" if name == "limit" and "images" in command.long_names else ""
-    if argument.startswith("--") and command.fields:
-        from hrvqvae.config import Config, flatten
-
-        leaf = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
-        fields = flatten(Config())
-        near = near or " or --".join(field for field in fields if field.rpartition(".")[2] == leaf)
-    if argument.startswith("-"):
-        near = near or near_names(name, command.long_names).replace(" or ", " or --")
-    return f"did you mean --{near}?" if near else f"see {arguments.parser.prog} --help"
 
 
 def _find_extra(module: str) -> str:

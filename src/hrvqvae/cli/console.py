@@ -7,23 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.utils.errors import InputError, near_names
+from hrvqvae.utils.errors import InputError
 
 Arguments = argparse.Namespace
 Call = Callable[[Arguments], int | None]
 Option = tuple[tuple[str, ...], dict[str, Any]]
-_CHOICE = re.compile(r"(argument [^:]+): invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)
-# pattern in argparse's message -> replacement
-_MESSAGES = {
-    "^argument ([^:]+): is ": r"\1 is ",  # raised by `integer` and `_path`
-    "^argument ([^:]+): invalid (.*) value: (.*)$": r"\1 is \3; it must be a \2",
-    "a int$": "a whole number",
-    "a float$": "a number",
-    "^argument ([^:]+): expected .*argument$": r"\1 needs a value",
-    "^argument ([^:]+): ignored explicit argument (.*)$": r"\1 takes no value; \2 is given",
-}
 _OPTION = re.compile(r"-[^\d.]")  # not a negative number
-READING_FIELDS = "--data.on_error skip"  # an example for commands that take no other fields
 _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets)"
 
 
@@ -31,20 +20,17 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises InputError, so that its errors look like all other errors."""
 
     def error(self, message: str) -> Any:
-        for pattern, replacement in _MESSAGES.items():
-            message = re.sub(pattern, replacement, message)
-        if choice := _CHOICE.match(message):
-            name, value, names = choice.groups()
-            names = names.replace("'", "").split(", ")
-            near = near_names(value, names)
-            hint = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
-            message = f"unknown {name.removeprefix('argument ').lower()} {value!r}: {hint}"
-        raise InputError(f"{message} (see {self.prog} --help)")
+        raise InputError(f"{message} ({self.see_help})")
+
+    @property
+    def see_help(self) -> str:
+        """Where the options are explained."""
+        return f"see {self.prog} --help"
 
 
 def _path(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("is empty; name a file or a folder")
+        raise argparse.ArgumentTypeError("it is empty; name a file or a folder")
     return Path(text)
 
 
@@ -74,7 +60,7 @@ def integer(least: int, most: int | None = None) -> Callable[[str], int]:
 
     def convert(text: str) -> int:
         if int(text) < least or (most is not None and int(text) > most):
-            raise argparse.ArgumentTypeError(f"is {text}; it must be {limits}")
+            raise argparse.ArgumentTypeError(f"it must be {limits}, not {text}")
         return int(text)
 
     convert.__name__ = "whole number"  # for argparse's message
@@ -91,6 +77,11 @@ COMMON: Mapping[str, Option] = {
         "--device NAME", "auto, cpu, cuda or cuda:N (default: auto)", default="auto"
     ),
     "--data": option("--data DIR", "read the data from DIR (default: where it was in training)"),
+    "--on-error": option(
+        "--on-error",
+        "stop at an unreadable image, or skip it (default: stop)",
+        choices=("stop", "skip"),
+    ),
     "--force": flag("--force", "overwrite files that exist"),
     "--levels": option("--levels K", "use levels 1 to K only (default: all)", type=integer(1)),
     "--model": option(
@@ -138,9 +129,16 @@ class Command:
         self.call = call
         self.options = [COMMON[entry] if isinstance(entry, str) else entry for entry in options]
         self.alternatives = alternatives
-        words = [word for names, _ in (*self.options, *alternatives) for word in names]
-        self.long_names = [word[2:] for word in words if word.startswith("--")]
         self.fields = fields
+
+    def list_options(self) -> list[str]:
+        """Return all options, and `--section.field` of all fields that the command takes."""
+        listed = [name for names, _ in (*self.options, *self.alternatives) for name in names]
+        if self.fields:
+            from hrvqvae.config import Config, flatten
+
+            listed += [f"--{name}" for name in flatten(Config())]
+        return listed
 
     def add_to(self, commands: Any) -> None:
         """Add a parser to subparsers of argparse."""

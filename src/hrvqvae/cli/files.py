@@ -59,17 +59,12 @@ def _tokenize(arguments: Arguments) -> None:
         arguments.source,
         arguments.out,
         part=(int(part), int(parts)),
-        **pick(arguments, "split effort on_error ray"),
+        on_error=arguments.on_error or "stop",
+        **pick(arguments, "split effort ray"),
     )
     print(f"{counted(count, 'image')}: {arguments.out}")
 
 
-_ON_ERROR = option(
-    "--on-error",
-    "at an unreadable image (default: stop)",
-    choices=("stop", "skip"),
-    default="stop",
-)
 COMMANDS = (
     Command(
         "compress",
@@ -80,7 +75,7 @@ COMMANDS = (
         option("-o --out OUT", "X.hrv, X.zip, or a folder", required=True, type=Path),
         option("--levels K", "write levels 1 to K only (default: all)", type=int),
         "--force",
-        _ON_ERROR,
+        "--on-error",
         option(
             "--bytes N",
             "write the most levels that fit in N bytes per image",
@@ -118,6 +113,6 @@ COMMANDS = (
         "--device",
         "--beam",
         "--effort",
-        _ON_ERROR,
+        "--on-error",
     ),
 )

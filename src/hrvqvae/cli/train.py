@@ -31,7 +31,7 @@ def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
     from hrvqvae.config.parsing import absolute_paths
 
     fields = dict[str, str](arguments.fields)
-    field_of = {"data": "data.root", "codes": "prior.codes"}
+    field_of = {"data": "data.root", "codes": "prior.codes", "on_error": "data.on_error"}
     for name in ("max_steps", "max_minutes", "seed", "device", "init_from"):
         field_of[name] = f"{stage}.{name}"
     for option_name, field in field_of.items():
@@ -114,11 +114,8 @@ def _train_decoder(arguments: Arguments) -> int:
         from hrvqvae.checkpoints.folder import GENERATION, PROGRESSIVE, decoder_folder
         from hrvqvae.training import decoder
 
-        is_for_prefixes = arguments.purpose == "prefixes"
-        kind, section = (
-            (PROGRESSIVE, "progressive") if is_for_prefixes else (GENERATION, "generation")
-        )
-        fields = _collect_fields(arguments, f"{section}.training")
+        kind = PROGRESSIVE if arguments.decoder == "progressive" else GENERATION
+        fields = _collect_fields(arguments, f"{arguments.decoder}.training")
         outcome = decoder.train(arguments.run, kind, fields, resume=arguments.resume)
         folder = decoder_folder(arguments.run, kind)
         return _report_outcome(outcome, "", f": {folder.model}\npictures in {folder.pictures}")
@@ -171,7 +168,7 @@ def _demo(arguments: Arguments) -> int:
         ("train", arguments.preset, "--out", arguments.out, *resume, *steps, *minutes),
         # begins if there is nothing to resume
         ("train-prior", arguments.out, "--resume", *steps, *prior_minutes, *smaller_prior),
-        ("evaluate", arguments.out, "--images", "2000"),
+        ("evaluate", arguments.out, "-n", "2000"),
         ("sample", arguments.out, *guided, "--force", "-o", str(pictures / "samples.png")),
         (
             "sample",
@@ -207,6 +204,7 @@ _DATA = option(
 _DEVICE = option("--device NAME", "train on auto, cpu, cuda or cuda:N (default: auto)")
 _TRAINING = (
     _DATA,
+    "--on-error",
     option("--max-steps N", "stop after N steps (default: the preset's)"),
     option("--max-minutes M", "stop after M minutes (default: the preset's)"),
     option("--seed S", "draw weights and the order of images from seed S (default: the preset's)"),
@@ -253,12 +251,11 @@ COMMANDS = (
         _train_decoder,
         "run",
         option(
-            "--for WHAT",
-            "prefixes: decode images with the least error; samples: make samples sharp (default:"
-            " samples)",
-            dest="purpose",
-            choices=("prefixes", "samples"),
-            default="samples",
+            "--decoder",
+            "generation: make samples sharp; progressive: decode the first levels of images with"
+            " the least error (default: generation)",
+            choices=("generation", "progressive"),
+            default="generation",
         ),
         *_TRAINING,
         fields="--generation.levels 4",

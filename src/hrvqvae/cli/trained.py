@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrvqvae.cli.console import (
-    READING_FIELDS,
     Arguments,
     Command,
     integer,
@@ -33,8 +32,9 @@ def _evaluate(arguments: Arguments) -> None:
     evaluated = evaluate_run(
         root=arguments.data,
         guidance=arguments.guidance or (1.0,),
-        limit=arguments.images,
-        **pick(arguments, "run split device samples beam effort sample_levels fields"),
+        limit=arguments.count,
+        on_error=arguments.on_error or "stop",
+        **pick(arguments, "run split device samples beam effort sample_levels"),
     )
     report = evaluated.report
     if arguments.json:
@@ -193,9 +193,8 @@ _DRAWING = (
     ),
     option(
         "--decoder",
-        "make images with the decoder of train-decoder --for samples (generation) or"
-        " --for prefixes (progressive; default: as in the model's sampling.json, else generation"
-        " if it was trained for these levels)",
+        "make images with this decoder of train-decoder (default: as in the model's"
+        " sampling.json, else generation if it was trained for these levels)",
         choices=("generation", "progressive"),
     ),
     option("--seed S", "draw the images of seed S (default: 0)", type=int, default=0),
@@ -220,8 +219,9 @@ COMMANDS = (
             choices=("test", "train", "all"),
         ),
         option(
-            "--images N",
+            "-n N",
             "measure N images, evenly spread over the split (default: all)",
+            dest="count",
             type=integer(1),
         ),
         option(
@@ -241,7 +241,7 @@ COMMANDS = (
             "draw levels 1 to K only (default: all; as in sampling.json if a level has no prior)",
             type=int,
         ),
-        fields=READING_FIELDS,
+        "--on-error",
     ),
     Command(
         "reconstruct",

@@ -191,16 +191,6 @@ def stage_config(
     return decide_auto(config, section)
 
 
-def override_reading(config: Config, fields: Mapping[str, Any]) -> Config:
-    """Return a configuration with other fields of reading the data. Raises InputError for any other
-    field, and as `override`.
-    """
-    for name in fields.keys() - _READING:
-        known = ", ".join(f"--{field}" for field in sorted(_READING))
-        raise InputError(f"--{name} does not say how data is read; what does is {known}")
-    return override(config, fields)
-
-
 def mark_own_images(config: Config) -> Config:
     """Return a configuration whose `data.dataset` is OWN_IMAGES in place of a published set, if the
     images come from Python or lie in a folder of another name, without a folder of the set's name.

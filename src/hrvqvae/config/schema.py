@@ -236,7 +236,7 @@ class RefinerConfig(Section, section="progressive.network"):
 
 class ProgressiveConfig(Section, section="progressive"):
     """The decoder of the first levels, and its training on a frozen autoencoder
-    (`train-decoder --for prefixes`).
+    (`train-decoder --decoder progressive`).
     """
 
     network: RefinerConfig = RefinerConfig()

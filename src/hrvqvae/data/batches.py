@@ -238,7 +238,7 @@ def read_batches(
         for batch in loader:
             if batch.broken and images.config.on_error == "stop":
                 raise BrokenImageError(
-                    f"{batch.broken[0]}; leave it out with --data.on_error skip, or delete it; a"
+                    f"{batch.broken[0]}; leave it out with --on-error skip, or delete it; a"
                     " training goes on with --resume"
                 )
             yield batch

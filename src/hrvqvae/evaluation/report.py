@@ -7,11 +7,10 @@ coded by the entropy model, without classes, and are measured without headers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.levels import CodeArray, encode_level
 from hrvqvae.config import DataConfig, Grid, TrainingConfig, level_names
-from hrvqvae.config.parsing import OWN_IMAGES, override_reading
+from hrvqvae.config.parsing import OWN_IMAGES
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, evaluation_batches
 from hrvqvae.data.fetch import find_folder, list_missing_files
@@ -278,7 +277,7 @@ def evaluate_run(
     effort: int = 0,
     sample_levels: int | None = None,
     rate: bool = True,
-    fields: Mapping[str, Any] = MappingProxyType({}),
+    on_error: str = "stop",
 ) -> RunEvaluation:
     """Measure a run's autoencoder on images, and its priors if they fit the images, in float32.
 
@@ -296,10 +295,10 @@ def evaluate_run(
         sample_levels: levels to draw (default: all, or those of sampling.json if a level has no
             prior).
         rate: measure the rate; if False, samples are not measured either.
-        fields: fields of reading the data, such as "data.on_error".
+        on_error: "stop" at an unreadable image, or "skip" it.
 
     Raises:
-        InputError: As `override_reading`, or the run or the data is missing, the run does not
+        InputError: The run or the data is missing, the run does not
             support the lambda, a value is out of range, or samples are asked for and the run lacks
             a prior, classes or guidance, or there are too few samples or images to compare.
     """
@@ -323,7 +322,7 @@ def evaluate_run(
     encode = model.encoder(effort=effort)
 
     # Find the images, and the priors that fit them.
-    data = override_reading(model.config, fields).data
+    data = model.config.data.replace(on_error=on_error)
     data, split = choose_data(data, root, split)
     images = load_with_labels(data, split)
     if samples and images.classes != model.classes:
