@@ -45,9 +45,7 @@ def test_items_of_every_kind_are_the_same_images():
     paths = [Path(f"{index}.png") for index in range(20)]
     for picture, path in zip(pictures, paths, strict=True):
         picture.save(path)
-    named = zip(LABELS, pictures, strict=True)
     files = [path.read_bytes() for path in paths]
-    mappings = [{"label": label, "image": picture} for label, picture in named]
     for items in (
         PIXELS,
         TENSORS,
@@ -56,25 +54,17 @@ def test_items_of_every_kind_are_the_same_images():
         paths,
         [*map(str, paths)],
         list(zip(paths, LABELS, strict=True)),
-        mappings,
         files,
-        [{"image": {"bytes": content, "path": None}} for content in files],
-        [{"image": {"bytes": None, "path": str(path)}} for path in paths],
         Pairs(),
         hugging_face(),
     ):
         assert_array_equal(loaded(items).pixels, TENSORS[:18], err_msg=str(type(items)))
-    assert loaded(mappings).classes == ("0", "1", "2")
-    pair = {"train": TENSORS[:12], "validation": TENSORS[12:]}
-    images = load_images(folder_config(register_datasets("pair", pair)), "test")
-    assert_array_equal(images.pixels, TENSORS[12:])
-
-
-def test_a_pair_of_images_and_labels_is_a_data_set():
-    for images in (PIXELS, TENSORS):
-        pair = loaded((images, LABELS))
-        assert_array_equal(pair.pixels, TENSORS[:18])
-        assert pair.labels.tolist() == LABELS[:18]
+    for items in (Pairs(), hugging_face()):
+        images = loaded(items)
+        assert images.classes == CLASSES
+        assert images.labels.tolist() == LABELS[:18]
+    root = register_datasets("two", TENSORS[:12], TENSORS[12:])
+    assert_array_equal(load_images(folder_config(root), "test").pixels, TENSORS[12:])
 
 
 GREY = torch.zeros(1, 12, 12)
@@ -91,11 +81,10 @@ class Stream(IterableDataset):
         ([GREY[0]], r"item 0 of the data set is not a readable image .its shape is \(12, 12\)"),
         ([GREY - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),
         ([(GREY, 0.5)], "labels that are neither whole numbers nor texts"),
-        ([{"picture": 1}], "has picture, and no image"),
         ([3], "it is a int; images are paths, bytes, PIL images, arrays or tensors"),
         ([], "the data set has no item"),
-        (Stream(), "data is a Stream, which has no items by number: give a folder, a map-style"),
-        ({"x": 1, "train": 2}, "data has train and x, but none of test"),
+        (Stream(), "data is a Stream; give a folder, a map-style"),
+        ((TENSORS, LABELS), "data is a tuple; give"),
     ],
 )
 def test_what_is_no_data_set_is_one_line(items, fault):

@@ -89,38 +89,28 @@ class ImageSet:
         return state.hexdigest()
 
     def decode(self, index: int, augmentation: Augmentation | None) -> Pixels:
-        """Return an image that is not in memory, augmented unless `augmentation` is None. Raises as
-        `decode_image`.
+        """Return an image, augmented unless `augmentation` is None. Images in memory are never
+        cropped at random. Raises as `decode_image`.
         """
-        assert self.source is not None
         config = self.config
-        rng = make_rng("augmentation", *augmentation) if augmentation else None
-        crop_position = (0.5, 0.5)
-        if rng and config.crop == "random":
-            crop_position = (rng.random(), rng.random())
-        row = int(self.rows[index])
-        pixels = decode_image(
-            partial(self.source.open, row),
-            config.channels,
-            config.max_pixels,
-            config.image_size,
-            crop_position,
-            self.source.where(row),
-        )
-        if rng and config.flip and rng.random() < 0.5:
-            pixels = pixels[..., ::-1].copy()
-        return pixels
-
-    def take(self, samples: Sequence[Sample]) -> Batch:
-        """Return a batch of images in memory, which are never cropped at random."""
-        assert self.pixels is not None
-        indices = [index for index, _ in samples]
-        pixels = self.pixels[indices]
-        if self.config.flip:
-            for position, (_, augmentation) in enumerate(samples):
-                if augmentation and make_rng("augmentation", *augmentation).random() < 0.5:
-                    pixels[position] = pixels[position, ..., ::-1].copy()
-        return Batch(torch.from_numpy(pixels), torch.from_numpy(self.labels[indices]))
+        is_cropped = config.crop == "random" and self.pixels is None
+        rng = None
+        if augmentation and (is_cropped or config.flip):
+            rng = make_rng("augmentation", *augmentation)
+        if self.pixels is not None:
+            pixels: Pixels = self.pixels[index]
+        else:
+            assert self.source is not None
+            row = int(self.rows[index])
+            pixels = decode_image(
+                partial(self.source.open, row),
+                config.channels,
+                config.max_pixels,
+                config.image_size,
+                (rng.random(), rng.random()) if rng and is_cropped else (0.5, 0.5),
+                self.source.where(row),
+            )
+        return pixels[..., ::-1] if rng and config.flip and rng.random() < 0.5 else pixels
 
 
 @dataclass(frozen=True)
@@ -252,8 +242,6 @@ class _BatchReader(Dataset[Batch]):
     replace: bool
 
     def __getitem__(self, samples: list[Sample]) -> Batch:
-        if self.images.pixels is not None:
-            return self.images.take(samples)
         pixels = []
         labels = []
         broken = []

@@ -1,8 +1,8 @@
 """Images from the library `datasets` of Hugging Face, and data sets given from Python.
 
 `datasets` opens Parquet files, tars, Arrow files and data sets of the hub. From Python come its
-data sets, map-style data sets of torch, and sequences. An item is an image as `open_any` takes it,
-a tuple (image, label), or a mapping with an image and a label.
+data sets, map-style data sets of torch, and lists. An item is an image as `open_any` takes it, or a
+tuple (image, label).
 """
 
 from __future__ import annotations
@@ -36,24 +36,25 @@ class DatasetSource(Source):
         if not len(dataset):
             raise InputError(f"{title} has no item")
         self.labels = np.full(len(dataset), -1)
-        columns = getattr(dataset, "column_names", None)
-        if columns and dataset.format["type"] is None:
-            self._open_columns(columns, labels)
+        if hasattr(dataset, "column_names"):
+            self._open_columns(labels)
         elif labels:
             items = (_unpack(dataset[row]) for row in range(len(self)))
             self._set_labels([label for _, label in items], getattr(dataset, "classes", ()))
 
-    def _open_columns(self, columns: list[str], labels: bool) -> None:
+    def _open_columns(self, labels: bool) -> None:
         """Take the images of a data set of Hugging Face undecoded, and its column of labels."""
         import datasets
 
-        image = _find_image(columns, self.title)
-        label = _find_label(columns)
+        dataset = self.dataset.with_format(None)
+        columns = dataset.column_names
+        image = next((name for name in _IMAGE_COLUMNS if name in columns), None)
+        label = next((name for name in _LABEL_COLUMNS if name in columns), None)
+        if image is None:
+            raise InputError(f"{self.title} has {', '.join(columns)}, and no image")
         if labels and label:
-            names = getattr(self.dataset.features[label], "names", ())
-            self._set_labels(self.dataset[label], names)
-        images = self.dataset.select_columns([image])
-        self.dataset = images.cast_column(image, datasets.Image(decode=False))
+            self._set_labels(dataset[label], getattr(dataset.features[label], "names", ()))
+        self.dataset = dataset.cast_column(image, datasets.Image(decode=False))[image]
 
     def _set_labels(self, labels: Any, names: Any) -> None:
         """Take labels, which are the numbers of classes with these names if there are names."""
@@ -79,22 +80,8 @@ class DatasetSource(Source):
         return np.asarray(self.open(row)).tobytes()
 
 
-def _find_image(columns: Any, title: str) -> str:
-    found = next((name for name in _IMAGE_COLUMNS if name in columns), None)
-    if found is None:
-        raise InputError(f"{title} has {', '.join(map(str, columns))}, and no image")
-    return found
-
-
-def _find_label(columns: Any) -> str | None:
-    return next((name for name in _LABEL_COLUMNS if name in columns), None)
-
-
 def _unpack(item: Any) -> tuple[Any, Any]:
     """Return the image and the label of an item; None for a label that is not there."""
-    if isinstance(item, Mapping):
-        label = _find_label(item)
-        return item[_find_image(item, "the item")], item[label] if label else None
     if isinstance(item, tuple | list):
         return item[0], item[1] if len(item) > 1 else None
     return item, None
@@ -136,30 +123,20 @@ def register_datasets(name: str, train: Any, test: Any = None) -> str:
     """Register data sets in this process, and return the value of `data.root` that names them.
 
     `name` is the folder of the run that is trained on them. If `test` is None, `data.split` divides
-    `train`, unless that is a mapping with both splits. Raises InputError if a data set has no items
-    by number.
+    `train`. Raises InputError if a data set has no items by number.
     """
     splits = {"": train} if test is None else {TRAIN: train, "test": test}
-    if isinstance(train, Mapping):
-        names = choose_splits({*train}, "data", has_others=False)
-        splits = {split: train[split] for split in names or ()}
     root = f"{PREFIX}{name}"
     open_registered.cache_clear()
-    _REGISTERED[root] = {split: _require_items(dataset) for split, dataset in splits.items()}
+    _REGISTERED[root] = splits
+    for data in splits.values():
+        has_items = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+        if not has_items or isinstance(data, Mapping | tuple):
+            raise InputError(
+                f"data is a {type(data).__name__}; give a folder, a map-style Dataset, or a list"
+                " of images or of tuples (image, label)"
+            )
     return root
-
-
-def _require_items(data: Any) -> Any:
-    """Return data with items by number. A tuple of images and labels becomes a list of pairs."""
-    if isinstance(data, tuple):
-        images, labels = data
-        return list(zip(images, labels, strict=True))
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
-        raise InputError(
-            f"data is a {type(data).__name__}, which has no items by number: give a folder, a"
-            " map-style Dataset, or list(...) of it"
-        )
-    return data
 
 
 @cache  # labels are read once

