@@ -31,9 +31,7 @@ class FSQQuantizerConfig(Section, section="model.quantizer"):
     """
 
     #: L_i, values of each channel; their product is the number of codes.
-    channel_levels: PerLevel[
-        Annotated[int, Range(lambda values: values >= 3, "at least 3 each")]
-    ] = (8, 8, 8)
+    channel_levels: PerLevel[Annotated[int, Range(3)]] = (8, 8, 8)
     #: D, width of a latent; unless D is the number of channels, linear layers map between them
     dim: Positive = 32
 

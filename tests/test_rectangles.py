@@ -20,10 +20,10 @@ def test_sizes():
     assert DataConfig(size="12").image_size == (12, 12)
     assert DataConfig(size="12x16").image_size == SIDES
     for value, message in cells_of("""
-        12x | HEIGHTxWIDTH
-        0x4 | HEIGHTxWIDTH
-        0 | at least 1
-        x | whole number
+        12x | 64x48
+        0x4 | 64x48
+        0 | 64x48
+        x | 64x48
     """):
         with input_error(f"data.size is '?{value}.*{message}"):
             DataConfig(size=value)

@@ -193,7 +193,7 @@ def test_configurations_that_are_refused():
         level_codewords=[2,3] | level_codewords is .*none or 3 values
         linked=1 beam=2 | beam
         levels=16 | codewords \*\* levels .*2\^30
-        levels=256 | levels is 256; it must be at most 255
+        levels=256 | levels is 256
     """):
         with input_error(f"^model.quantizer.{message}"):
             override(preset, fields("model.quantizer", line))

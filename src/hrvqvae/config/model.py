@@ -3,13 +3,13 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from hrvqvae.config.section import (
     AUTO,
     AtLeastTwo,
     Count,
-    Odd,
+    Kernel,
     Positive,
     Range,
     Section,
@@ -122,15 +122,13 @@ class NetworkConfig(ModelConfig):
     """Encoder and decoder, as in all built-in systems (docs/paper-tables.md, Tables 4, 6 and 7)."""
 
     #: Image pixels per position of the finest latent grid, along each side.
-    stride: Annotated[
-        int, Range([2**power for power in range(1, 17)].__contains__, "a power of two, 2 to 2^16")
-    ] = 2
+    stride: Literal[2, 4, 8, 16, 32, 64] = 2
     #: pixels added on each side of an image before encoding, and cropped after decoding
     padding: Count = 0
     hidden_units: AtLeastTwo = 64  #: channels of the convolutions
     residual_units: Positive = 64  #: channels inside a residual block
     residual_blocks: Count = 2  #: residual blocks in the encoder, and as many in the decoder
-    kernel: Odd = 3  #: filter size of the convolutions that keep the resolution
+    kernel: Kernel = 3  #: filter size of the convolutions that keep the resolution
 
     @property
     def geometry(self) -> Geometry:
@@ -147,7 +145,7 @@ class QuantizerConfig(Section, section="model.quantizer"):
     linked). Other values of `linked` lie in between.
     """
 
-    levels: Positive = 1  #: L, number of levels
+    levels: Annotated[int, Range(1, 256)] = 1  #: L, number of levels
     codewords: AtLeastTwo = 512  #: m, codewords of each codebook
     #: Number of levels per group (0: a single group of all levels; 1: no links). In a group, each
     #: codeword has a codebook of its own at the next level. Each group begins with a single
@@ -175,17 +173,10 @@ class QuantizerConfig(Section, section="model.quantizer"):
     coarse_weight: Weight = 0.0
 
     def check(self) -> None:
-        self.require(self.levels <= 255, "levels", "at most 255")
         self.require(
             len(self.level_codewords) in (0, self.levels),
             "level_codewords",
             f"none or {self.levels} values",
-        )
-        allows_beam = self.levels == 1 or self.linked != 1 or self.joint_beam
-        self.require(
-            self.beam == 1 or allows_beam,
-            "beam",
-            "1 unless levels are linked or joint_beam is true",
         )
         values = max(self.num_codewords) * self.dim
         limit = "at most 2^30 (4 GiB of leaves) per group of linked levels"
@@ -299,8 +290,6 @@ class VQGANConfig(SingleGridConfig, section="model"):
     adversarial_start: Count = 10_000  #: training steps before the discriminator begins
     discriminator_units: Positive = 64  #: channels of the patch discriminator's first layer
     discriminator_layers: Positive = 3  #: layers that halve the resolution
-
-    decided_by: ClassVar = {"perceptual": "hrvqvae.models.perceptual:choose_perceptual"}
 
     def check_images(self, size: int) -> None:
         """Raise InputError if the discriminator's output for such images is empty."""

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import field
-from itertools import chain
+from operator import attrgetter
 from pkgutil import resolve_name
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from hrvqvae.config.model import Grid, Levels, ModelConfig, PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS, SYSTEMS
 from hrvqvae.config.section import (
     AUTO,
     Count,
-    Odd,
+    Kernel,
     OpenUnit,
     PerLevel,
     Positive,
@@ -28,6 +27,7 @@ from hrvqvae.config.section import (
     Section,
     Share,
     Weight,
+    flatten,
 )
 from hrvqvae.utils.errors import InputError
 
@@ -37,7 +37,7 @@ DEFAULT_SYSTEM = "hrvqvae"
 DEFAULT_PRIOR = "pixelsnail"
 TRAINING_SECTIONS = ("training", "prior.training", "progressive.training", "generation.training")
 BUDGET = ("epochs", "max_steps", "max_minutes")
-_RECTANGLE = re.compile(r"[1-9]\d*x[1-9]\d*")
+_SIZE = re.compile(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?")
 _PILLOW_PIXELS = 178_956_970  # Pillow itself refuses larger images
 
 
@@ -53,8 +53,8 @@ class DataConfig(Section, section="data"):
     root: str | None = None
     #: Height and width in pixels, to which images of a folder are resized and cropped: 64, or 64x48
     #: (height x width).
-    size: Positive | Annotated[str, Range(_RECTANGLE.fullmatch, "HEIGHTxWIDTH")] = 28
-    channels: Annotated[int, Range((1, 3).__contains__, "1 (greyscale) or 3 (RGB)")] = 1
+    size: int | str = 28
+    channels: Literal[1, 3] = 1  #: 1: greyscale, 3: RGB
     #: published number of training images (0: unknown), for the steps that `hrvqvae presets`
     #: prints, and for `split: sorted`
     train_samples: Count = 0
@@ -71,9 +71,7 @@ class DataConfig(Section, section="data"):
     #: theirs)
     labels: bool = True
     on_error: Literal["stop", "skip"] = "stop"  #: what to do at a broken image
-    max_pixels: Annotated[
-        int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")
-    ] = 64_000_000
+    max_pixels: Annotated[int, Range(1, _PILLOW_PIXELS + 1)] = 64_000_000
     workers: Count = 2  #: processes that decode images
     #: keep decoded images in memory if all fit in this many MiB (unless `crop` is random)
     memory_mb: Count = 512
@@ -85,6 +83,8 @@ class DataConfig(Section, section="data"):
         return int(height), int(width or height)
 
     def check(self) -> None:
+        is_size = _SIZE.fullmatch(str(self.size)) is not None
+        self.require(is_size, "size", "pixels such as 64, or 64x48 (height x width)")
         has_count = self.split != "sorted" or self.train_samples > 0
         self.require(has_count, "train_samples", "above 0 where data.split is sorted")
 
@@ -125,10 +125,6 @@ class StageConfig(Section, section="training"):
     checkpoint_every: Positive = 500
     #: images of an evaluation during training: test images; held-out training images for a prior
     evaluation_images: Positive = 1_000
-    decided_by: ClassVar = {
-        "device": "hrvqvae.utils.device:decide_device",
-        "precision": "hrvqvae.utils.device:decide_precision",
-    }
 
     def check(self) -> None:
         if not (self.epochs or self.max_steps or self.max_minutes):
@@ -231,7 +227,7 @@ class RefinerConfig(Section, section="progressive.network"):
     #: number of blocks, each of a dilated and a pointwise convolution, whose bias depends on the
     #: number of levels that are decoded
     residual_blocks: Count = 4
-    kernel: Odd = 3
+    kernel: Kernel = 3
 
 
 class ProgressiveConfig(Section, section="progressive"):
@@ -302,6 +298,14 @@ class Config(Section):
         return self if root is None else self.replace(**{"data.root": root})
 
 
+# the functions that decide a field that is "auto", from its section
+_DECIDE = {
+    "device": "hrvqvae.utils.device:decide_device",
+    "precision": "hrvqvae.utils.device:decide_precision",
+    "perceptual": "hrvqvae.models.perceptual:choose_perceptual",
+}
+
+
 def decide_auto(config: Config, *sections: str) -> Config:
     """Return a configuration in which every "auto" of the sections is decided.
 
@@ -311,19 +315,12 @@ def decide_auto(config: Config, *sections: str) -> Config:
     if "model" in sections:
         config.model.check_images(min(config.data.image_size))
     values = {}
-    for section in chain.from_iterable(_walk(getattr(config, name)) for name in sections):
-        for name, function in section.decided_by.items():
-            if getattr(section, name) == AUTO:
-                values[f"{section.section}.{name}"] = resolve_name(function)(section)
+    for name, value in flatten(config).items():
+        path, _, field_name = name.rpartition(".")
+        if value == AUTO and name.partition(".")[0] in sections:
+            section = attrgetter(path)(config)
+            values[name] = resolve_name(_DECIDE[field_name])(section)
     return config.replace(**values)
-
-
-def _walk(section: Section) -> Iterator[Section]:
-    """Yield a section and all sections inside it."""
-    yield section
-    for value in vars(section).values():
-        if isinstance(value, Section):
-            yield from _walk(value)
 
 
 def default_config(system: str = DEFAULT_SYSTEM, network: str = DEFAULT_PRIOR) -> Config:

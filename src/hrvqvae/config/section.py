@@ -4,40 +4,36 @@ import copy
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from numbers import Integral, Real
-from types import MappingProxyType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, TypeVar, Union, cast
 
 from hrvqvae.utils.errors import InputError, near_names, require
 
 AUTO: Final = "auto"
-_MAX_DEPTH = 8  # of sections inside sections
 T = TypeVar("T")
 
 
 class Range(NamedTuple):
-    """The valid values of a field, in its type: `Annotated[int, Range(lambda value: value >= 1, "at
-    least 1")]`.
-    """
+    """The valid numbers of a field: `Annotated[int, Range(1, 256)]` is 1 to 255."""
 
-    holds: Callable[[Any], bool]
-    requirement: str  # completes the message "it must be ..."
+    least: float
+    below: float = 2**31
 
 
-Positive = Annotated[int, Range(range(1, 2**31).__contains__, "at least 1 and below 2^31")]
-AtLeastTwo = Annotated[int, Range(range(2, 2**31).__contains__, "at least 2 and below 2^31")]
-Count = Annotated[int, Range(range(2**31).__contains__, "at least 0 and below 2^31")]
-Odd = Annotated[int, Range(range(1, 2**31, 2).__contains__, "odd and positive, and below 2^31")]
-Weight = Annotated[float, Range(lambda value: 0 <= value < math.inf, "at least 0")]
-Share = Annotated[float, Range(lambda value: 0 <= value < 1, "at least 0 and below 1")]
-OpenUnit = Annotated[float, Range(lambda value: 0 < value < 1, "between 0 and 1")]
-Rate = Annotated[float, Range(lambda value: 0 < value < math.inf, "above 0")]
-PerLevel = Annotated[tuple[T, ...], Range(bool, "one value, or one per level")]
-"""A value for all levels, or one per level, coarse first. Here it is only checked that there is
-one; `parsing.stage_config` checks the number.
+Count = Annotated[int, Range(0)]
+Positive = Annotated[int, Range(1)]
+AtLeastTwo = Annotated[int, Range(2)]
+Kernel = Literal[1, 3, 5, 7, 9]
+Weight = Annotated[float, Range(0, math.inf)]
+Rate = Annotated[float, Range(1e-30, math.inf)]
+Share = Annotated[float, Range(0, 1)]
+OpenUnit = Annotated[float, Range(1e-30, 1)]
+PerLevel = tuple[T, ...]
+"""A value for all levels, or one per level, coarse first; `parsing.stage_config` checks the number
+of values.
 """
 
 _TYPE_NAMES: Mapping[Any, str] = {
@@ -56,44 +52,43 @@ def _parse(value: Any, hint: Any) -> Any:
     origin = typing.get_origin(hint)
     parts = typing.get_args(hint)
     if origin is Annotated:
-        parsed = _parse(value, parts[0])
-        for limit in parts[1:]:
-            if isinstance(limit, Range) and not limit.holds(parsed):
-                raise ValueError(limit.requirement)
-        return parsed
-    # X | None
+        number = _parse(value, parts[0])
+        limits: Range = parts[1]
+        if not limits.least <= number < limits.below:
+            raise ValueError(f"at least {limits.least} and below {limits.below}")
+        return number
+
+    # X | Y | None
     if origin in (Union, UnionType):
         if NoneType in parts and value in (None, "null"):
             return None
-        requirements = []
-        for part in parts:
-            try:
+        *others, last = (part for part in parts if part is not NoneType)
+        for part in others:
+            with suppress(ValueError):
                 return _parse(value, part)
-            except ValueError as error:
-                requirements.append("null" if part is NoneType else str(error))
-        raise ValueError(" or ".join(requirements))
+        return _parse(value, last)
     if origin is tuple:
         if isinstance(value, str):
             value = [part.strip() for part in value.strip().strip("[]").split(",") if part.strip()]
-        return tuple(
-            _parse(part, parts[0])
-            for part in (value if isinstance(value, (list, tuple)) else [value])
-        )
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_parse(part, parts[0]) for part in values)
     if origin is Literal:
-        if value in parts:
-            return value
+        for choice in parts:
+            if str(value) == str(choice):
+                return choice
         raise ValueError(" or ".join(map(str, parts)))
     if hint is bool and value in ("true", "false"):
         return value == "true"
 
-    # A number may be a text, or of another library such as numpy. A bool is not a number here. What
-    # is left is a text, a bool, or a section; the mappings of a file were flattened before.
-    kind = {int: Integral, float: Real}.get(hint)
-    if kind is None and isinstance(value, hint):
+    # A number may be a text, or of another library such as numpy. A bool is not a number here.
+    if hint in (int, float):
+        with suppress(TypeError, ValueError, OverflowError):
+            number = hint(value)
+            is_equal = number == value and not isinstance(value, bool)
+            if is_equal or isinstance(value, str):
+                return number
+    elif isinstance(value, hint):
         return value
-    if kind and isinstance(value, (str, kind)) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):
-            return hint(value)
     raise ValueError(_TYPE_NAMES.get(hint, "a mapping of fields"))
 
 
@@ -111,10 +106,6 @@ class Section:
 
     # dotted name in a configuration, for messages: `class Mine(Section, section="mine")`
     section: ClassVar[str] = ""
-    decided_by: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Fields that are "auto" until a run begins: name -> "module:function". `schema.decide_auto`
-    calls the function with the section, and it returns the value.
-    """
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, section: str | None = None) -> None:
@@ -167,19 +158,9 @@ class Section:
 
     def _hint(self, name: str) -> str:
         """Return the fields that an unknown field may stand for."""
-        leaf = name.rpartition(".")[2]
-        leaves = flatten(self)
-        same_leaf = (
-            self._qualify(path)
-            for path in leaves
-            if path.endswith(f".{leaf}") or path.replace(".", "_") == name  # model_stride
-        )
-        near = (
-            " or ".join(same_leaf)
-            or near_names(name.partition(".")[0], vars(self))
-            or near_names(leaf, {path.rpartition(".")[2] for path in leaves})
-        )
-        return f"did you mean {near}?" if near else f"the fields are {', '.join(vars(self))}"
+        fields = [self._qualify(field) for field in flatten(self)]
+        near = near_names(self._qualify(name), fields)
+        return f"did you mean {near}?" if near else "hrvqvae presets NAME shows all fields"
 
     def _qualify(self, name: str) -> str:
         return f"{self.section}.{name}" if self.section else name
@@ -195,10 +176,8 @@ def to_dict(section: Section) -> dict[str, Any]:
 
 def flatten(tree: Section | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the value of every leaf of a configuration or of a nested mapping by its dotted name,
-    in order. Raises InputError if the mapping is too deep.
+    in order.
     """
-    if prefix.count(".") > _MAX_DEPTH:
-        raise InputError(f"{prefix[:40]}... is nested too deeply for a configuration")
     leaves = dict[str, Any]()
     for name, value in (vars(tree) if isinstance(tree, Section) else tree).items():
         if isinstance(value, Section | Mapping):

@@ -4,12 +4,12 @@ torch.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
 from hrvqvae.config import Levels, PriorNetworkConfig
 from hrvqvae.config.entries import PriorNetwork
 from hrvqvae.config.model import Grid
-from hrvqvae.config.section import Count, PerLevel, Positive, Range, Share
+from hrvqvae.config.section import Count, PerLevel, Positive, Share
 
 
 class PixelSNAILConfig(PriorNetworkConfig):
@@ -23,7 +23,7 @@ class PixelSNAILConfig(PriorNetworkConfig):
     )
     attention_heads: Positive = 8  #: heads per attention layer, a divisor of `hidden_units`
     #: Filter size of the causal convolutions.
-    kernel: Annotated[int, Range(lambda size: size >= 3 and size % 2 == 1, "odd, at least 3")] = 5
+    kernel: Literal[3, 5, 7, 9] = 5
     attention_layers: PerLevel[Count] = (4,)  #: number of causal attention layers
     dropout: PerLevel[Share] = (0.1,)  #: dropout probability inside a gated residual block
 
