@@ -32,17 +32,10 @@ class LevelCodebooks(nn.Module):
         self.num_books = num_books
         self.size = size
         self.num_codewords = num_books * size
-        count = torch.ones(num_books, size, dtype=torch.float32)
-        codewords = torch.zeros(num_books, size, config.dim, dtype=torch.float32)
-        self.register_buffer("count", count)
-        self.register_buffer("codewords", codewords)
-        self.register_buffer("total", torch.zeros_like(codewords))
-
-    def reset_parameters(self) -> None:
-        """Reset to the state of new codebooks, also after `to_empty`."""
-        # codewords of zeros, with counts of 1
-        zero = self.count.new_zeros(())
-        self.set_codewords(slice(None), zero, zero + 1)
+        shape = (num_books, size, config.dim)
+        self.register_buffer("count", torch.ones(shape[:2], dtype=torch.float32))
+        self.register_buffer("codewords", torch.zeros(shape, dtype=torch.float32))
+        self.register_buffer("total", torch.zeros(shape, dtype=torch.float32))
 
     def children_of(self, parents: Tensor) -> Tensor:
         """Return the indices of the children of codewords (K,) of the coarser level: (K * m,)."""

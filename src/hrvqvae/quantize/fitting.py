@@ -24,19 +24,18 @@ _ENOUGH_PER_CODEWORD = 8
 _PSEUDO_VECTORS = 2.0
 
 
-def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
+def batches_of(vectors: Vectors, dim: int, batch: int = 65_536) -> Iterator[Tensor]:
     """Yield float32 batches, of at most 64 MiB, of an array (N, D) or several.
 
-    Raises InputError for other shapes and types, and NonFiniteError for NaN.
+    Raises InputError for other shapes, and NonFiniteError for NaN.
     """
     most_vectors = max(1, MOST_VALUES // dim)
     batch = min(batch, most_vectors)
     arrays: Iterable[Any] = [vectors] if hasattr(vectors, "shape") else vectors
     for array in arrays:
         shape = tuple(array.shape)
-        kind = getattr(array.dtype, "name", str(array.dtype))  # without the order of bytes
-        if len(shape) != 2 or shape[1] != dim or "float" not in kind:
-            raise InputError(f"vectors are {kind} {shape}; they must be floating-point (N, {dim})")
+        if len(shape) != 2 or shape[1] != dim:
+            raise InputError(f"vectors have the shape {shape}; it must be (N, {dim})")
         for first in range(0, shape[0], batch):
             stop = first + batch
             rows = array[first:stop]
@@ -93,10 +92,6 @@ def _draw_sample(
         num_vectors += len(batch)
         largest_batch = max(largest_batch, len(batch))
         new_keys = torch.rand(len(batch), generator=rng, dtype=torch.float64)
-        if len(keys) == size:  # most batches add few vectors to a full sample
-            is_larger = new_keys > keys.min()
-            new_keys = new_keys[is_larger]
-            batch = batch[is_larger.to(batch.device)]
         keys = torch.cat([keys, new_keys])
         sample = sample.reshape(-1, batch.shape[1])
         sample = torch.cat([sample, batch.cpu()])

@@ -116,18 +116,11 @@ def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
 
 def number_of(codes: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return the number (...) int64 of codes (..., l), below `sizes`, in lexicographic order: the
-    inverse of torch.unravel_index. Raises InputError if the numbers are too large.
+    inverse of torch.unravel_index. torch raises an error from 2^63 leaves on.
     """
-    if math.prod(sizes) > 2**63:
-        raise InputError(
-            f"there are {math.prod(sizes)} leaves of {len(sizes)} levels; at most 2^63 can be"
-            " numbered"
-        )
-    number = codes.new_zeros(codes.shape[:-1], dtype=torch.long)
-    pairs = zip(codes.unbind(-1), sizes, strict=True)
-    for code, size in pairs:
-        number = number * size + code
-    return number
+    leaves_below = [math.prod(sizes[level:]) for level in range(len(sizes) + 1)]
+    strides = torch.tensor(leaves_below, device=codes.device)
+    return (codes * strides[1:]).sum(-1)
 
 
 def _nearest_leaves(

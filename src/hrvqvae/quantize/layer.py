@@ -26,7 +26,7 @@ from hrvqvae.quantize.identifiers import number_of, unique_indices
 from hrvqvae.quantize.planting import plant
 from hrvqvae.quantize.quantized import Quantized
 from hrvqvae.quantize.residual import ResidualQuantizer
-from hrvqvae.quantize.schedule import CodebookSchedule, track_moves
+from hrvqvae.quantize.schedule import CodebookSchedule, restart_due, track_moves
 from hrvqvae.utils.errors import InputError
 
 PADDING = -1  # index at masked positions
@@ -38,7 +38,8 @@ _MAX_VECTORS = 65_536
 
 class TreeVQ(nn.Module):
     """Residual quantization with linked codebooks (docs/method.md) between any encoder and any
-    decoder.
+    decoder: a tree-structured vector quantizer (Gersho and Gray 1992, chapter 12) that learns
+    together with them.
 
     A position becomes L indices in [0, m), coarse first. The codeword of one level decides which
     codebook the next level searches, so a greedy search computes L * m distances for m^L leaves.
@@ -113,7 +114,8 @@ class TreeVQ(nn.Module):
         usual = _VECTORS_PER_CODEWORD * max(config.num_codewords)
         usual = min(usual, _MAX_VECTORS, MOST_VALUES // dim)
         start = start_vectors or max(_MIN_VECTORS, usual)
-        self.schedule = CodebookSchedule(restart_every, total_steps, start, dim)
+        self.total_steps = total_steps
+        self.schedule = CodebookSchedule(start)
 
     @classmethod
     def from_codebook(
@@ -207,23 +209,18 @@ class TreeVQ(nn.Module):
             mean over all unmasked values.
 
         Raises:
-            InputError: Wrong shape or type.
+            InputError: Wrong number of channels.
             NonFiniteError: A feature is NaN or infinite. On a GPU the loss is NaN instead.
         """
         dim = self.quantizer.config.dim
         channel = -1 if self.channel_last else 1
-        if features.ndim < 2 or features.shape[channel] != dim or not features.is_floating_point():
-            expected = f"(B, ..., {dim})" if self.channel_last else f"(B, {dim}, ...)"
+        if features.shape[channel] != dim:
             raise InputError(
-                f"features are {features.dtype} {tuple(features.shape)}; they must be"
-                f" floating-point {expected}, as channel_last is {self.channel_last}"
+                f"features are {tuple(features.shape)}; the layer has {dim} channels"
+                f" (channel_last={self.channel_last})"
             )
         inputs = features.movedim(channel, -1)  # (B, ..., D)
         positions = inputs.shape[:-1]
-        if mask is not None and (mask.shape != positions or mask.dtype != torch.bool):
-            raise InputError(
-                f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(positions)}"
-            )
         vectors = inputs.flatten(0, -2) if mask is None else inputs[mask]
         quantize: Callable[[Tensor], Quantized] = self.quantizer
         if self.training and not self.quantizer.frozen:
@@ -271,11 +268,12 @@ class TreeVQ(nn.Module):
 
         # restarts, on a batch of all processes
         if steps:
-            if schedule.restart_due(steps):
+            share = steps / self.total_steps if self.total_steps else 0.0
+            if restart_due(steps, quantizer.config.restart_every, share):
                 gathered = distributed.all_gather(batch)
                 with torch.device("cpu"), track_moves(quantizer):
                     quantizer.restart_dead_codes(gathered, torch.Generator().manual_seed(steps))
-            schedule.set_progress(steps + 1)
+            schedule.set_steps(steps + 1)
         return result
 
     def freeze(self) -> TreeVQ:
@@ -287,11 +285,6 @@ class TreeVQ(nn.Module):
         """Undo `freeze`; return the layer."""
         self.quantizer.frozen = False
         return self
-
-    def reset_parameters(self) -> None:
-        """Reset to the state of a new layer, also after `to_empty`."""
-        for module in (*self.quantizer.levels, self.schedule):
-            module.reset_parameters()
 
     def fit(
         self, vectors: Vectors, *, passes: int = 10, batch: int = 65_536, seed: int = 0
@@ -321,20 +314,20 @@ class TreeVQ(nn.Module):
         self.schedule.finish_start()
         return self
 
-    def _repeatable(self, vectors: Vectors, batch: int) -> Callable[[], Iterator[Tensor]]:
+    def _repeatable(self, vectors: Vectors, batch: int = 65_536) -> Callable[[], Iterator[Tensor]]:
         """Return a function that starts a new iteration over all vectors, in batches."""
         if isinstance(vectors, Iterator):
             raise InputError("vectors are an iterator, which ends after one pass; give a list")
-        return partial(batches_of, vectors, batch, self.quantizer.config.dim)
+        return partial(batches_of, vectors, self.quantizer.config.dim, batch)
 
-    def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
+    def encode(self, vectors: Vectors) -> Tensor:
         """Return the indices of vectors, (N, L) int64 on the CPU. Takes the vectors of `fit`, also
         as an iterator.
         """
         device = self.quantizer.levels[0].count.device
         config = self.quantizer.config
         indices = [torch.empty(0, config.levels, dtype=torch.long, device="cpu")]
-        for chunk in batches_of(vectors, batch, config.dim):
+        for chunk in batches_of(vectors, config.dim):
             codes = self.quantizer.encode(chunk.to(device))
             indices.append(torch.stack(codes, -1).cpu())
         return torch.cat(indices)
@@ -348,7 +341,7 @@ class TreeVQ(nn.Module):
         InputError for more vectors than leaves.
         """
         with torch.device("cpu"):
-            return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
+            return unique_indices(self.quantizer, self._repeatable(vectors))
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
         """Return which next indices (..., m) continue prefixes (..., l) to a row of `indices`
@@ -356,8 +349,6 @@ class TreeVQ(nn.Module):
         """
         sizes = self.quantizer.config.sizes
         until = prefixes.shape[-1] + 1
-        if until > len(sizes):
-            raise InputError(f"prefixes have {until - 1} of {len(sizes)} levels; give fewer")
         size = sizes[until - 1]
         first_child = number_of(prefixes, sizes[: until - 1]) * size
         children = first_child.unsqueeze(-1) + torch.arange(size, device=prefixes.device)

@@ -1,8 +1,11 @@
 """Plant a tree on a trained flat codebook.
 
-The K codewords of a flat codebook are divided into m groups of equal size, each group again, and so
-on. They become the leaves of a tree: a group's vector is the mean of its leaves, and the codeword
-of a child is the difference between its vector and its parent's.
+The K codewords of a flat codebook are divided into m groups of equal size. Each group is divided
+again, and so on, until a group is a single codeword: a leaf of the tree. The vector of a group is
+the mean of its leaves. The codeword of a child is the vector of the child minus that of its parent.
+Such a tree is known from tree-structured vector quantization (Gersho and Gray 1992, chapter 12).
+
+A codeword of the flat codebook is told by its row, 0 to K - 1.
 """
 
 from collections.abc import Sequence
@@ -16,117 +19,160 @@ from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.residual import ResidualQuantizer
 
 _ITERATIONS = 15
-_LEAST_WEIGHT = 1e-3  # of an unused codeword, in mean weights
+_LEAST_WEIGHT = 1e-3  # of an unused codeword; the mean weight is 1
 
 
 def plant(levels: Sequence[LevelCodebooks], codebook: Tensor, counts: Tensor) -> Tensor:
-    """Make the rows of a codebook (K, D) the leaves of linked levels; return the row of each leaf.
+    """Make the rows of a flat codebook the leaves of a tree.
 
-    Counts (K,) tell how often each codeword is used. Leaves beyond K repeat a sibling before them,
-    so that the search never chooses them; their row is the sibling's plus K.
+    Args:
+        levels: linked levels with at least K leaves, coarse first; their codewords are overwritten.
+        codebook: (K, D) float32.
+        counts: (K,), how often each row is used.
+
+    Returns:
+        The row of each leaf, (leaves,). Beyond K leaves, a leaf repeats the row of an earlier
+        sibling. So the search never chooses it. It is told by the row plus K.
     """
-    words = codebook.double()
-    weights = (counts.double() / counts.double().mean()).clamp(min=_LEAST_WEIGHT)
-    sizes = [level.size for level in levels]
-    marked = _order(words, weights, torch.arange(len(words)), sizes)
-    rows = marked % len(words)
-    weights /= rows.bincount()
+    vectors = codebook.double()
+    num_rows, dim = vectors.shape
+    weights = counts.double()
+    weights = (weights / weights.mean()).clamp(min=_LEAST_WEIGHT)
 
-    # from the first level to the leaves; sums as `lookup` rounds them
-    nodes = torch.zeros(1, words.shape[1])
+    # the row of each leaf
+    sizes = [level.size for level in levels]
+    marked_rows = _order_rows(vectors, weights, torch.arange(num_rows), sizes)
+    rows = marked_rows % num_rows
+
+    # leaves of the same row share its weight
+    leaf_vectors = vectors[rows]
+    leaf_weights = (weights / rows.bincount())[rows]
+
+    node_vectors = torch.zeros(1, dim)  # of the coarser level; here of the root
     for level in levels:
-        members = rows.view(level.num_codewords, -1)
-        share = weights[members].unsqueeze(-1)
-        count = share.sum(1)
-        means = (share * words[members]).sum(1) / count
-        parents = nodes.repeat_interleave(level.size, 0)
-        codewords = means.float() - parents
-        level.set_codewords(slice(None), codewords, count.flatten())
-        nodes = parents + codewords
-    return marked
+        # the weighted mean of the leaves below each node
+        members = leaf_vectors.view(level.num_codewords, -1, dim)
+        member_weights = leaf_weights.view(level.num_codewords, -1, 1)
+        node_weights = member_weights.sum(1)
+        means = (member_weights * members).sum(1) / node_weights
+
+        # minus the vector of the parent, which is a float32 sum of codewords, as in `lookup`
+        parent_vectors = node_vectors.repeat_interleave(level.size, 0)
+        codewords = means.float() - parent_vectors
+        level.set_codewords(slice(None), codewords, node_weights.flatten())
+        node_vectors = parent_vectors + codewords
+    return marked_rows
 
 
 def plant_tree(flat: ResidualQuantizer, config: QuantizerConfig) -> ResidualQuantizer:
-    """Return the tree of `config`. The codewords of a flat codebook become the leaves of each group
-    of linked levels. A quantizer that was trained as a tree keeps its codewords.
+    """Return the quantizer of `config` after a training of the quantizer of `config.trained`.
+
+    Each flat codebook is planted as a group of linked levels. Codewords that were trained as a tree
+    are copied.
     """
     tree = ResidualQuantizer(config)
-    if not config.is_flat_at_first:
-        tree.load_state_dict(flat.state_dict())
-    else:
-        for group, stage in zip(_groups(tree), flat.levels, strict=True):
+    if config.is_flat_at_first:
+        for group, stage in zip(_linked_groups(tree), flat.levels, strict=True):
             plant(group, stage.codewords[0].cpu(), stage.count[0].cpu())
+    else:
+        tree.load_state_dict(flat.state_dict())
     return tree.to(flat.levels[0].count.device)
 
 
 def read_leaves(tree: ResidualQuantizer) -> ResidualQuantizer:
-    """Return flat codebooks, one per group of linked levels, whose codewords are the leaves of a
-    tree: the inverse of `plant_tree`.
+    """Return the leaves of a tree as flat codebooks, one per group of linked levels: the inverse of
+    `plant_tree`.
     """
-    flat = ResidualQuantizer(tree.config.replace(planted=True).trained)
-    for group, stage in zip(_groups(tree), flat.levels, strict=True):
-        leaves = torch.zeros(1, tree.config.dim)
+    config = tree.config.replace(planted=True)
+    flat = ResidualQuantizer(config.trained)
+    for group, stage in zip(_linked_groups(tree), flat.levels, strict=True):
+        # from the root to the leaves, a vector is that of the parent plus a codeword
+        vectors = torch.zeros(1, config.dim)
         for level in group:
-            leaves = leaves.repeat_interleave(level.size, 0) + level.codewords.flatten(0, 1)
-        stage.set_codewords(slice(None), leaves, group[-1].count.flatten())
+            parent_vectors = vectors.repeat_interleave(level.size, 0)
+            vectors = parent_vectors + level.codewords.flatten(0, 1)
+        leaf_counts = group[-1].count.flatten()
+        stage.set_codewords(slice(None), vectors, leaf_counts)
     return flat
 
 
-def _groups(tree: ResidualQuantizer) -> list[list[LevelCodebooks]]:
-    """Return the groups of linked levels."""
+def _linked_groups(tree: ResidualQuantizer) -> list[list[LevelCodebooks]]:
     size = tree.config.group_size
-    return [tree.levels[start:][:size] for start in range(0, len(tree.levels), size)]
+    starts = range(0, len(tree.levels), size)
+    return [tree.levels[start : start + size] for start in starts]
 
 
-def _order(words: Tensor, weights: Tensor, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return rows (n,) in the order of the leaves of their tree."""
-    size, *finer = sizes
-    if not finer:
-        repeated = rows[:1].repeat(size - len(rows)) + len(words)
-        return torch.cat([rows, repeated])
-    group = divide(words[rows], weights[rows], size)
-    parts = [_order(words, weights, rows[group == index], finer) for index in range(size)]
-    return torch.cat(parts)
+def _order_rows(vectors: Tensor, weights: Tensor, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the rows (n,) in the order of the leaves of a tree, as `plant` does.
+
+    Vectors (K, D) and weights (K,) are those of all rows, `sizes` the children per node at each
+    level of the tree.
+    """
+    size, *finer_sizes = sizes
+    if not finer_sizes:
+        # the rows are the children of a single node, and the first row fills it up
+        repeated = rows[:1].repeat(size - len(rows))
+        return torch.cat([rows, repeated + len(vectors)])
+
+    # each group of rows is a subtree
+    groups = divide(vectors[rows], weights[rows], size)
+    ordered = []
+    for group in range(size):
+        members = rows[groups == group]
+        ordered.append(_order_rows(vectors, weights, members, finer_sizes))
+    return torch.cat(ordered)
 
 
 def divide(points: Tensor, weights: Tensor, num_groups: int) -> Tensor:
-    """Divide points (n, D) into groups whose sizes differ by one at most, by k-means with even
-    clusters; return the group (n,) of each.
+    """Divide points (n, D) into groups by k-means with even clusters, whose sizes differ by one at
+    most; return the group (n,) of each point.
     """
-    room = (len(points) + torch.arange(num_groups)) // num_groups
+    sizes = (len(points) + torch.arange(num_groups)) // num_groups
     centers = points[:num_groups]
     prices = weights.new_zeros(num_groups)
     for _ in range(_ITERATIONS):
-        costs = torch.cdist(points, centers).square() * weights.unsqueeze(-1)
-        group = assign_evenly(costs, room.tolist(), prices)
-        shares = one_hot(group, num_groups).T * weights
+        distances = torch.cdist(points, centers).square()
+        costs = distances * weights.unsqueeze(-1)
+        groups = assign_evenly(costs, sizes.tolist(), prices)
+
+        # the weighted mean of each group
+        shares = one_hot(groups, num_groups).T * weights
         centers = shares @ points / shares.sum(1, keepdim=True)
-    return group
+    return groups
 
 
-def assign_evenly(costs: Tensor, room: Sequence[int], prices: Tensor) -> Tensor:
-    """Return the group (n,) of each point, which has costs (n, m), so that groups are full and the
-    sum of the costs is nearly the least.
+def assign_evenly(costs: Tensor, sizes: Sequence[int], prices: Tensor) -> Tensor:
+    """Assign points to groups of given sizes, so that the sum of the costs is nearly the least.
 
-    A point takes the group of least cost plus price. Prices (m,) are changed in place, once each,
-    so that just as many points take its group as have room there; further calls improve them.
+    Args:
+        costs: (n, m), what each point costs in each group.
+        sizes: number of points of each group, n in all.
+        prices: (m,), begin with zeros. A call improves them in place, for the next call.
+
+    Returns:
+        The group (n,) of each point.
     """
-    for group, size in enumerate(room):
-        losses = _losses(costs + prices, group).sort().values
-        prices[group] -= losses[size - 1 : size + 1].mean()
+    # A point prefers the group of the least cost plus price. Set each price in turn so that as many
+    # points prefer the group as it has places.
+    for group, size in enumerate(sizes):
+        differences = _compare_with_others(costs + prices, group).sort().values
+        prices[group] -= differences[size - 1 : size + 1].mean()
 
-    # each group takes the points that would lose most elsewhere
-    total = costs + prices
-    chosen = total.argmin(1)
-    for group, size in enumerate(room):
-        members = _losses(total, group).argsort()[:size]
-        chosen[members] = group
-        total[:, group] = torch.inf
-        total[members] = torch.nan  # last in every order
-    return chosen
+    # Later prices have changed what points prefer. So fill the groups one after the other, each
+    # with the points that gain most by it.
+    priced = costs + prices
+    groups = torch.zeros(len(costs), dtype=torch.long)
+    for group, size in enumerate(sizes):
+        members = _compare_with_others(priced, group).argsort()[:size]
+        groups[members] = group
+
+        # this group is no choice for other points, and its points are last in each later order
+        priced[:, group] = torch.inf
+        priced[members] = torch.nan
+    return groups
 
 
-def _losses(total: Tensor, group: int) -> Tensor:
-    """Return by how much a group is dearer for each point than the best other group."""
-    others = total.index_fill(1, torch.tensor(group), torch.inf)
-    return total[:, group] - others.amin(1)
+def _compare_with_others(priced: Tensor, group: int) -> Tensor:
+    """Return for each point the price of a group minus the best price of the other groups."""
+    others = priced.index_fill(1, torch.tensor(group), torch.inf)
+    return priced[:, group] - others.amin(1)

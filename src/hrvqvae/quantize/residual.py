@@ -8,9 +8,11 @@ per codebook; N = B * H * W. With three levels, all linked:
     r_1 = r_0 - e_1 -> level 2: nearest of m in codebook i_1 ------> e_2, index i_2
     r_2 = r_1 - e_2 -> level 3: nearest of m in codebook i_2 ------> e_3, z_q = e_1 + e_2 + e_3
 
-Without links each level has one codebook. With groups of linked levels the first level of each
-group has one codebook. The same in numpy, vector by vector, as the paper writes it:
-tests/quantize/oracle.py.
+With all levels linked this is tree-structured vector quantization (Buzo et al. 1980; Gersho and
+Gray 1992, chapter 12): the vector of a node is the sum of the codewords down to it. HR-VQVAE trains
+it together with encoder and decoder. Without links each level has one codebook. With groups of
+linked levels the first level of each group has one codebook. The same in numpy, vector by vector,
+as the paper writes it: tests/quantize/oracle.py.
 """
 
 from collections.abc import Callable, Iterable

@@ -17,46 +17,35 @@ RESTART_SHARE = 0.9
 Moved = list[tuple[LevelCodebooks, Tensor]]  # which codewords of each level have moved
 
 
-class CodebookSchedule(nn.Module):
-    """The start and the restarts of codebooks; `state_dict` holds all that later steps depend on.
+def restart_due(step: int, every: int, share: float) -> bool:
+    """Return whether dead codewords restart at a step, when `share` of the training is done."""
+    if every == 0 or share >= RESTART_SHARE:
+        return False
+    return step % every == 0
 
-    The arguments are those of `TreeVQ`, but `start_vectors` is a number. All buffers are floats, so
-    that averages of models (`AveragedModel`, timm) can hold them.
+
+class CodebookSchedule(nn.Module):
+    """The vectors for the start of a layer's codebooks, and the number of its training steps.
+
+    The number is a float in the state, so that averages of models (`AveragedModel`, timm) can hold
+    it. The vectors are not in the state: a layer that is loaded before the end of the start begins
+    the start anew.
     """
 
-    progress: Tensor  # (2,): `steps` and `num_waiting`
-    waiting: Tensor  # (start_vectors, D), vectors for the start; (1, 1) after it
+    progress: Tensor  # (), the training steps
 
-    def __init__(
-        self,
-        restart_every: int,
-        total_steps: int | None = None,
-        start_vectors: int = 1,
-        dim: int = 1,
-    ) -> None:
+    def __init__(self, start_vectors: int) -> None:
         super().__init__()
-        self.restart_every = restart_every
-        self.total_steps = total_steps
         self.start_vectors = start_vectors
-        self.dim = dim
-        # what `progress` holds, in Python, so that no training step waits for a GPU
-        self.steps = 0  # training steps: 0 until the start is finished, then 1, 2, ...
-        self.num_waiting = 0  # vectors in `waiting`
-        progress = torch.zeros(2, dtype=torch.float32)
-        waiting = torch.zeros(start_vectors, dim, dtype=torch.float32)
-        self.register_buffer("progress", progress)
-        self.register_buffer("waiting", waiting)
+        self.waiting: list[Tensor] = []  # vectors (n, D) of earlier batches
+        # `progress` in Python, so that no training step waits for a GPU: 0 until the start is
+        # finished, then 1, 2, ...
+        self.steps = 0
+        self.register_buffer("progress", torch.zeros((), dtype=torch.float32))
 
-    def reset_parameters(self) -> None:
-        """Reset to the state before the first step."""
-        self.waiting = self.waiting.new_zeros(self.start_vectors, self.dim)
-        self.set_progress(0)
-
-    def set_progress(self, steps: int, num_waiting: int = 0) -> None:
+    def set_steps(self, steps: int) -> None:
         self.steps = steps
-        self.num_waiting = num_waiting
-        self.progress[0] = steps
-        self.progress[1] = num_waiting
+        self.progress.fill_(steps)
 
     def collect(self, vectors: Tensor) -> tuple[Tensor, float] | None:
         """Add a batch (N, D) to the waiting vectors.
@@ -68,16 +57,12 @@ class CodebookSchedule(nn.Module):
         batch = distributed.all_gather(vectors)
         is_finite = batch.square().sum(1).isfinite()
         batch = batch[is_finite]  # k-means would keep the others
-        is_first = self.num_waiting == 0
-        collected = batch
-        if not is_first:
-            collected = torch.cat([self.waiting[: self.num_waiting], batch])
-        missing = self.start_vectors - len(collected)
-        if missing > 0:
-            self.waiting = nn.functional.pad(collected, (0, 0, 0, missing))
-            self.set_progress(0, len(collected))
+        collected = torch.cat([*self.waiting, batch])
+        if len(collected) < self.start_vectors:
+            self.waiting = [collected]
             # as long as vectors are missing, only the first batch is fitted
-            if not is_first or not len(collected):
+            is_first = len(collected) == len(batch)
+            if not is_first or not len(batch):
                 return None
         rng = torch.Generator().manual_seed(0)
         order = torch.randperm(len(collected), generator=rng, device="cpu")
@@ -86,32 +71,14 @@ class CodebookSchedule(nn.Module):
 
     def finish_start(self) -> None:
         """Drop the waiting vectors and count the first step."""
-        self.waiting = self.waiting.new_zeros(1, 1)
-        self.set_progress(1)
+        self.waiting = []
+        self.set_steps(1)
 
-    def restart_due(self, step: int, share: float | None = None) -> bool:
-        """Return whether dead codewords restart at this step.
-
-        `share` is the part of the training that is done; None: by `total_steps`.
-        """
-        if share is None:
-            share = step / self.total_steps if self.total_steps else 0.0
-        if self.restart_every == 0 or share >= RESTART_SHARE:
-            return False
-        return step % self.restart_every == 0
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        """Give `waiting` the shape that it has in the state, and load."""
-        waiting = state_dict.get(f"{prefix}waiting", self.waiting)
-        if waiting.shape != self.waiting.shape:
-            self.waiting = self.waiting.new_zeros(waiting.shape)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-        # In an average of models these are fractions: a share of a model that has started counts as
-        # started, and waiting vectors are mixtures, which are dropped.
-        steps, num_waiting = self.progress.tolist()
-        self.steps = math.ceil(steps)
-        self.num_waiting = int(num_waiting) if num_waiting.is_integer() else 0
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        # in an average of models a fraction: a share of a model that has started counts as started
+        self.steps = math.ceil(float(self.progress))
+        self.waiting = []
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from hrvqvae.models.objective import Metrics
 from hrvqvae.plots import curves, sheets
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.planting import read_leaves
-from hrvqvae.quantize.schedule import CodebookSchedule, Moved, copy_moved, track_moves
+from hrvqvae.quantize.schedule import Moved, copy_moved, restart_due, track_moves
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights, make_step_rng
 from hrvqvae.training.trainer import Evaluation, Outcome, Task, Trainer
@@ -146,7 +146,6 @@ class AutoencoderTask(ImageTask):
 
     def __init__(self, config: Config, run: RunFolder) -> None:
         super().__init__(run, config, config.training)
-        self.schedule = CodebookSchedule(config.model.restart_every)
         self.planted_step = -1
 
     def build(self) -> Autoencoder:
@@ -196,7 +195,7 @@ class AutoencoderTask(ImageTask):
 
         # restart dead codewords
         moved: Moved = []
-        if self.schedule.restart_due(state.step + 1, state.fraction):
+        if restart_due(state.step + 1, self.config.model.restart_every, state.fraction):
             rng = make_step_rng(self.training.seed, state.step)
             with state.compute.autocast(), track_moves(model) as moved:
                 metrics["restarted"] = float(model.restart_dead_codes(images, rng))

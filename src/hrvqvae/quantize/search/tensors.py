@@ -86,7 +86,7 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
     They are sums of squared differences if a single branch meets a single small codebook, otherwise
     matrix products.
     """
-    num_books, size, dim = codebook.shape
+    num_books, size, _ = codebook.shape
     is_large = size > _DIRECT
     if num_books == 1 and residual.shape[1] == 1 and not is_large:
         difference = residual.unsqueeze(2) - codebook
@@ -101,14 +101,9 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
     squares = codebook.square().sum(-1)  # (books, m)
     if num_books == 1:
         products = residual @ codebook[0].T
-    elif torch.compiler.is_compiling() or num_books > dim:  # a copy of the codebook per branch
+    else:  # with a copy of the codebook per branch
         products = codebook[book] @ residual.unsqueeze(-1)
         products = products.squeeze(-1)
-    else:  # fewer values than the copies: the products with all codebooks
-        products = residual @ codebook.flatten(0, 1).T
-        products = products.view(*book.shape, *squares.shape)
-        products = products.take_along_dim(book[..., None, None], 2)
-        products = products.squeeze(2)
     residual_squares = residual.square().sum(-1, keepdim=True)
     return residual_squares + squares[book] - 2 * products
 
@@ -116,9 +111,8 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
 def _values_per_vector(codebook: Tensor, width: int) -> int:
     """Return the size per vector of the largest tensor that a level makes."""
     num_books, size, dim = codebook.shape
-    differences = dim if num_books == 1 and size <= _DIRECT else 0
-    products = width * min(num_books, dim)
-    distances = size * max(differences, products)
+    is_product = num_books == 1 and size > _DIRECT
+    distances = size * width if is_product else size * width * dim
     return max(distances, width * dim)
 
 
