@@ -1,11 +1,13 @@
 """Compare the outputs of a transformer prior at equal processor time.
 
-python -m benchmarks.outputs search CODES OUT: each output with each learning rate, seed 0
-python -m benchmarks.outputs seeds CODES OUT: each output at its best rate, seeds 0 to 2
+python -m benchmarks.outputs search CODES OUT: each output with each learning rate, seed 0, for 180
+seconds of processor time; rows go to OUT/search.jsonl
+python -m benchmarks.outputs seeds CODES OUT: each output at its best rate, seeds 0 to 2, for 640
+steps; rows go to OUT/seeds.jsonl
 python -m benchmarks.outputs report CODES OUT: means, differences and p
 
-CODES keeps the codes of CIFAR10's training images, made by treevq-cifar10 if it is missing. Rows go
-to OUT/trainings.jsonl. docs/data/prior-outputs/protocol.md was written before the rows.
+CODES keeps the codes of CIFAR10's training images, made by treevq-cifar10 if it is missing.
+docs/data/prior-outputs/protocol.md was written before the rows.
 """
 
 import argparse
@@ -37,6 +39,8 @@ from hrvqvae.training.optimizers import make_optimizer
 LEAVES = 4_096
 TREE = (8, 8, 8, 8)
 BATCH = 32
+SECONDS = 180  # processor time of a training of the search
+STEPS = 640  # of a training of `seeds`: what 180 seconds are worth, the same for each output
 RATES = (0.00125, 0.0025, 0.005, 0.01, 0.02)
 TRAINING_IMAGES = 47_500
 CHOSEN_BY = 1_000  # held-out images that choose the rate; the other 1,500 are measured
@@ -132,8 +136,10 @@ def measure_bits(prior: GPT, tree: Sequence[int], codes: dict[str, Tensor], rows
     return mean(nats) / math.log(2)
 
 
-def train(output: str, rate: float, seed: int, seconds: float, codes: dict[str, Tensor]) -> Row:
-    """Train a prior for an amount of processor time; return a row."""
+def train(
+    output: str, rate: float, seed: int, codes: dict[str, Tensor], num_steps: int | None
+) -> Row:
+    """Train a prior for a number of steps, or for SECONDS of processor time; return a row."""
     tree, order, kind = OUTPUTS[output]
     leaves = order_leaves(order, codes)[codes["leaves"]]
     classes = codes["classes"]
@@ -153,9 +159,10 @@ def train(output: str, rate: float, seed: int, seconds: float, codes: dict[str, 
     spent = 0.0
     steps = 0
     recent: list[float] = []
-    while spent < seconds:
-        # the rate falls to 0 along a cosine of the time spent
-        share = min(1, (steps + 1) / WARMUP_STEPS) * (1 + math.cos(math.pi * spent / seconds)) / 2
+    done = 0.0
+    while done < 1:
+        # the rate falls to 0 along a cosine
+        share = min(1, (steps + 1) / WARMUP_STEPS) * (1 + math.cos(math.pi * done)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate * share
         batch = torch.randint(TRAINING_IMAGES, (BATCH,))
@@ -167,6 +174,7 @@ def train(output: str, rate: float, seed: int, seconds: float, codes: dict[str, 
         recent = [*recent[-49:], loss.item() / math.log(2)]
         steps += 1
         spent = time.process_time() - start
+        done = steps / num_steps if num_steps else spent / SECONDS
 
     chosen_by = slice(TRAINING_IMAGES, TRAINING_IMAGES + CHOSEN_BY)
     measured = slice(TRAINING_IMAGES + CHOSEN_BY, None)
@@ -186,25 +194,27 @@ def choose_rates(rows: Sequence[Row]) -> dict[str, float]:
     """Return the learning rate of each output: the one with the least validation bits."""
     rates = {}
     for output, searched in SEARCHED.items():
-        tried = [row for row in rows if row["output"] == searched and row["seed"] == 0]
+        tried = [row for row in rows if row["output"] == searched]
         rates[output] = min(tried, key=lambda row: float(row["validation_bits"]))["rate"]
     return rates
 
 
-def report(rows: Sequence[Row], seconds: float) -> None:
-    """Print the mean bits of each output at its rate, and its difference from choices."""
-    rates = choose_rates(rows)
+def report(rates: dict[str, float], rows: Sequence[Row]) -> None:
+    """Print the mean bits of each output at its rate, and differences."""
     bits: dict[str, list[float]] = {}
     for output, rate in rates.items():
-        chosen = [row for row in rows if (row["output"], row["rate"]) == (output, rate)]
-        bits[output] = [row["bits"] for row in chosen]
-        steps = round(mean(row["steps"] for row in chosen))
-        line = f"{output}: rate {rate}, n = {len(chosen)}, {steps} steps, {mean(bits[output]):.1f}"
-        print(f"{line} ± {stdev(bits[output]):.1f}" if len(chosen) > 1 else line)
+        bits[output] = [row["bits"] for row in rows if row["output"] == output]
+        found = f"{mean(bits[output]):.1f} ± {stdev(bits[output]):.1f}"
+        print(f"{output}: rate {rate}, n = {len(bits[output])}, {found}")
     pairs = [("sums", rival) for rival in ("choices", "flat", "shuffled", "planted")]
     for first, second in [*pairs, ("planted", "pairs")]:
         change = 100 * (mean(bits[first]) / mean(bits[second]) - 1)
         print(f"{first} against {second}: {change:+.2f}%, p {welch(bits[first], bits[second]):.4f}")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a file; none if it is missing."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -213,30 +223,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("action", choices=("search", "seeds", "report"))
     parser.add_argument("codes", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seconds", type=float, default=180, help="processor time of a training")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    path = arguments.out / "trainings.jsonl"
-    rows: list[Any] = []
-    if path.exists():
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    searched = read_rows(arguments.out / "search.jsonl")
     if arguments.action == "report":
-        report(rows, arguments.seconds)
+        report(choose_rates(searched), read_rows(arguments.out / "seeds.jsonl"))
         return
-    if arguments.action == "search":
-        searched = sorted(set(SEARCHED.values()))
-        plan = [(output, rate, 0) for rate in RATES for output in searched]
-    else:
-        rates = choose_rates(rows)
-        plan = [(output, rates[output], seed) for seed in range(3) for output in OUTPUTS]
 
     # rows that exist are not made again
-    done = {(row["output"], row["rate"], row["seed"]) for row in rows}
+    path = arguments.out / f"{arguments.action}.jsonl"
+    done = {(row["output"], row["rate"], row["seed"]) for row in read_rows(path)}
+    num_steps = None
+    if arguments.action == "search":
+        outputs = sorted(set(SEARCHED.values()))
+        plan = [(output, rate, 0) for rate in RATES for output in outputs]
+    else:
+        num_steps = STEPS
+        rates = choose_rates(searched)
+        plan = [(output, rates[output], seed) for seed in range(3) for output in OUTPUTS]
+
     codes = encode_images(arguments.codes)
     for output, rate, seed in plan:
         if (output, rate, seed) in done:
             continue
-        row = train(output, rate, seed, arguments.seconds, codes)
+        row = train(output, rate, seed, codes, num_steps)
         with path.open("a") as stream:
             print(json.dumps(row), file=stream)
         print(row, flush=True)
