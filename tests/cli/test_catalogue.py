@@ -17,10 +17,10 @@ def test_presets_are_listed():
 def test_a_preset_is_shown():
     rows = [line.split() for line in do("presets hrvqvae/ffhq").splitlines()]
     assert ["model.quantizer.codewords", "8", "Table", "6"] in rows
-    assert ["compression_ratio", "170.67", "computed;", "printed:", "171"] in rows
+    assert ["compression_ratio", "170.67", "computed"] in rows
     entry = json.loads(do("presets hrvqvae/mnist --json"))
     assert entry["values"]["prior.training.batch_size"] == {"value": [512], "source": "Table 8"}
-    assert entry["derived"]["training_steps"] == entry["printed"]["training_steps"] == 468_281
+    assert entry["derived"]["training_steps"] == 468_281
 
 
 def test_data_is_listed(mnist_root, monkeypatch):

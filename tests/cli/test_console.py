@@ -64,7 +64,7 @@ def test_wrong_commands():
         train hrvqvae/mnist --data /nowhere | get it with: hrvqvae data get mnist
         evaluate mnist --data.size 12 | --data.size
         data gte | (see hrvqvae data --help)
-        presets mnist | unknown preset 'mnist': did you mean hrvqvae/mnist or treevq/mnist
+        presets mnist | unknown preset 'mnist': did you mean
         train mine.yaml | mine.yaml: there is no such file
         reconstruct run | required: IMAGE
         train hrvqvae/mnist --max-steps 1 --model.quantizer.codwords 2 | mean codewords

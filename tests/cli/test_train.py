@@ -93,7 +93,7 @@ def test_the_prior_of_a_level(tiny_file, tmp_path):
     check_refusals(f"""
         {command} --resume --prior.network.kind gpt | kind is pixelsnail there, gpt here
         train-prior {run} {field} 8,6 | prior.training.batch_size {values}
-        train-prior {run} --training.seed 1 | --training.seed is no field of the priors
+        train-prior {run} --training.seed 1 | --training.seed is no field of this
         train-prior {run} --level 4 | --level is 4; this model has levels 1 to 3
     """)
 

@@ -191,7 +191,6 @@ def test_configurations_that_are_refused():
         coarse_weight=.nan | coarse_weight
         level_beta=-0.1 | level_beta is .*at least 0
         level_codewords=[2,3] | level_codewords is .*none or 3 values
-        linked=1 beam=2 | beam
         levels=16 | codewords \*\* levels .*2\^30
         levels=256 | levels is 256
     """):

@@ -19,11 +19,10 @@ def _presets(arguments: Arguments) -> None:
     print_table([(name, row["value"], row["source"]) for name, row in entry["values"].items()])
     rows = []
     for name, value in entry["derived"].items():
-        printed = f"; printed: {entry['printed'][name]:,}" if name in entry["printed"] else ""
         shown = value
         if isinstance(value, (int, float)):
             shown = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
-        rows.append((name, shown, f"computed{printed}"))
+        rows.append((name, shown, "computed"))
     print()
     print_table(rows)
     for note in entry["notes"]:

@@ -62,11 +62,6 @@ class ModelConfig(Section, section="model"):
         """Number of values that a code of each level can take."""
 
     @property
-    def decodes_prefixes(self) -> bool:
-        """Whether fewer than all levels can be decoded: those of one latent grid."""
-        return len(set(self.geometry.times)) == 1
-
-    @property
     def num_codewords(self) -> tuple[int, ...]:
         """Number of codewords of each level; more than `num_symbols` where a level has several
         codebooks.

@@ -25,7 +25,7 @@ from hrvqvae.config.schema import (
     default_config,
 )
 from hrvqvae.config.section import flatten
-from hrvqvae.utils.errors import InputError, expand_home, one_line
+from hrvqvae.utils.errors import InputError, expand_home, one_line, require
 
 OWN_IMAGES = "mine"  # `data.dataset` of images that are not the published set of the preset
 # Fields of a training that do not change its result: where it computes, and how often it logs,
@@ -33,9 +33,6 @@ OWN_IMAGES = "mine"  # `data.dataset` of images that are not the published set o
 RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
 # Fields of the data that a resumed run may change too: where and how it is read.
 _READING = {f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb")}
-
-_INITIAL = [f"{section}.init_from" for section in TRAINING_SECTIONS]
-_PATHS = ("prior.codes", *_INITIAL)
 _NAMED = ("python:", "hub:")  # of `data.datasets`: beginnings of `data.root` that is no path
 # Fields in the files of shipped models, which have no meaning any more.
 _EARLIER = {
@@ -73,9 +70,7 @@ def from_file(path: Path) -> Config:
     try:
         tree = yaml.safe_load(path.read_text())  # YAML includes JSON
     except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: there is no such file; hrvqvae presets lists the presets"
-        ) from error
+        raise InputError(f"{path}: there is no such file") from error
     except (OSError, yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path} can't be read as YAML or JSON ({one_line(error)})") from error
     return from_dict(tree, str(path))
@@ -90,23 +85,19 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
     0, which is no limit.
     """
     system = base.model.system
-    kind = str(values.get("prior.network.kind", base.prior.network.kind))
     if values.get("model.system", system) != system:
-        raise InputError(
-            f"--model.system can't change from {system}: give a preset of that system (hrvqvae"
-            " presets)"
-        )
+        raise InputError(f"--model.system can't change from {system}: give a preset of that system")
+    kind = values.get("prior.network.kind", base.prior.network.kind)
     if kind != base.prior.network.kind:
-        base = base.replace(**{"prior.network": PRIORS.get(kind).config()})
+        base = base.replace(**{"prior.network": PRIORS.get(str(kind)).config()})
     config = base.replace(**values)
     leaves = flatten(config)
-    budgets = dict[str, Any]()
+    no_limits = dict[str, int]()
     for section in TRAINING_SECTIONS:
-        names = [f"{section}.{name}" for name in BUDGET]
-        limits = {name: leaves[name] for name in names if name in values}
-        if any(limits.values()):
-            budgets |= dict.fromkeys(names, 0) | limits
-    return config.replace(**budgets)
+        names = {f"{section}.{name}" for name in BUDGET}
+        if any(leaves[name] for name in names & values.keys()):
+            no_limits |= dict.fromkeys(names - values.keys(), 0)
+    return config.replace(**no_limits)
 
 
 def base_config(name: str) -> Config:
@@ -132,34 +123,28 @@ def autoencoder_config(
     """Return the configuration of a new run from a preset or file with options, or of the `stored`
     run that resumes.
 
-    Raises InputError if a value is invalid, or preset, file or options contradict `stored`.
+    Raises InputError if a value is invalid, or preset or options contradict `stored`.
     """
     base = base_config(name)
-    is_file = expand_home(name).is_file()
-    if is_file:
-        base = base.replace(**absolute_paths(flatten(base)))
     if stored is None:
-        config = override(base, options)
+        config = override(base.replace(**absolute_paths(flatten(base))), options)
         config = config if "data.dataset" in options else mark_own_images(config)
-        return decide_auto(config, "model", "training")
-    if stored.name != base.name:
+    elif stored.name != base.name:
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
-    return decide_auto(_resumed(stored, options, "training"), "model", "training")
+    else:
+        config = _resumed(stored, options, "training")
+    return decide_auto(config, "model", "training")
 
 
 def absolute_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields of a configuration, by dotted name, with absolute paths, since a later call may
-    start in another folder. Names of models in the package stay.
+    start in another folder.
     """
     paths = dict[str, str]()
-    for name in ("data.root", *_PATHS):
-        value = fields.get(name)
-        text = str(value) if isinstance(value, str | Path) else ""
-        path = _locate(text)
-        is_run = (path / "config.yaml").is_file() or (path / "model.safetensors").is_file()
-        is_path = is_run or path.is_file() or name not in _INITIAL
-        if text not in ("", "null") and is_path and not text.startswith(_NAMED):
-            paths[name] = str(path)
+    for name in ("data.root", "prior.codes"):
+        path = str(fields.get(name) or "null")
+        if path != "null" and not path.startswith(_NAMED):
+            paths[name] = str(expand_home(path).absolute())
     return {**fields, **paths}
 
 
@@ -174,9 +159,9 @@ def stage_config(
     """
     for name in options:
         if not name.startswith(f"{section}.") and name not in _READING:
-            nouns = {"prior": "priors", "progressive": "progressive decoder"}
-            noun = nouns.get(section, "decoder of samples")
-            raise InputError(f"--{name} is no field of the {noun}: give --{section}.* and --data")
+            raise InputError(
+                f"--{name} is no field of this training: give --{section}.* and --data"
+            )
     if stored is None:
         config = override(run, options)
     else:
@@ -184,35 +169,25 @@ def stage_config(
     num_levels = len(run.model.num_symbols)
     for name, values in flatten(getattr(config, section)).items():
         if isinstance(values, tuple) and len(values) not in (1, num_levels):
-            raise InputError(
-                f"{section}.{name} has {len(values)} values; give one, or one for each of the"
-                f" {num_levels} levels"
-            )
+            wanted = f"one value, or one for each of the {num_levels} levels"
+            require(False, f"{section}.{name}", values, wanted)
     return decide_auto(config, section)
 
 
 def mark_own_images(config: Config) -> Config:
     """Return a configuration whose `data.dataset` is OWN_IMAGES in place of a published set, if the
-    images come from Python or lie in a folder of another name, without a folder of the set's name.
+    images come from Python or the hub, or lie in a folder that holds no folder of the set's name.
     """
     name = config.data.dataset
     root = config.data.root
-    if not root or name not in DATASETS:
+    if not root or name not in DATASETS or DATASETS.get(name).takes_any_folder:
         return config
-    dataset = DATASETS.get(name)
-    if dataset.takes_any_folder:
-        return config
-    is_named = root.startswith(_NAMED)
+
     # The function that `read` names refuses the files of other sets, so any folder may be the set.
-    below = expand_home(root) / name
-    may_be_the_set = dataset.read or name in root.lower() or below.is_dir()
-    if may_be_the_set and not is_named:
+    has_reader = DATASETS.get(name).read and not root.startswith(_NAMED)
+    if has_reader or (expand_home(root) / name).is_dir():
         return config
     return config.replace(**{"data.dataset": OWN_IMAGES})
-
-
-def _locate(path: Any) -> Path:
-    return expand_home(str(path)).absolute()
 
 
 def _resumed(stored: Config, options: Mapping[str, str], section: str) -> Config:
@@ -221,10 +196,8 @@ def _resumed(stored: Config, options: Mapping[str, str], section: str) -> Config
     Raises InputError if options change the run's result.
     """
     may_change = _READING | {f"{section}.{name}" for name in (*RESULT_FREE, *BUDGET)}
-    if section == "prior.training":  # the evaluations decide a prior's best state
-        may_change.remove(f"{section}.evaluate_every")
-    else:
-        may_change.add(f"{section}.evaluation_images")
+    # the evaluations decide a prior's best state
+    may_change.discard("prior.training.evaluate_every")
     config = override(stored, options)
     before = flatten(stored)
     for name, value in flatten(config).items():

@@ -4,7 +4,7 @@ A system may have extra presets with names of their own (`entries.ExtraPreset`).
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,7 +20,7 @@ from hrvqvae.config.schema import (
     compression_ratio,
 )
 from hrvqvae.config.section import flatten
-from hrvqvae.config.systems import OURS, PRINTED, select_column
+from hrvqvae.config.systems import OURS, select_column
 from hrvqvae.utils.errors import InputError, near_names
 
 
@@ -60,14 +60,6 @@ def _merge_settings(system: System, dataset: Dataset) -> Settings:
     return {**settings, **dataset.settings}
 
 
-def combine(system: System, dataset: Dataset) -> Preset:
-    """Return the preset of a system for a data set. Neither needs to be registered."""
-    name = f"{system.name}/{dataset.name}"
-    return _build_preset(
-        name, system, _merge_settings(system, dataset), dataset.about, dataset.notes + system.notes
-    )
-
-
 def data_config(dataset: Dataset) -> DataConfig:
     """Return the data section with the settings of a data set."""
     values = {
@@ -76,42 +68,45 @@ def data_config(dataset: Dataset) -> DataConfig:
     return Config().replace(**values).data
 
 
-def names() -> Iterator[str]:
-    """Yield the names of all presets: SYSTEM/DATASET first, then the extras of the systems."""
-    # A data set without a column has no presets.
-    data = [dataset.name for dataset in DATASETS.entries() if dataset.column]
-    systems = SYSTEMS.entries()
-    yield from (f"{system.name}/{name}" for system in systems for name in data)
-    yield from (extra.name for system in systems for extra in system.extras)
+def _list_parts() -> dict[str, tuple[System, Settings, str, tuple[str, ...]]]:
+    """Return system, settings, title and notes of each preset by name: SYSTEM/DATASET first, then
+    the extras of the systems.
+    """
+    parts = {}
+    extras = {}
+    for system in SYSTEMS.entries():
+        settings_of = dict[str, Settings]({"": {}})
+        for dataset in DATASETS.entries():
+            if dataset.column:  # without a column, it has no presets
+                merged = _merge_settings(system, dataset)
+                notes = dataset.notes + system.notes
+                settings_of[dataset.name] = merged
+                parts[f"{system.name}/{dataset.name}"] = (system, merged, dataset.about, notes)
+        for extra in system.extras:
+            merged = {**settings_of[extra.dataset], **extra.settings}
+            extras[extra.name] = (system, merged, extra.about, extra.notes)
+    return parts | extras
+
+
+def names() -> list[str]:
+    """Return the names of all presets."""
+    return [*_list_parts()]
 
 
 @cache
 def get(name: str) -> Preset:
     """Return the preset `name`. Raises InputError if it does not exist."""
-    first, _, data = name.partition("/")
-    if first in SYSTEMS and data in DATASETS and DATASETS.get(data).column:
-        return combine(SYSTEMS.get(first), DATASETS.get(data))
-
-    # an extra of a system
-    for system in SYSTEMS.entries():
-        for extra in system.extras:
-            if extra.name == name:
-                base = _merge_settings(system, DATASETS.get(extra.dataset)) if extra.dataset else {}
-                return _build_preset(
-                    name, system, {**base, **extra.settings}, extra.about, extra.notes
-                )
-
-    # Propose presets of that system or data set, or of a similar name.
-    presets = [*names()]
-    with_part = " or ".join([preset for preset in presets if name in preset.split("/")][:3])
-    near = with_part or near_names(name, presets, cutoff=0.4)
+    parts = _list_parts()
+    if name in parts:
+        return _build_preset(name, *parts[name])
+    near = near_names(name, parts, cutoff=0.4)
     hint = f"did you mean {near}? " if near else ""
     raise InputError(f"unknown preset {name!r}: {hint}hrvqvae presets lists them")
 
 
 def describe(preset: Preset) -> dict[str, Any]:
     """Return everything about a preset as plain values: values with sources, notes, and derived
-    figures (grids, codewords, training steps, bits, compression factor), some also as printed.
+    figures (grids, codewords, training steps, bits, compression factor).
     """
     config = preset.config
     data = config.data
@@ -136,10 +131,5 @@ def describe(preset: Preset) -> dict[str, Any]:
             name: {"value": value, "source": preset.source(name)} for name, value in values.items()
         },
         "derived": derived,
-        "printed": {
-            figure: by_preset[config.name]
-            for figure, by_preset in PRINTED.items()
-            if config.name in by_preset
-        },
         "notes": list(preset.notes),
     }

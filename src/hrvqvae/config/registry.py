@@ -6,7 +6,7 @@ from pkgutil import resolve_name
 from typing import Generic, TypeVar
 
 from hrvqvae.config.entries import Dataset, PriorNetwork, System
-from hrvqvae.utils.errors import InputError, near_names
+from hrvqvae.utils.errors import InputError
 
 E = TypeVar("E", bound=Dataset | System | PriorNetwork)
 
@@ -39,9 +39,7 @@ class Registry(Generic[E]):
         if name in self.built_in:
             entry: E = resolve_name(f"hrvqvae.{self.built_in[name]}")
             return entry
-        near = near_names(name, self, cutoff=0.4)
-        hint = f"did you mean {near}?" if near else f"there are {', '.join(self)}"
-        raise InputError(f"unknown {self.noun} {name!r}: {hint}")
+        raise InputError(f"unknown {self.noun} {name!r}: there are {', '.join(self)}")
 
     def entries(self) -> list[E]:
         """Return all entries."""

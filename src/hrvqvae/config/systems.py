@@ -2,9 +2,9 @@
 from these tables.
 
 Each value has its source. docs/paper-tables.md shows the tables as printed: a column per data set.
-Here a list has a value per column, and a tuple a value per level, coarse first. Strides follow from
-the latent grids. Systems that are not in the paper take HR-VQVAE's values ("as Table 6"), so that
-all systems differ as little as possible.
+Here a row has a field, and a value per column or one for all; "64,32" is a value per level, coarse
+first. Strides follow from the latent grids. Systems that are not in the paper take HR-VQVAE's
+values ("as Table 6"), so that all systems differ as little as possible.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,6 @@ from typing import Any
 from hrvqvae.config.entries import ExtraPreset, Settings, System
 from hrvqvae.config.model import QuantizerConfig, SingleGridConfig, VQGANConfig, VQVAE2Config
 from hrvqvae.config.section import flatten
-from hrvqvae.utils.errors import InputError
 
 OURS = "ours"
 COLUMNS = ("ffhq", "imagenet", "cifar10", "mnist")
@@ -27,20 +26,11 @@ def settings(source: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, str
 def select_column(
     rows: Settings, name: str, columns: tuple[str, ...] = COLUMNS
 ) -> dict[str, tuple[Any, str]]:
-    """Pick the values of column `name`. Raises InputError if it is not in `columns`, or a list has
-    another length.
-    """
-    picked = {}
-    for field, (value, source) in rows.items():
-        if isinstance(value, list):
-            if name not in columns or len(value) != len(columns):
-                setting = f"{field} ({source}) is {value}"
-                raise InputError(
-                    f"{setting}; it must have a value for each of {', '.join(columns)}"
-                )
-            value = value[columns.index(name)]
-        picked[field] = (value, source)
-    return picked
+    """Pick the values of column `name`."""
+    return {
+        field: (value[columns.index(name)] if isinstance(value, list) else value, source)
+        for field, (value, source) in rows.items()
+    }
 
 
 def mark_as_borrowed(table: Settings) -> dict[str, tuple[Any, str]]:
@@ -48,105 +38,103 @@ def mark_as_borrowed(table: Settings) -> dict[str, tuple[Any, str]]:
     return {name: (value, f"as {source}") for name, (value, source) in table.items()}
 
 
-def _printed(table: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Return the settings of a printed table, whose strides follow from the latent grids."""
-    grids = f"{table} (latent grid)"
-    return {
-        name: (value, grids if name == "model.stride" else table)
-        for name, value in flatten(values).items()
-    }
+def _read_table(source: str, rows: str) -> dict[str, tuple[Any, str]]:
+    """Return the settings of a printed table."""
+    table: dict[str, tuple[Any, str]] = {}
+    for row in filter(str.strip, rows.splitlines()):
+        name, *values = row.split()
+        # strides are not printed
+        exact_source = f"{source} (latent grid)" if name == "model.stride" else source
+        table[name] = (values[0] if len(values) == 1 else values, exact_source)
+    return table
 
 
 # VQVAE-2 as first published. The printed codebook sizes contradict each other; taken: 512 codewords
 # of width 64.
 TABLE_4_COLUMNS = ("ffhq1024", "imagenet256")
-TABLE_4 = _printed(
+TABLE_4 = _read_table(
     "Table 4",
-    {
-        "model": {
-            "stride": [8, 4],
-            "grids": [3, 2],
-            "hidden_units": 128,
-            "residual_units": 64,
-            "kernel": 3,
-        },
-        "model.quantizer": {"codewords": 512, "dim": 64, "beta": 0.25},
-        "training": {
-            "max_steps": [304_741, 2_207_444],
-            "polyak_decay": 0.9999,
-            "learning_rate": 2e-4,
-        },
-    },
+    """
+    model.stride               8         4
+    model.grids                3         2
+    model.hidden_units         128
+    model.residual_units       64
+    model.kernel               3
+    model.quantizer.codewords  512
+    model.quantizer.dim        64
+    model.quantizer.beta       0.25
+    training.max_steps         304_741   2_207_444
+    training.polyak_decay      0.9999
+    training.learning_rate     2e-4
+    """,
 )
 
 # The data of HR-VQVAE and of the retrained VQVAE-2.
-TABLE_5 = _printed(
+TABLE_5 = _read_table(
     "Table 5",
-    {
-        "data.dataset": ["ffhq", "imagenet", "cifar10", "mnist"],
-        "data.train_samples": [60_000, 1_281_167, 50_000, 60_000],
-        "data.test_samples": [10_000, 100_000, 10_000, 10_000],
-        "data.size": [256, 128, 32, 28],
-        "data.channels": [3, 3, 3, 1],
-        "training.batch_size": [32, 64, 128, 128],
-        "training.epochs": [400, 400, 999, 999],
-    },
+    """
+    data.dataset         ffhq    imagenet   cifar10  mnist
+    data.train_samples   60_000  1_281_167  50_000   60_000
+    data.test_samples    10_000  100_000    10_000   10_000
+    data.size            256     128        32       28
+    data.channels        3       3          3        1
+    training.batch_size  32      64         128      128
+    training.epochs      400     400        999      999
+    """,
 )
 
 # HR-VQVAE, and VQVAE-2 as retrained, with three levels each.
-_TABLES_6_AND_7 = {
-    "model": {
-        "stride": [8, 4, 2, 2],
-        "hidden_units": [128, 128, 64, 64],
-        "residual_units": 64,
-        "kernel": 3,
-    },
-    "model.quantizer": {"dim": [32, 32, 16, 8], "beta": 0.25},
-    "training": {"polyak_decay": 0.9, "learning_rate": 3e-3},
-    # not nested above, since Table 7 replaces this value alone
-    "model.quantizer.codewords": [8, 8, 8, 4],
-}
-TABLE_6 = _printed("Table 6", {**_TABLES_6_AND_7, "model.quantizer.levels": 3})
-_TABLE_7 = {"model.grids": 3, "model.quantizer.codewords": [512, 512, 512, 64]}
-TABLE_7 = _printed("Table 7", _TABLES_6_AND_7 | _TABLE_7)
+_TABLES_6_AND_7 = """
+    model.stride            8    4    2   2
+    model.hidden_units      128  128  64  64
+    model.residual_units    64
+    model.kernel            3
+    model.quantizer.dim     32   32   16  8
+    model.quantizer.beta    0.25
+    training.polyak_decay   0.9
+    training.learning_rate  3e-3
+"""
+TABLE_6 = _read_table(
+    "Table 6",
+    f"""{_TABLES_6_AND_7}
+    model.quantizer.levels     3
+    model.quantizer.codewords  8    8    8    4
+    """,
+)
+TABLE_7 = _read_table(
+    "Table 7",
+    f"""{_TABLES_6_AND_7}
+    model.grids                3
+    model.quantizer.codewords  512  512  512  64
+    """,
+)
 
 # The priors of HR-VQVAE and of VQVAE-2. The printed number of output stack layers is 0, so the
-# network has no such field. Table 9 replaces `residual_units`, which is therefore not nested.
-_TABLES_8_AND_9 = {
-    "prior.network": {"hidden_units": [128, 128, 64, 64], "attention_heads": 8, "kernel": 5},
-    "prior.training.polyak_decay": 0.99,
-    "prior.network.residual_units": 64,
-}
-TABLE_8 = _printed(
-    "Table 8",
-    {
-        **_TABLES_8_AND_9,
-        "prior.training.batch_size": [32, 128, 512, 512],
-        "prior.network.attention_layers": 4,
-        "prior.network.dropout": [0.15, 0.15, 0.1, 0.1],
-    },
-)
-TABLE_9 = _printed(
-    "Table 9",
-    {
-        **_TABLES_8_AND_9,
-        "prior.training.batch_size": [(128, 64, 32), (256, 128, 64), 512, 512],
-        "prior.network.residual_units": [64, 128, 64, 64],
-        "prior.network.attention_layers": (4, 1, 0),
-        "prior.network.dropout": (0.5, 0.3, 0.25),
-    },
-)
-
-_STEPS = dict(zip(COLUMNS, (875_000, 8_007_293, 390_234, 468_281), strict=True))
-PRINTED = {
-    "training_steps": {
-        f"{system}/{data}": _STEPS[data] for data in COLUMNS for system in ("hrvqvae", "vqvae2")
-    },
-    "compression_ratio": {"hrvqvae/ffhq": 171, "vqvae2/ffhq": 130},
-}
-"""Figures as Table 5 and appendix A.1 print them, by preset. `presets.describe` shows them beside
-those that it computes from the preset's values.
+# network has no such field.
+_TABLES_8_AND_9 = """
+    prior.network.hidden_units     128  128  64  64
+    prior.network.attention_heads  8
+    prior.network.kernel           5
+    prior.training.polyak_decay    0.99
 """
+TABLE_8 = _read_table(
+    "Table 8",
+    f"""{_TABLES_8_AND_9}
+    prior.training.batch_size       32    128   512  512
+    prior.network.residual_units    64
+    prior.network.attention_layers  4
+    prior.network.dropout           0.15  0.15  0.1  0.1
+    """,
+)
+TABLE_9 = _read_table(
+    "Table 9",
+    f"""{_TABLES_8_AND_9}
+    prior.training.batch_size       128,64,32  256,128,64  512  512
+    prior.network.residual_units    64         128         64   64
+    prior.network.attention_layers  4,1,0
+    prior.network.dropout           0.5,0.3,0.25
+    """,
+)
 
 # Values that the paper does not print. The decays of the codewords and of Adam's second moment suit
 # the printed learning rate (docs/paper-tables.md).
@@ -192,21 +180,25 @@ def _make_deep(
     return ExtraPreset(name=name, about=about, settings=deep, dataset=dataset)
 
 
-# Trees of several groups are trained as trees: planted ones have more error with equal beams
-# (docs/findings.md, "Train flat, plant").
+# Trees that are trained as trees. Of several groups: planted ones have more error with equal beams.
+# MNIST's: a planted one has 3% less error, but its codes take a prior 21% more bits after equal
+# steps (docs/findings.md, "Train flat, plant").
+_TRAINED_TREE = {
+    "planted": False,
+    "beta": 1.0,
+    "level_beta": 0.05,
+    "decay": 0.95,
+    "coarse_weight": 0.1,
+}
 _DEEP = {
     "model": {"hidden_units": 128, "residual_blocks": 4},
     "model.quantizer": {
-        "planted": False,
+        **_TRAINED_TREE,
         "levels": 12,
         "linked": 4,
         "dim": 48,
-        "beta": 1.0,
-        "level_beta": 0.05,
-        "decay": 0.95,
         "beam": 16,
         "joint_beam": True,
-        "coarse_weight": 0.1,
     },
 }
 _DEEP_CIFAR10 = {
@@ -215,21 +207,9 @@ _DEEP_CIFAR10 = {
     "prior.network": {"hidden_units": 160, "heads": 5},
     "prior.flip": True,
 }
-# It has nothing of _DEEP. Its tree is trained: a planted one has 3% less error, but its codes take
-# a prior 21% more bits after equal steps (docs/findings.md, "Train flat, plant").
 _DEEP_MNIST = {
     "model": {"stride": 4, "padding": 2, "hidden_units": 96},
-    "model.quantizer": {
-        "levels": 5,
-        "linked": 5,
-        "dim": 24,
-        "planted": False,
-        "beta": 1.0,
-        "level_beta": 0.05,
-        "decay": 0.95,
-        "beam": 4,
-        "coarse_weight": 0.1,
-    },
+    "model.quantizer": {**_TRAINED_TREE, "levels": 5, "linked": 5, "dim": 24, "beam": 4},
 }
 _DEEP_PHOTOS = {
     **_DEEP,

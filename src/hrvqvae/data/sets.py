@@ -86,8 +86,7 @@ FFHQ = Dataset(
     column="ffhq",
     notes=(
         "Table 5 prints 875,000 training steps; 60,000 samples * 400 epochs / 32 are 750,000."
-        " 875,000 is what 70,000 samples give. The printed value is kept beside the computed"
-        " one.",
+        " 875,000 is what 70,000 samples give.",
     ),
     how="the 70,000 images of FFHQ in <root>/ffhq, from github.com/NVlabs/ffhq-dataset",
 )
