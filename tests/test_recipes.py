@@ -1,31 +1,25 @@
 """The recipes, with small budgets: their commands from data to sheet, and resumption."""
 
-import dataclasses
-import math
 import os
 import runpy
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import yaml
 
 from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.config import presets
-from hrvqvae.config.parsing import from_dict
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
-from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.samples import CLASSIFIER
-from tests.conftest import approx, cells_of, names_in, parametrize, random_images, write_picture
-from tests.models.small import TREE, config_of, model_of
+from tests.conftest import approx, cells_of, names_in, parametrize, write_picture
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 from tests.trained_run import write_untrained_classifier
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+FIGURES = RECIPES / "figures"
 SMALL = (
     "--model.stride 8 --model.hidden_units 8 --model.residual_units 8 --training.batch_size 4"
     " --model.quantizer.init_vectors 1000"
@@ -91,35 +85,6 @@ def test_a_figure_from_data_to_its_sheet(figure_name, arguments, sheet, tmp_path
             replay(cut(words, [("--max-minutes 0.02", f"--max-steps {steps}")]))
     assert done.stdout == f"figure {figure_name}: runs/{sheet}.png\n"
     assert read_image(Path(f"runs/{sheet}.png"), 3).shape[2] > 4 * 28
-
-
-def test_photographs_are_unpacked_again_after_an_interruption(tmp_path):
-    (tmp_path / "bin").mkdir()
-    for command, line in (
-        ("apt-get", 'touch "$2_1.deb"'),
-        ("dpkg", 'mkdir "$3" && [ -e "${RECORD%record}goes" ]'),
-    ):
-        file = tmp_path / "bin" / command
-        file.write_text(f"#!/bin/sh\n{line}\n")
-        file.chmod(0o755)
-    assert recipe("thumb", tmp_path, "out").returncode == 1
-    (tmp_path / "goes").touch()
-    assert recipe("thumb", tmp_path, "out").returncode == 0
-    packages = ["gcompris-qt-data", "gnome-backgrounds", "plasma-workspace-wallpapers"]
-    assert names_in(tmp_path / "out" / "photos") == packages
-
-
-def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path):
-    assert recipe("grids", tmp_path, "out").returncode == 0
-    commands = recorded(tmp_path)
-    trained = [words for words in commands if words[1] == "train"]
-    minutes = [float(words[4]) for words in commands if words[1] == "train-prior"]
-    assert len(trained) == 9
-    for words, each in zip(trained, minutes, strict=False):
-        config = from_dict(yaml.safe_load(replay([*words, "--print-config"])), "printed")
-        grids = zip(config.model.geometry.grids(32, 32), config.model.num_symbols, strict=True)
-        assert sum(math.prod(grid) * math.log2(symbols) for grid, symbols in grids) == 2304
-        assert each * len(config.prior_levels) == approx(6, rel=1e-4)
 
 
 def test_other_figures_and_usage(tmp_path):
@@ -207,77 +172,36 @@ def test_the_classifier(tmp_path, monkeypatch):
 
 def figure(line):
     name, *words = line.split()
-    return replay(["python", str(RECIPES / "figures" / f"{name}.py"), *words])
+    return replay(["python", str(FIGURES / f"{name}.py"), *words])
 
 
-def test_the_figure_of_the_hierarchy(run, tmp_path, capsys):
+def test_figures_of_a_run(run, tmp_path, capsys):
     out = tmp_path / "figure.png"
     for line, drawn in cells_of(f"""
-            --path 2,1,3 | 3 levels of 4 codewords, synthetic
-            {run} | tiny, most used path
-            {run} --path 1,2,0 | tiny, the path given
-            {run} --position 3 2 | tiny, position (3, 2) of the first test image
+            hierarchy --path 2,1,3 | 3 levels of 4 codewords, synthetic
+            hierarchy {run} --position 3 2 | tiny, position (3, 2) of the first test image
+            classes {run} -n 3 | 3 samples per class, 10 classes
+            nearest {run} -n 4 | 4 samples, MSE
         """):
-        assert drawn in figure(f"hierarchy {line} -o {out}")
-    assert read_image(out, 3).shape[2] > 500
+        assert drawn in figure(f"{line} -o {out}")
+        assert read_image(out, 3).shape[2] > 100
+        out.unlink()
     for line, message in cells_of(f"""
-            --position 1 1 | name a RUN
-            --path 1,x | --path
-            {run} --position 9 0 | latent grid of 7x7
+            hierarchy --position 1 1 | name a RUN
+            hierarchy {run} --position 9 0 | latent grid of 7x7
+            classes {run} --guidance 2 | class_dropout
+            prefixes {tmp_path} | no runs
         """):
         with pytest.raises(SystemExit):
-            figure(f"hierarchy {line} -o {out}")
+            figure(f"{line} -o {out}")
         assert message in capsys.readouterr().err
 
 
-def test_figure_10_shows_the_codes_of_every_position():
-    make_tree = runpy.run_path(str(RECIPES / "figures" / "hierarchy.py"))["make_tree"]
-    image = random_images(3, 12, 12)
-    sizes = dataclasses.replace(TREE, level_codewords=(4, 3, 2))
-    for config in (config_of("treevq"), config_of("hrvqvae", quantizer=sizes)):
-        model = model_of(config)
-        codes = model.encode(image[None])
-        for row, column in np.ndindex(*codes[0].shape[1:]):
-            tree = make_tree(model, image, (row, column), "model")
-            assert tree.codes == [int(code[0, row, column]) for code in codes]
-
-
-def test_a_row_of_samples_for_each_class(run, tmp_path, capsys):
-    out = tmp_path / "classes.png"
-    assert "3 samples per class, 10 classes" in figure(f"classes {run} -n 3 -o {out}")
-    assert read_image(out, 3).shape[1] > 10 * 60
-    with pytest.raises(SystemExit):
-        figure(f"classes {run} -o {out} --guidance 2")
-    assert "class_dropout" in capsys.readouterr().err
-
-
-@pytest.mark.filterwarnings("ignore:Precision loss")  # two runs with equal errors
-def test_the_error_of_prefixes(run, tmp_path, capsys):
-    for name in ("one-0", "one-1", "two-0"):
-        (tmp_path / "runs").mkdir(exist_ok=True)
-        (tmp_path / "runs" / name).symlink_to(run)
-    lines = figure(f"prefixes {tmp_path} -n 20 -o {tmp_path}/figure.png").splitlines()
-    report = evaluate_run(run, limit=20, rate=False).report
-    expected = [
-        f"levels 1 to {level}, {report.bits_per_image * level / 3:.0f} bits: {row.mse:.3e}"
-        for level, row in enumerate(report.levels, start=1)
-    ]
-    assert lines[2] == f"one, {expected[2]} ± 0.0e+00 (n = 2, p 1)"
-    assert lines[3:] == [f"two, {line}" for line in expected]
-    with pytest.raises(SystemExit):
-        figure(f"prefixes {tmp_path}/elsewhere -o {tmp_path}/figure.png")
-    assert "no runs" in capsys.readouterr().err
-
-
-def test_nearest_training_images(run, tmp_path):
-    out = tmp_path / "near.png"
-    assert "4 samples, MSE" in figure(f"nearest {run} -n 4 -o {out}")
-    _, height, width = read_image(out, 3).shape
-    assert width > 1.7 * height  # pairs side by side
+def test_nearest_training_images(run):
     config = RunFolder(run).read_config()
     images = torch.from_numpy(load_images(config.data, "train").pixels[[5, 60]]) / 255
     moved = (images * 0.9 + 0.01).clamp(0, 1)
-    nearest = runpy.run_path(str(RECIPES / "figures" / "nearest.py"))["nearest_training_images"]
+    nearest = runpy.run_path(str(FIGURES / "nearest.py"))["nearest_training_images"]
     neighbours, errors = nearest(moved, config)
     assert torch.equal(neighbours, images)
     assert errors == approx((moved - images).square().flatten(1).mean(1).tolist(), rel=1e-3)

@@ -6,32 +6,24 @@ import numpy as np
 import torch
 
 import hrvqvae
-from hrvqvae.checkpoints.folder import open_run
 from hrvqvae.config import DataConfig
 from hrvqvae.data.images import decode_image, read_image, to_pil
-from tests.conftest import cells_of, do, input_error, parametrize, with_data, write_file
-from tests.trained_run import GIVEN, GIVEN_GPT, as_options, tiny_systems, write_untrained_classifier
+from tests.conftest import do, input_error, parametrize, with_data, write_file
+from tests.trained_run import GIVEN, GIVEN_GPT, as_options, tiny_systems
 
 SIDES = (12, 16)
 
 
 def test_sizes():
-    assert DataConfig(size="12").size == 12
-    assert DataConfig(size="12").image_size == (12, 12)
     assert DataConfig(size="12x16").image_size == SIDES
-    for value, message in cells_of("""
-        12x | 64x48
-        0x4 | 64x48
-        0 | 64x48
-        x | 64x48
-    """):
-        with input_error(f"data.size is '?{value}.*{message}"):
+    for value in ("12x", "0x4", "0", "x"):
+        with input_error(f"data.size is '?{value}"):
             DataConfig(size=value)
 
 
 @parametrize("size", [(100, 30), (61, 40)])
-@parametrize("sides", [(12, 16), (16, 12), (1, 9), (9, 1), (12, 12)])
-@parametrize("share", [0.0, 0.5, 0.999, 1.0])
+@parametrize("sides", [(12, 16), (16, 12), (1, 9)])
+@parametrize("share", [0.0, 0.5, 1.0])
 def test_the_largest_part_of_the_shape_is_taken(size, sides, share):
     """A picture whose rows and columns count up tells which part was taken."""
     width, height = size
@@ -59,15 +51,12 @@ def test_every_stage_takes_rectangles(system, picture_folder, tmp_path):
     commands = f"""
         train {file} --data.size 12x16 --out {run} --max-steps 2
         {train_prior}
-        evaluate {run} --samples 4
+        evaluate {run}
         complete {run} {image} --keep 0.3 -n 2 -o {tmp_path}/completed.png
         tokenize {run} {picture_folder} {tmp_path}/codes
         sample {run} -n 3 --save-dir {samples} -o {tmp_path}/sheet.png
     """
     for command in commands.strip().splitlines():
-        if "evaluate" in command:
-            file = run / "classifier.safetensors"
-            write_untrained_classifier(open_run(run).read_config().data, file)
         do(command)
     if system == "treevq":
         shutil.rmtree(run / "priors")
@@ -75,9 +64,7 @@ def test_every_stage_takes_rectangles(system, picture_folder, tmp_path):
     assert {read_image(path).shape[1:] for path in samples.glob("*.png")} == {SIDES}
     model = hrvqvae.load(run)
     mask = torch.arange(SIDES[1]).expand(SIDES) < 8
-    for levels in model.autoencoder.prefixes:
-        params = hrvqvae.SamplingParams(levels=levels)
-        completed = model.complete(torch.rand(3, *SIDES), keep=mask, params=params)
-        assert completed.shape == (1, 3, *SIDES)
+    completed = model.complete(torch.rand(3, *SIDES), keep=mask)
+    assert completed.shape == (1, 3, *SIDES)
     with input_error("16x12 pixels; this model completes 12x16"):
         model.complete(torch.rand(3, 16, 12))
