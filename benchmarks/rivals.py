@@ -240,10 +240,12 @@ class LibraryAutoencoder(SingleGridAutoencoder):
 
 
 _MODEL = "benchmarks.rivals:LibraryAutoencoder"
-_FSQ = {"model.quantizer.channel_levels": [(8, 8, 8), (8, 8, 8), (8, 8, 8), (8, 8)]}
-_LIBRARY = {
-    "model.quantizer": {"levels": 1, "codewords": [512, 512, 512, 64], "beta": None},
-}
+_FSQ = "model.quantizer.channel_levels 8,8,8 8,8,8 8,8,8 8,8"
+_LIBRARY = """
+    model.quantizer.levels     1
+    model.quantizer.codewords  512  512  512  64
+    model.quantizer.beta       null
+"""
 FSQ = System(
     name="fsq",
     title="FSQ",

