@@ -19,7 +19,6 @@ from hrvqvae.quantize import ResidualQuantizer, fitting, identifiers
 from hrvqvae.quantize import kmeans as module
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.kmeans import kmeans, seed_clusters
-from hrvqvae.quantize.search import search
 from tests.conftest import (
     approx,
     double_precision,
@@ -174,13 +173,6 @@ def test_what_it_is_given_is_checked():
     assert same(tree, before)
 
 
-def test_sizes_of_clusters():
-    vectors = normal(2_000, DIM)
-    centers, sizes = kmeans(vectors, 8, generator())
-    nearest = search(vectors, [centers[None]])[0]
-    assert same(sizes.long(), torch.bincount(nearest, minlength=8))
-
-
 def test_a_codebook_that_gets_no_data_waits_for_its_first():
     """A second level of a codeword that codes nothing: it has no count, and the first vector that
     comes is its mean.
@@ -324,9 +316,3 @@ def test_what_may_come_next_is_what_items_have():
     item = torch.tensor([[200, 7]], dtype=torch.uint8)  # too small for 256 itself
     mask = TreeVQ(WIDTH, 256, 2).valid_next(item[:, :1], item)
     assert mask.nonzero().tolist() == [[0, 7]]
-
-
-def test_the_order_of_bytes_of_an_array_changes_nothing():
-    vectors = np.random.default_rng(0).normal(size=(60, 5))
-    tree = TreeVQ(5, 4, 2).fit(vectors)
-    assert same(tree.encode(vectors.astype(">f8")), tree.encode(vectors))

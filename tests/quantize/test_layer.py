@@ -1,8 +1,6 @@
 """TreeVQ, the layer for other models: shapes, masks, what it does by itself, and what it keeps."""
 
 import copy
-import pickle
-from dataclasses import replace
 from functools import cache
 from unittest.mock import patch
 
@@ -14,7 +12,6 @@ from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
 
 from hrvqvae import TreeVQ
-from hrvqvae.quantize.schedule import copy_moved, track_moves
 from hrvqvae.quantize.search.tensors import search_tensors
 from tests.conftest import (
     approx,
@@ -97,12 +94,6 @@ def test_any_positions_are_quantized_as_by_its_quantizer(positions, channel_last
     weight = torch.arange(x.numel()).view_as(x).float()
     (gradient,) = torch.autograd.grad((quantized * weight).sum(), x)
     assert same(gradient, weight)
-
-
-def test_options_of_the_quantizer_arrive():
-    fields = {"beam": 4, "coarse_weight": 0.1, "restart_every": 7}
-    changed = layer(level_beta=0.3, **fields).quantizer.config
-    assert changed == replace(layer().quantizer.config, level_beta=0.3, **fields)
 
 
 def test_a_mask_leaves_positions_out_of_everything():
@@ -268,22 +259,6 @@ def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(bu
     before = fresh[1].schedule.steps
     fresh(features(5, 20, seed=99))
     assert fresh[1].schedule.steps == before + 1 > 1
-
-
-def test_restarted_codewords_are_copied_to_an_average():
-    vq = layer()
-    vq(BATCH)
-    averaged = AveragedModel(in_a_model(vq))
-    with track_moves(vq.quantizer) as moved:
-        for book in vq.quantizer.levels:
-            book.set_codewords(torch.tensor([1]), torch.ones(1, DIM), torch.tensor([2.0]))
-    copy_moved(moved, averaged)
-    assert same(averaged.module[1], vq)
-
-
-def test_a_layer_is_pickled():
-    vq = started()
-    assert same(pickle.loads(pickle.dumps(vq)), vq)
 
 
 def test_frozen_it_stays_as_it_is_in_training_mode():

@@ -9,8 +9,9 @@ from torch.testing import assert_close
 
 import hrvqvae
 from hrvqvae import TreeVQ
-from hrvqvae.quantize.planting import assign_evenly
+from hrvqvae.quantize.planting import assign_evenly, read_leaves
 from tests.conftest import do, generator, input_error, normal, parametrize
+from tests.trained_run import GIVEN_GPT, as_options
 
 DIM = 5
 
@@ -149,3 +150,25 @@ def test_a_planted_run(system, levels, mnist_root, tmp_path):
         hrvqvae.plant(run, tmp_path / "tree")
     with input_error("is a treevq"):
         hrvqvae.plant(tmp_path / "tree", tmp_path / "again")
+
+
+def test_samples_of_a_planted_training(mnist_root, tmp_path):
+    """The prior learns the tree; what it draws are leaves, which are flat codewords."""
+    run = tmp_path / "run"
+    model = "--model.quantizer.codewords 4 --model.quantizer.levels 2 --model.hidden_units 8"
+    data = f"--data {mnist_root} --data.size 12 --training.batch_size 32"
+    do(f"train treevq/mnist --out {run} {data} {model} --max-steps 5 --device cpu")
+    do(f"train-prior {run} {as_options(GIVEN_GPT)}")
+    tree = hrvqvae.load(run)
+    drawn = tree.draw(3, seed=1)
+    assert [int(codes.max()) < 4 for codes in drawn.codes] == [True, True]
+    assert_close(drawn.images, tree.decode(drawn.codes))
+
+    autoencoder = tree.autoencoder
+    flat = read_leaves(autoencoder.quantizer)
+    leaves = autoencoder.codeword_indices(drawn.codes)[-1]
+    assert len(leaves.unique()) > 4
+    assert_close(flat.lookup((leaves,)), autoencoder.quantizer.lookup(drawn.codes))
+    size = drawn.images.shape[-2:]
+    decoded = (autoencoder.pixels(flat.lookup((leaves,)), size) + 1) / 2
+    assert_close(decoded.clamp(0, 1), drawn.images, rtol=0, atol=1e-5)

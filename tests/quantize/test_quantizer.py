@@ -302,21 +302,6 @@ def test_a_subtree_is_copied_with_its_counts_in_proportion(fields):
         assert_means(book)
 
 
-def test_several_levels_are_restarted_at_once():
-    """Dead at level 1, and at level 2 below codewords that live: all are placed by what is left
-    there.
-    """
-    quantizer, z = with_a_dead_subtree()
-    _, second, third = quantizer.levels
-    dead = torch.tensor([0 * 4 + 1, 1 * 4 + 3, 3 * 4 + 0])
-    starve(second, dead)
-    starve(third, third.children_of(dead))
-    assert quantizer.restart_dead_codes(z, generator(3)) == 4
-    assert second.lookup(dead).abs().max() < 10
-    assert third.codewords[dead].abs().max() < 10
-    assert (quantizer.lookup(quantizer.encode(z)) - z).square().sum(-1).max() < 10
-
-
 def test_vectors_of_dead_codewords_are_not_drawn():
     """A codeword that is moved would leave its vectors, or be moved to where it is, with the
     subtree that it had. A codebook without any count is left alone.

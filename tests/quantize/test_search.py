@@ -13,13 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hrvqvae.quantize.layer import TreeVQ
 from hrvqvae.quantize.search import compiled, search, tensors
 from hrvqvae.quantize.search.compiled import search_compiled
 from hrvqvae.quantize.search.tensors import search_tensors
 from tests.conftest import (
     generator,
-    needs_gpu,
     nonfinite_error,
     normal,
     on_each_device,
@@ -134,23 +132,6 @@ def test_a_beam_agrees_with_the_oracle(data):
         assert indices.T.tolist() == expected, form
 
 
-@every_form
-def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form):
-    books = codebooks(3, 5, 7)
-    latents = vectors_of(2000, 7)
-    leaves = sum(
-        book.flatten(0, 1).repeat_interleave(5 ** (2 - level), 0)
-        for level, book in enumerate(books)
-    )
-    distances = torch.cdist(latents.double(), leaves.double()).square()
-    nearest = distances.topk(2, largest=False)
-    best, second = nearest.values.T
-    is_clear = second - best > 1e-4
-    indices = form(latents, books, 25)
-    assert same(indices[-1][is_clear], nearest.indices[is_clear, 0])
-    assert same(form(latents, books, 200), indices)
-
-
 @parametrize("levels, width", [(1, 1), (2, 1), (3, 4)])
 @every_bad
 def test_nothing_is_nearest_to_what_is_not_finite(levels, width, bad):
@@ -207,12 +188,6 @@ def test_tensor_operations_give_other_vectors_their_codes_beside_nan(device, wid
     assert is_equal.double().mean() > (0.99 if device == "cuda" else 0.9999)
 
 
-def test_values_that_can_not_be_squared():
-    for levels in (1, 2):
-        with nonfinite_error("too large to be squared"):
-            search_compiled(torch.full((2, 3), 3e38), codebooks(levels, 2, 3))
-
-
 @on_each_device
 @parametrize("levels, size, width", [(1, 64, 1), (3, 8, 1), (5, 3, 1), (3, 8, 4), (5, 3, 4)])
 def test_chunks_and_devices_change_nothing(device, levels, size, width, monkeypatch):
@@ -239,22 +214,6 @@ def test_memory_of_separate_levels_is_bounded(sizes, width, monkeypatch):
         search_tensors(latents, books, width)
     assert seen.largest <= 2**16
 
-    # a compiled graph has no chunks, and copies no codebook
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    with LargestTensor() as seen:
-        search_tensors(latents, books, width)
-    values = max(tensors._values_per_vector(book, width) for book in books)
-    assert seen.largest <= len(latents) * values
-
-
-@needs_gpu
-def test_tensor_operations_are_taken_on_a_gpu():
-    books = codebooks(3, 8)
-    latents = vectors_of(3_000)
-    indices = search(latents.cuda(), moved_to("cuda", books))
-    assert indices.is_cuda
-    assert (indices.cpu() == search(latents, books)).double().mean() > 0.999
-
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_trace_holds_the_search_and_not_what_it_found():
@@ -277,26 +236,6 @@ def test_transforms_and_fake_tensors_are_searched_in_tensor_operations(shapes):
         assert search(fake[0], fake[1:], 4).shape == (len(books), 20)
     on_meta = [values.to("meta") for values in (latents[0], *books)]
     assert search(on_meta[0], on_meta[1:], 4).shape == (len(books), 20)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_transforms_of_a_layer_in_evaluation_mode():
-    layer = TreeVQ(16, 8, 3).eval()
-    layer.fit(vectors_of(2_000))
-    features = vectors_of(20)
-
-    def loss_of(values):
-        quantized, _, loss = layer(values)
-        return (quantized.sum() + loss), loss
-
-    gradient, _ = torch.func.grad(loss_of, has_aux=True)(features)
-    leaf = features.clone().requires_grad_()
-    loss_of(leaf)[0].backward()
-    torch.testing.assert_close(gradient, leaf.grad)
-    output, tangent = torch.func.jvp(lambda values: layer(values)[0], (features,), (features,))
-    assert same(output, layer(features)[0])
-    assert same(tangent, features)
-    assert layer.to("meta")(features.to("meta"))[1].shape == (20, 3)
 
 
 @parametrize("levels, size, width", [(3, 8, 1), (3, 8, 4), (1, 100, 1)])

@@ -7,7 +7,7 @@ with four times as many candidates.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,36 +20,25 @@ _CANDIDATES = 16  # leaves per item in the first round
 _MAX_EDGES = 2**18  # candidates of all items in a round; other items wait
 
 
-def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[Tensor]]) -> Tensor:
-    """Return unique indices for the vectors (n, D) float32 of `batches()`; see
-    `TreeVQ.unique_indices`.
+def unique_indices(quantizer: ResidualQuantizer, vectors: Tensor, indices: Tensor) -> Tensor:
+    """Return unique indices for the vectors (n, D) float32 of items with indices (n, L), on the
+    CPU; see `TreeVQ.unique_indices`.
     """
     sizes = quantizer.config.sizes
     num_leaves = math.prod(sizes)
     device = quantizer.levels[0].count.device
-    found = [torch.empty(0, dtype=torch.long)]
-    for batch in batches():
-        codes = quantizer.encode(batch.to(device))
-        leaf = number_of(torch.stack(codes, -1), sizes)
-        found.append(leaf.cpu())
-    leaves = torch.cat(found)
+    leaves = number_of(indices, sizes)
     if len(leaves) > num_leaves:
         raise InputError(
             f"{len(leaves)} vectors can't have unique indices: there are {num_leaves} leaves"
         )
 
-    # items that share a leaf, and their vectors; the leaf is free until an item is matched to it
+    # items that share a leaf; the leaf is free until an item is matched to it
     _, inverse, counts = torch.unique(leaves, return_inverse=True, return_counts=True)
     is_shared = counts[inverse] > 1
     taken = leaves[~is_shared]
     shared = is_shared.nonzero().flatten()
-    kept = [torch.empty(0, quantizer.config.dim, dtype=torch.float32)]
-    start = 0
-    for batch in batches():
-        stop = start + len(batch)
-        kept.append(batch.cpu()[is_shared[start:stop]])
-        start = stop
-    vectors = torch.cat(kept)
+    vectors = vectors[shared]
 
     unplaced = torch.arange(len(shared))
     count = max(_CANDIDATES, quantizer.config.beam)

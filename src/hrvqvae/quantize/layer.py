@@ -308,17 +308,13 @@ class TreeVQ(nn.Module):
                 iterator.
             NonFiniteError: A value is NaN or infinite.
         """
+        if isinstance(vectors, Iterator):
+            raise InputError("vectors are an iterator, which ends after one pass; give a list")
         with torch.device("cpu"):  # whatever the default is
-            batches = self._repeatable(vectors, batch)
+            batches = partial(batches_of, vectors, self.quantizer.config.dim, batch)
             fit(self.quantizer, batches, self.schedule.start_vectors, passes, seed)
         self.schedule.finish_start()
         return self
-
-    def _repeatable(self, vectors: Vectors, batch: int = 65_536) -> Callable[[], Iterator[Tensor]]:
-        """Return a function that starts a new iteration over all vectors, in batches."""
-        if isinstance(vectors, Iterator):
-            raise InputError("vectors are an iterator, which ends after one pass; give a list")
-        return partial(batches_of, vectors, self.quantizer.config.dim, batch)
 
     def encode(self, vectors: Vectors) -> Tensor:
         """Return the indices of vectors, (N, L) int64 on the CPU. Takes the vectors of `fit`, also
@@ -337,11 +333,14 @@ class TreeVQ(nn.Module):
 
         A leaf is a choice of one codeword at every level. Items alone in their leaf keep it. The
         others get free leaves near them; the sum of all squared errors is nearly as small as
-        possible. Takes what `fit` takes, and an empty array too. Raises as `fit` does, and
+        possible. Takes the vectors of `fit`, and an empty array too. Raises as `fit` does, and
         InputError for more vectors than leaves.
         """
+        dim = self.quantizer.config.dim
         with torch.device("cpu"):
-            return unique_indices(self.quantizer, self._repeatable(vectors))
+            empty = torch.empty(0, dim, dtype=torch.float32)
+            items = torch.cat([empty, *batches_of(vectors, dim)])
+            return unique_indices(self.quantizer, items, self.encode(items))
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
         """Return which next indices (..., m) continue prefixes (..., l) to a row of `indices`
@@ -388,7 +387,3 @@ class TreeVQ(nn.Module):
 
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
-
-    def extra_repr(self) -> str:
-        config = self.quantizer.config
-        return f"dim={config.dim}, codewords={config.sizes}, levels={config.levels}"
