@@ -124,6 +124,7 @@ def test_a_training_step_of_a_progressive_decoder():
             decoder = build_progressive_decoder(model, config).train()
         task = PrefixTask.__new__(PrefixTask)
         task.config = config
+        task.compute = Compute(config.training)
         task.model = model
         state = TrainState.start(decoder, config.training)
         check_step(waits, task, state, Batch(images_on("cpu"), labels()))
@@ -139,6 +140,7 @@ def test_a_training_step_of_a_decoder_of_samples():
         config = config_for("hrvqvae").replace(**changes)
         task = SampleTask.__new__(SampleTask)
         task.config = config
+        task.compute = Compute(config.training)
         with ExitStack() as stack:
             stack.enter_context(torch.device("cuda"))
             for owner, name in ((nn.Module, "to"), (nn.Module, "load_state_dict")):
@@ -148,7 +150,7 @@ def test_a_training_step_of_a_decoder_of_samples():
             decoder = build_sample_decoder(task.model, config).train()
             task.objective = SampleObjective(config)
         grid = config.model.geometry.grids(14, 14)[0]
-        drawn = (torch.zeros(6, *grid, dtype=torch.long, device="cpu"),) * 2
+        drawn = torch.zeros(2, 6, *grid, dtype=torch.long, device="cpu")
         task.samples = drawn, torch.zeros(6, dtype=torch.long, device="cpu")
         state = TrainState.start(decoder, config.training, task.objective.auxiliary)
         metrics = check_step(waits, task, state, Batch(images_on("cpu"), labels()))

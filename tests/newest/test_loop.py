@@ -14,7 +14,6 @@ from torch import distributed as dist
 from torch.optim import optimizer
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints import storage
 from hrvqvae.config.parsing import override
 from tests.conftest import parametrize, with_quantizer, with_training
 from tests.newest.waits import Waits
@@ -128,4 +127,3 @@ def test_the_whole_loop(name, tiny, mnist_root, tmp_path, tmp_path_factory):
             outcome = case.train(config=chosen, resume=steps == 6)
             assert outcome.step == steps
     assert [record["step"] for record in case.records("evaluation")] == [3, 4, 6]
-    assert storage.read(case.folder.saved()[0])[1]["device"] == GPU.type

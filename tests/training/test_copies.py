@@ -129,7 +129,7 @@ def test_a_prior_begins_with_labels_of_copies(run, tmp_path):
     task.classes = model.classes
     task.labels = np.zeros(1, np.int64)
     prior = task.build()
-    assert task.init_from(prior).endswith(", copies anew")
+    assert task.init_from(prior).endswith("without its copies")
     codes = random_codes(prior.levels, 4)
     label = torch.arange(4)
     expected = model.priors.networks[0].level_logits(codes, [], label)

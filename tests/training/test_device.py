@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config.parsing import autoencoder_config, override, stage_config
 from hrvqvae.config.schema import decide_auto
@@ -66,17 +65,12 @@ def test_what_is_decided_is_kept(left_open, monkeypatch):
 
 
 def test_a_run_goes_on_on_another_device(tiny, tmp_path):
-    """The checkpoint is changed to name a GPU, so that the test needs none."""
     run = RunFolder(tmp_path / "run")
     train_autoencoder(with_training(tiny, max_steps=3), run)
-    tensors, meta = storage.read(run.saved()[0])
-    assert meta["device"] == "cpu"
-    storage.write(run.saved()[0], tensors, {**meta, "device": "cuda"})
     run.write_config(with_training(tiny, max_steps=3, device="cuda:99"))
     with input_error("use --device cpu"):
         train_autoencoder(with_training(run.read_config(), max_steps=4), run, resume=True)
     stored = run.read_config().replace(name="hrvqvae/mnist")
     further = fields("training", "device=cpu max_steps=4")
     config = autoencoder_config("hrvqvae/mnist", further, stored)
-    train_autoencoder(config, run, resume=True)
-    assert storage.read_meta(run.saved()[0])["device"] == "cpu"
+    assert train_autoencoder(config, run, resume=True).step == 4

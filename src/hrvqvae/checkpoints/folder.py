@@ -454,15 +454,17 @@ def open_run(name: str | Path) -> RunFolder:
     raise InputError(f"{path}: there is no such run folder; {hint}")
 
 
-def require_trainable(run: str | Path) -> None:
-    """Raise InputError unless a run is a folder outside the package, where networks can be
-    trained.
+def require_trainable(name: str | Path) -> RunFolder:
+    """Open a run outside the package, where networks can be trained. Raises InputError for any
+    other.
     """
-    if open_run(run).path.is_relative_to(_SHIPPED):
+    run = open_run(name)
+    if run.path.is_relative_to(_SHIPPED):
         raise InputError(
-            f"{run} is no run folder; write one and train there: hrvqvae export"
-            f" {shlex.quote(str(run))} DIR"
+            f"{name} is no run folder; write one and train there: hrvqvae export"
+            f" {shlex.quote(str(name))} DIR"
         )
+    return run
 
 
 def _check_agreement(section: str, config: Config, folder: RunFolder) -> None:

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from hrvqvae.models.build import build, build_objective
 from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.models.objective import Metrics
 from hrvqvae.plots import curves, sheets
-from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.planting import read_leaves
 from hrvqvae.quantize.schedule import Moved, copy_moved, restart_due, track_moves
 from hrvqvae.training.loggers import Record
@@ -169,26 +167,23 @@ class AutoencoderTask(ImageTask):
         batch_size = self.training.batch_size
         seed = self.training.seed
         rows, columns = config.model.geometry.grids(*config.data.image_size)[-1]  # the finest grid
-        num_images = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
-        chunks = islice(
-            batches(self.images, batch_size=min(num_images, batch_size), seed=seed),
-            -(-num_images // batch_size),
-        )
-        images = torch.cat([batch.images for batch in chunks])[:num_images]
+        num_images = min(len(self.images), config.model.start_vectors // (rows * columns))
+        first = next(batches(self.images, batch_size=max(1, num_images), seed=seed))
+        images = self.compute.place_images(first.images)
         with self.compute.autocast():
-            model.initialize(self.compute.place_images(images), make_step_rng(seed, 0), batch_size)
+            model.initialize(images, make_step_rng(seed, 0), batch_size)
 
     def build_objective(self) -> Mapping[str, nn.Module]:
         self.objective = self.compute.place_model(build_objective(self.config))
         return self.objective.auxiliary
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
-        images = state.compute.place_images(batch.images)
+        images = self.compute.place_images(batch.images)
         model = state.model
         assert isinstance(model, Autoencoder)
 
         # update the weights, and in the forward pass the codebooks
-        with state.compute.autocast():
+        with self.compute.autocast():
             goal = self.objective(model, images, state.step)
         metrics = {**state.minimize(goal.losses), **goal.metrics}
         metrics["broken_images"] = float(len(batch.broken))
@@ -197,7 +192,7 @@ class AutoencoderTask(ImageTask):
         moved: Moved = []
         if restart_due(state.step + 1, self.config.model.restart_every, state.fraction):
             rng = make_step_rng(self.training.seed, state.step)
-            with state.compute.autocast(), track_moves(model) as moved:
+            with self.compute.autocast(), track_moves(model) as moved:
                 metrics["restarted"] = float(model.restart_dead_codes(images, rng))
 
         # update the averaged weights
@@ -205,13 +200,6 @@ class AutoencoderTask(ImageTask):
 
         # a codeword that was restarted is no mean of two places
         copy_moved(moved, state.averaged.module)
-
-        # usage of the finest level in the batch of all processes
-        if (state.step + 1) % self.training.log_every == 0:
-            finest = model.codeword_indices(goal.codes)[-1]
-            counts = vq.counts(finest, model.config.num_codewords[-1])
-            (total,) = distributed.all_reduce([counts])
-            metrics["usage"] = (total > 0).double().mean()
         return metrics
 
     def averaged_model(self, state: TrainState) -> Autoencoder:

@@ -4,7 +4,6 @@ Both decode the first levels, and begin as copies of the autoencoder's decoder.
 """
 
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,7 +42,6 @@ from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import draw_labels, sample_codes
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
-from hrvqvae.quantize import Codes
 from hrvqvae.training.autoencoder import ImageTask
 from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.training.trainer import Outcome, Trainer, require_divisible
@@ -77,16 +75,14 @@ class DecoderTask(ImageTask):
         super().open()
         self.compute.place_model(self.model)
 
-    def init_from(self, model: nn.Module) -> str:
-        run = open_run(self.training.init_from)
-        source = decoder_folder(run.path, self.kind).model
-        copy_weights(model, storage.read(source)[0], str(source))
-        return f"beginning with the decoder in {source}"
-
     def averaged_model(self, state: TrainState) -> Autoencoder:
         decoder = cast(ConditionalDecoder, state.averaged.module)
         self.model.use_progressive_decoder(decoder.eval())
         return self.model
+
+    def format_report(self, report: Report) -> str:
+        captions = report.captions()
+        return ", ".join(captions[count - 1] for count in self.trained_prefixes(self.model))
 
     def save(self, state: TrainState) -> None:
         weights = state.averaged.module.state_dict()
@@ -115,7 +111,7 @@ class PrefixTask(DecoderTask):
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         decoder = cast(ConditionalDecoder, state.model)
         self.model.use_progressive_decoder(decoder)  # an evaluation left the averaged decoder there
-        placed = state.compute.place_images(batch.images)
+        placed = self.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)
         prefixes = self.model.prefixes[:-1]  # all levels have the autoencoder's own decoder
 
@@ -124,7 +120,7 @@ class PrefixTask(DecoderTask):
         indices = torch.arange(count, device=images.device)
         assigned = (indices + distributed.rank() * count + state.step) % len(prefixes)
         num_levels = assigned + 1  # the prefixes are those of 1, 2, ... L - 1 levels
-        with state.compute.autocast():
+        with self.compute.autocast():
             all_latents = self.model.prefix_latents(self.model.encode(placed))
             latents = all_latents[assigned, indices]
             decoded = self.model.pixels(latents, image_size(images), num_levels)
@@ -141,9 +137,6 @@ class PrefixTask(DecoderTask):
             "gradient_norm": norm,
             "broken_images": float(len(batch.broken)),
         }
-
-    def format_report(self, report: Report) -> str:
-        return ", ".join(report.captions())
 
 
 def compute_relative_errors(
@@ -187,41 +180,36 @@ class SampleTask(DecoderTask):
         super().open()
         self.samples = distributed.on_rank_zero(self.load_samples)
 
-    def load_samples(self) -> tuple[Codes, Tensor]:
-        """Return the codes (N, H, W) of samples, and their classes (N,). They are drawn once, and
-        kept in the decoder's folder.
+    def load_samples(self) -> tuple[Tensor, Tensor]:
+        """Return the codes (L, N, H, W) of samples, and their classes (N,). They are drawn once,
+        and kept in the decoder's folder.
 
         Raises InputError if they were drawn from other priors or with another guidance.
         """
         settings = self.config.generation
         if not settings.samples:
             grid = self.model.config.geometry.grids(*self.config.data.image_size)[0]
-            no_codes = torch.empty(0, *grid, dtype=torch.int64)
-            return (no_codes,) * settings.levels, torch.empty(0, dtype=torch.int64)
+            no_codes = torch.empty(settings.levels, 0, *grid, dtype=torch.int64)
+            return no_codes, torch.empty(0, dtype=torch.int64)
         run = open_run(self.parent_run)
         guidance = run.sampling_options()["guidance"]
-        priors = blake2b(digest_size=16)
-        for levels, folder in prior_folders(self.parent_run).items():
-            if levels.start < settings.levels:
-                priors.update(folder.model.read_bytes())
+        folders = prior_folders(self.parent_run).items()
         made_for = {
             "autoencoder": self.autoencoder_digest,
-            "priors": priors.hexdigest(),
+            "priors": [folder.digest for levels, folder in folders if levels[0] < settings.levels],
             "guidance": guidance,
         }
         file = self.run.path / "samples.safetensors"
-        names = [f"level-{level}" for level in range(1, settings.levels + 1)]
         if not file.is_file():
             codes, classes = self.draw_samples(run.load_priors(settings.levels), guidance)
-            tensors = {name: level.int() for name, level in zip(names, codes, strict=True)}
-            storage.write(file, {**tensors, "classes": classes}, made_for)
+            storage.write(file, {"codes": codes.int(), "classes": classes}, made_for)
         stored, meta = storage.read(file)
         require_made_for(self.run.path, meta, made_for)
-        return tuple(stored[name].long() for name in names), stored["classes"]
+        return stored["codes"].long(), stored["classes"]
 
     @torch.inference_mode()
-    def draw_samples(self, priors: Priors, guidance: Guidance) -> tuple[Codes, Tensor]:
-        """Draw the codes (N, H, W) of samples, and their classes (N,): the first half without
+    def draw_samples(self, priors: Priors, guidance: Guidance) -> tuple[Tensor, Tensor]:
+        """Draw the codes (L, N, H, W) of samples, and their classes (N,): the first half without
         guidance.
         """
         settings = self.config.generation
@@ -231,25 +219,24 @@ class SampleTask(DecoderTask):
         half = (settings.samples + 1) // 2
         unguided = slices(range(half), _DRAWN_AT_ONCE)
         guided = slices(range(half, settings.samples), _DRAWN_AT_ONCE)
-        batches = [*unguided, *guided]
-        drawn = []
-        for indices in tracked(batches, "sample", settings.samples, len):
+        codes = []
+        classes = []
+        for indices in tracked([*unguided, *guided], "sample", settings.samples, len):
             label = None
-            classes = torch.full((len(indices),), -1)
             if priors.classes:
-                label = classes = draw_labels(priors.class_counts, seed, indices)
-            batch_guidance = 1.0 if indices[0] < half else guidance
-            codes = sample_codes(
+                label = draw_labels(priors.class_counts, seed, indices)
+            used = 1.0 if indices[0] < half else guidance
+            drawn = sample_codes(
                 priors.networks,
                 self.model.codeword_indices,
                 indices,
                 seed=seed,
                 label=label,
-                params=SamplingParams(guidance=batch_guidance, levels=settings.levels),
+                params=SamplingParams(guidance=used, levels=settings.levels),
             )
-            drawn.append((*codes[: settings.levels], classes))
-        *all_codes, all_classes = (torch.cat(column) for column in zip(*drawn, strict=True))
-        return tuple(all_codes), all_classes
+            codes.append(torch.stack(drawn[: settings.levels]))
+            classes.append(torch.full((len(indices),), -1) if label is None else label)
+        return torch.cat(codes, 1), torch.cat(classes)
 
     def build(self) -> ConditionalDecoder:
         return build_sample_decoder(self.model, self.config)
@@ -273,23 +260,23 @@ class SampleTask(DecoderTask):
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         settings = self.config.generation
         decoder = cast(ConditionalDecoder, state.model)
-        placed = state.compute.place_images(batch.images)
+        placed = self.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)  # in [0, 1]; `decoded` in [-1, 1]
         levels = torch.full((), settings.levels, device=images.device)
-        with state.compute.autocast():
+        with self.compute.autocast():
             # codes and classes of the images, then of samples
-            image_codes = self.model.encode(placed)[: settings.levels]
-            drawn, drawn_classes = self.choose_samples()
-            drawn = tuple(level.to(images.device, non_blocking=True) for level in drawn)
-            pairs = zip(image_codes, drawn, strict=True)
-            codes = self.redraw([torch.cat(pair) for pair in pairs])
+            image_codes = torch.stack(self.model.encode(placed)[: settings.levels])
+            drawn_codes, drawn_classes = self.choose_samples()
+            drawn_codes = drawn_codes.to(images.device, non_blocking=True)
+            codes = torch.cat([image_codes, drawn_codes], 1)
+            self.redraw(codes)
             classes = torch.cat([self.drop_classes(batch.labels), drawn_classes])
             classes = classes.to(images.device, non_blocking=True)
 
             # decode them, and judge the images
             self.model.use_progressive_decoder(decoder)
             model = self.model.of_classes(classes)
-            latents = model.quantizer.lookup(codes, check=False)
+            latents = model.quantizer.lookup(tuple(codes), check=False)
             decoded = (model.pixels(latents, image_size(images), levels).float() + 1) / 2
             last_layer = cast(Any, decoder.decoder).decoder[-1].weight
             losses, metrics = self.objective.judge(images, decoded, classes, last_layer, state.step)
@@ -302,14 +289,14 @@ class SampleTask(DecoderTask):
         state.averaged.update_parameters(decoder)
         return metrics
 
-    def choose_samples(self) -> tuple[Codes, Tensor]:
+    def choose_samples(self) -> tuple[Tensor, Tensor]:
         """Choose samples at random, as many as a batch of this process has; return their codes and
         classes.
         """
         codes, classes = self.samples
         count = self.config.generation.sample_batch // distributed.world_size()
         chosen = torch.randint(max(1, len(classes)), (count if len(classes) else 0,))
-        return tuple(level[chosen] for level in codes), classes[chosen]
+        return codes[:, chosen], classes[chosen]
 
     def drop_classes(self, labels: Tensor) -> Tensor:
         """Return labels (B,) of which a share is replaced by -1, all if there are no classes."""
@@ -317,18 +304,15 @@ class SampleTask(DecoderTask):
         share = settings.class_dropout if settings.classes else 1
         return torch.where(torch.rand(labels.shape) < share, -1, labels)
 
-    def redraw(self, codes: Sequence[Tensor]) -> Codes:
-        """Return codes of which a share of the last level is drawn anew, all symbols alike."""
-        *coarse, last = codes
-        symbols = self.config.model.num_symbols[len(coarse)]
+    def redraw(self, codes: Tensor) -> None:
+        """Draw a share of the last level of codes (L, B, H, W) anew, all symbols alike."""
+        last = codes[-1]
+        symbols = self.config.model.num_symbols[len(codes) - 1]
         is_redrawn = torch.rand(last.shape, device=last.device) < self.config.generation.redraw
-        return (*coarse, torch.where(is_redrawn, torch.randint_like(last, symbols), last))
+        codes[-1] = torch.where(is_redrawn, torch.randint_like(last, symbols), last)
 
     def trained_prefixes(self, model: Autoencoder) -> Sequence[int]:
         return (self.config.generation.levels,)
-
-    def format_report(self, report: Report) -> str:
-        return report.captions()[self.config.generation.levels - 1]
 
 
 def resolve_samples(run: RunFolder, config: Config) -> Config:
@@ -336,7 +320,7 @@ def resolve_samples(run: RunFolder, config: Config) -> Config:
     with the section `progressive` of the run's decoder of prefixes.
 
     Raises InputError if efficientnet-lite0 is not installed, the decoder can't decode so many
-    levels, a prior of these levels is missing, or the priors have other classes than the images.
+    levels, or a prior of these levels is missing.
     """
     require_efficientnet()
     model, stored = run.load()
@@ -349,11 +333,9 @@ def resolve_samples(run: RunFolder, config: Config) -> Config:
             f"a decoder of samples of {levels} levels is the model's own, since the model has no"
             f" more: give --generation.levels 1 to {most}, and draw so many by --levels"
         )
-    classes = tuple(load_images(config.data, "train").classes)
-    if config.generation.samples and run.load_priors(levels).classes != classes:
-        raise InputError(
-            f"the priors of {run} have other classes than its images: give --generation.samples 0"
-        )
+    if config.generation.samples:
+        run.load_priors(levels)  # a missing prior is reported before images are read
+    classes = load_images(config.data, "train").classes
     changes = {"generation.levels": levels, "generation.classes": len(classes)}
     return config.replace(**changes, progressive=stored.progressive)
 
@@ -369,12 +351,12 @@ def train(
     folder = decoder_folder(path, kind)
 
     def resolve() -> Config:
-        require_trainable(path)
-        stored = open_run(path).read_config()
-        if resume and folder.config.is_file():
-            return stage_config(_SECTIONS[kind], stored, fields, folder.read_config())
-        config = stage_config(_SECTIONS[kind], stored, fields)
-        return config if kind == PROGRESSIVE else resolve_samples(open_run(path), config)
+        run = require_trainable(path)
+        begun = folder.read_config() if resume and folder.config.is_file() else None
+        config = stage_config(_SECTIONS[kind], run.read_config(), fields, begun)
+        if begun is not None or kind == PROGRESSIVE:
+            return config
+        return resolve_samples(run, config)
 
     config = distributed.on_rank_zero(resolve)
     task = PrefixTask(path, config) if kind == PROGRESSIVE else SampleTask(path, config)

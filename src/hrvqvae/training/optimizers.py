@@ -36,7 +36,7 @@ def compute_learning_rate(config: StageConfig, step: int, fraction: float) -> fl
     """
     if config.schedule == "constant":
         return config.learning_rate
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
@@ -104,12 +104,7 @@ class Muon(Adam):
         matrix_ids = {id(weight) for weight in orthogonal}
         rest = [parameter for parameter in module.parameters() if id(parameter) not in matrix_ids]
         groups = [{"params": orthogonal, "orthogonal": True}, {"params": rest, "orthogonal": False}]
-        super().__init__(
-            [group for group in groups if group["params"]],
-            lr=learning_rate,
-            betas=betas,
-            fused=True,
-        )
+        super().__init__(groups, lr=learning_rate, betas=betas, fused=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Optimizer.__setstate__(
@@ -130,9 +125,9 @@ class Muon(Adam):
     def _update_matrices(self, parameters: list[Tensor], learning_rate: float) -> None:
         # the momentum, and Nesterov's look ahead
         parameters = [parameter for parameter in parameters if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not parameters:
             return
+        gradients: Any = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)

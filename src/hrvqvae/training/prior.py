@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import (
     RunFolder,
     open_run,
@@ -38,7 +37,7 @@ from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.plots import curves
 from hrvqvae.priors.base import Level, Prior, build_prior, measure_bits
 from hrvqvae.training.loggers import Record
-from hrvqvae.training.state import TrainState, copy_weights
+from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Evaluation, Outcome, Task, Trainer
 from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.grouping import slices
@@ -48,8 +47,6 @@ from hrvqvae.utils.quantities import counted
 _EPOCHS_PER_EVALUATION = 5  # at most
 _WORTH_A_PRIOR = 0.99  # the most bits of a prior, relative to guessing
 _FEW_IMAGES = 5_000  # fewer are trained on with copies, unless the options say otherwise
-# parts of a network that depend on classes, copies and the kind of output
-_PARTS = ("classes.", "copies.", "heads.")
 _COPIES_OF_FEW = {"prior.shifts": 8, "prior.variants": 3}
 
 
@@ -203,24 +200,6 @@ class PriorTask(Task):
     def build(self) -> Prior:
         return build_prior(self.config, self.levels, len(self.classes))
 
-    def init_from(self, model: nn.Module) -> str:
-        """Copy the weights of the prior of the same levels in the run `training.init_from`.
-
-        Embeddings of other classes or copies, and an output of another kind, begin anew.
-        """
-        name = self.training.init_from
-        folder = prior_folders(open_run(name).path).get(self.levels)
-        if folder is None or not folder.model.is_file():
-            raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
-        weights, meta = storage.read(folder.model)
-        own = model.state_dict()
-        anew = [part for part in _PARTS if _shapes(own, part) != _shapes(weights, part)]
-        if self.classes != tuple(meta["classes"]):
-            anew.append("classes.")
-        copy_weights(model, weights, f"{name}, {level_names(self.levels)},", tuple(anew))
-        remark = "".join(f", {part.rstrip('.')} anew" for part in dict.fromkeys(anew))
-        return f"beginning with the prior of {level_names(self.levels)} of {name}{remark}"
-
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         training = self.training
         ranks = distributed.rank_slice()
@@ -237,11 +216,11 @@ class PriorTask(Task):
 
     def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
         model = state.model
-        batch = batch.to(state.compute.device)
+        batch = batch.to(self.compute.device)
         assert isinstance(model, Prior)
         share = self.config.prior.class_dropout
         label = drop_classes(batch.label, model.level, share, self.training.seed, state.step)
-        with state.compute.autocast():
+        with self.compute.autocast():
             nats = model.image_nats(batch.codes, batch.coarser, label, batch.copies)
             losses = {"nats_per_code": nats.mean() / model.num_codes}
         metrics = state.minimize({MODEL: losses})
@@ -324,10 +303,6 @@ class PriorTask(Task):
         )
 
 
-def _shapes(weights: Mapping[str, Tensor], part: str) -> dict[str, torch.Size]:
-    return {name: weight.shape for name, weight in weights.items() if name.startswith(part)}
-
-
 def list_held_out_bits(records: Sequence[Record]) -> list[float]:
     """Return the held-out bits per code of each evaluation in a log."""
     return [record["bits_per_code"] for record in records if record["kind"] == "evaluation"]
@@ -380,18 +355,16 @@ def resolve_priors(
     remaining levels get new priors. With `level`, counted from 1, only the prior that covers this
     level is returned. Raises InputError if there is no such run or level, or as `stage_config`.
     """
-    require_trainable(path)
-    stored = open_run(path).read_config()
+    stored = require_trainable(path).read_config()
     num_levels = len(stored.model.num_symbols)
     if level is not None and not 1 <= level <= num_levels:
         raise InputError(f"--level is {level}; this model has levels 1 to {num_levels}")
-    requested = {*range(num_levels)} if level is None else {level - 1}
-    configs = {
-        levels: stage_config("prior", stored, fields, folder.read_config())
-        for levels, folder in prior_folders(path).items()
-        if resume and requested & {*levels} and folder.config.is_file()
-    }
-    missing = requested - {index for levels in configs for index in levels}
+    missing = {*range(num_levels)} if level is None else {level - 1}
+    configs = {}
+    for levels, folder in prior_folders(path).items():
+        if resume and missing & {*levels} and folder.config.is_file():
+            configs[levels] = stage_config("prior", stored, fields, folder.read_config())
+            missing -= {*levels}
     if missing:
         new = add_copies(stage_config("prior", stored, fields), fields)
         configs |= {levels: new for levels in new.prior_levels if missing & {*levels}}

@@ -8,6 +8,7 @@ epoch, image).
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,10 +23,11 @@ from hrvqvae import distributed
 from hrvqvae.config import TrainingConfig
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.optimizers import make_optimizer
-from hrvqvae.utils.device import Compute
-from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
+from hrvqvae.utils.errors import InputError, NonFiniteError
 
 _NORM = "gradient_norm"
+# parts of a prior whose shapes depend on classes, copies and the kind of output
+_PARTS = {"classes", "copies", "heads"}
 
 
 def make_step_rng(seed: int, step: int) -> torch.Generator:
@@ -42,35 +44,39 @@ def count_parameters(model: nn.Module) -> int:
     return sum(tensor.numel() for tensor in (*model.parameters(), *codewords))
 
 
-def copy_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], source: str, skipped: tuple[str, ...] = ()
-) -> None:
-    """Copy weights into a model, except those whose names begin with a `skipped` part.
+def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> str:
+    """Copy weights into a model; return a remark, or "".
 
-    Raises InputError, which names the `source`, if a weight is missing, unknown or of another
-    shape.
+    A part of `_PARTS` with other shapes keeps its new values, as the remark says. Raises
+    InputError, which names the `source`, if another weight is missing, unknown or of another shape.
     """
-    current = model.state_dict()
-    for name in sorted({*current, *weights}):
-        here = list(current[name].shape) if name in current else "absent"
-        there = list(weights[name].shape) if name in weights else "absent"
-        if here != there and not name.startswith(skipped):
-            shapes = f"{name} is {there} there, {here} here"
+    there = {name: list(weight.shape) for name, weight in weights.items()}
+    here = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+    unequal = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    anew = {name.split(".")[0] for name in unequal} & _PARTS
+    for name in unequal:
+        if name.split(".")[0] not in anew:
+            shapes = f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
             raise InputError(f"{source} does not fit: {shapes}; choose the same shapes")
-    copied = {name: weights[name] for name in weights if not name.startswith(skipped)}
+    copied = {name: weights[name] for name in weights if name.split(".")[0] not in anew}
     model.load_state_dict(copied, strict=False)
+    return f", without its {' and '.join(sorted(anew))}" if anew else ""
 
 
-def require_finite(metrics: Mapping[str, float], step: int) -> None:
-    """Raise NonFiniteError if the loss or the norm of a gradient is NaN or infinite."""
-    for name, value in metrics.items():
+def read_finite(metrics: Metrics, step: int) -> dict[str, float]:
+    """Return metrics as floats; a GPU is waited for. Raises NonFiniteError if the loss or the norm
+    of a gradient is NaN or infinite.
+    """
+    values = {name: float(value) for name, value in metrics.items()}
+    for name, value in values.items():
         if (name == "loss" or name.endswith(_NORM)) and not math.isfinite(value):
             noun = "loss" if name == "loss" else "gradient"
-            described = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            described = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             raise NonFiniteError(
                 f"step {step}: the {noun} is not finite ({described}); it was not saved: try a"
                 " lower learning rate in a new run"
             )
+    return values
 
 
 class MovingAverage(AveragedModel):
@@ -110,7 +116,6 @@ class TrainState:
     networks: dict[str, TrainedNetwork]  #: the model and the networks trained beside it, by name
     #: moving average of the model's weights (docs/paper-tables.md, Table 6) and codewords
     averaged: MovingAverage
-    compute: Compute
     max_steps: float = math.inf  #: the training ends after so many steps
     max_seconds: float = math.inf  #: or after so many seconds
     step: int = 0  #: steps taken
@@ -140,7 +145,7 @@ class TrainState:
             epochs = num_samples * config.epochs // config.batch_size
             max_steps = min(max_steps, max(1, epochs))
         max_seconds = config.max_minutes * 60 or math.inf
-        return TrainState(networks, averaged, Compute(config), max_steps, max_seconds)
+        return TrainState(networks, averaged, max_steps, max_seconds)
 
     @property
     def model(self) -> nn.Module:
@@ -166,7 +171,7 @@ class TrainState:
 
         Returns:
             The mean of each loss by name, their sum "loss", and "gradient_norm". On a GPU they stay
-            there, and the trainer calls `require_finite` when it logs.
+            there, and are checked when they are logged.
 
         Raises:
             NonFiniteError: on a CPU, if the sum or the gradient is NaN or infinite.
@@ -175,19 +180,15 @@ class TrainState:
         network.optimizer.zero_grad()
         terms = torch.stack(list(losses.values()))
         network.pass_loss(terms.sum()).backward()  # averages the gradients over all processes
-        (terms,) = distributed.all_reduce_mean([terms.detach()])
+        (means,) = distributed.all_reduce_mean([terms.detach()])
+        means = means.double()
         gradients = [
             weight.grad for weight in network.module.parameters() if weight.grad is not None
         ]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if terms.device.type != "cpu":
-            on_device = dict(zip(losses, terms, strict=True))
-            return {**on_device, "loss": terms.sum(), _NORM: norm}
-        values = terms.tolist()
-        metrics = dict(zip(losses, values, strict=True))
-        metrics |= {"loss": math.fsum(values), _NORM: float(norm)}
-        require_finite(metrics, self.step)
-        return metrics
+        metrics = dict(zip(losses, means, strict=True))
+        metrics |= {"loss": means.sum(), _NORM: norm}
+        return read_finite(metrics, self.step) if means.device.type == "cpu" else metrics
 
     def minimize(self, losses: Mapping[str, Mapping[str, Tensor]]) -> Metrics:
         """Update each named network with the gradient of its losses; raise as `take_gradient`,
@@ -208,15 +209,9 @@ class TrainState:
         return metrics
 
     def read_window(self) -> list[dict[str, float]]:
-        """Return the metrics of the steps since the last log as floats; a GPU is waited for. Raises
-        NonFiniteError if a loss or gradient is not finite.
-        """
-        read = []
-        for step, metrics in enumerate(self.window, self.step - len(self.window)):
-            values = {name: float(value) for name, value in metrics.items()}
-            require_finite(values, step)
-            read.append(values)
-        return read
+        """Return the metrics of the steps since the last log; raise as `read_finite`."""
+        steps = range(self.step - len(self.window), self.step)
+        return [read_finite(*pair) for pair in zip(self.window, steps, strict=True)]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the state by their names in a checkpoint."""
@@ -238,14 +233,11 @@ class TrainState:
         return {
             "step": self.step,
             "seconds": self.seconds,
-            "device": self.compute.device.type,
             "window": self.read_window(),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Restore a saved state bit for bit. Raises DamagedFileError if it does not fit the
-        networks.
-        """
+        """Restore a saved state bit for bit."""
 
         def select(prefix: str) -> dict[str, Tensor]:
             return {
@@ -254,16 +246,13 @@ class TrainState:
                 if name.startswith(prefix)
             }
 
-        try:
-            for prefix, network in self._prefixed_networks():
-                network.module.load_state_dict(select(f"{prefix}model."))
-                _restore_moments(network.optimizer, select(f"{prefix}optimizer."))
-            self.averaged.load_state_dict(select("averaged."))
-            self.step = int(meta["step"])
-            self.seconds = float(meta["seconds"])
-            self.window = list(meta["window"])
-        except (RuntimeError, KeyError) as error:
-            raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
+        for prefix, network in self._prefixed_networks():
+            network.module.load_state_dict(select(f"{prefix}model."))
+            _restore_moments(network.optimizer, select(f"{prefix}optimizer."))
+        self.averaged.load_state_dict(select("averaged."))
+        self.step = int(meta["step"])
+        self.seconds = float(meta["seconds"])
+        self.window = list(meta["window"])
 
     def _prefixed_networks(self) -> list[tuple[str, TrainedNetwork]]:
         """Return each network with the prefix of its names in a checkpoint."""
@@ -274,24 +263,16 @@ class TrainState:
 
 
 def _restore_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Restore moments from names such as "3.exp_avg": parameter index and key. Raises KeyError for
-    moments of another optimizer.
-    """
-    parameters = [
-        (parameter, group) for group in optimizer.param_groups for parameter in group["params"]
-    ]
-    state: dict[int, dict[str, Tensor]] = {}
+    """Restore moments from names such as "3.exp_avg": parameter index and key."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = defaultdict[int, dict[str, Tensor]](dict)
     for name, tensor in moments.items():
         index, key = name.split(".", 1)
-        parameter, group = parameters[int(index)]
-
-        # Muon has only "momentum" for its matrices, Adam never has it
-        if (key == "momentum") != group.get("orthogonal", False):
-            raise KeyError(name)
+        parameter = parameters[int(index)]
 
         # The fused optimizer pairs elements by their order in memory. A tensor that was read is
         # contiguous, a parameter may be channels-last: give the tensor the parameter's strides.
         if tensor.shape == parameter.shape:
             tensor = torch.empty_like(parameter).copy_(tensor)
-        state.setdefault(int(index), {})[key] = tensor
+        state[int(index)][key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -6,7 +6,6 @@ is killed, and a resumed run repeats the evaluation.
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
 import threading
@@ -25,13 +24,13 @@ from torch import nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.data.batches import explain_worker_errors, make_rng
 from hrvqvae.models.objective import Metrics
 from hrvqvae.training.loggers import MetricsLog, Record
 from hrvqvae.training.optimizers import compute_learning_rate
-from hrvqvae.training.state import TrainState, count_parameters
+from hrvqvae.training.state import TrainState, copy_weights, count_parameters
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, explain_write_errors, require_made_for
 from hrvqvae.utils.locks import lock_folder
@@ -91,11 +90,15 @@ class Task(ABC):
         generator.
         """
 
-    @abstractmethod
     def init_from(self, model: nn.Module) -> str:
-        """Load the weights of the model that `training.init_from` names; return a message. Raises
-        InputError.
+        """Copy the weights of the same network in the run `training.init_from`; return a message.
+        Raises InputError as `copy_weights`, or if there are none.
         """
+        assert self.parent_run is not None
+        place = self.run.path.relative_to(self.parent_run)
+        source = RunFolder(open_run(self.training.init_from).path / place).model
+        remark = copy_weights(model, storage.read(source)[0], str(source))
+        return f"beginning with the weights of {source}{remark}"
 
     def initialize(self, model: nn.Module) -> None:  # noqa: B027
         """Initialize parts of an untrained network, such as codebooks, from the data. The network
@@ -212,10 +215,7 @@ class Trainer:
         """Raise InputError if the task can't be trained as configured, or the folder must not be
         overwritten.
         """
-        training = self.task.training
-        require_divisible("batch", training.batch_size)
-        if training.loggers:
-            importlib.import_module("tensorboard")  # a missing package is reported first
+        require_divisible("batch", self.task.training.batch_size)
         distributed.on_rank_zero(self._check_folder)
 
     def _check_folder(self) -> None:
@@ -355,11 +355,9 @@ class Trainer:
         state.window.clear()
         if not mean:
             return
-        usage = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
         remaining = clock(state.seconds / state.fraction - state.seconds)
         summary = (
-            f"loss {mean['loss']:.5f}{usage}  {mean['images_per_second']:,.0f} images/s "
-            f" {remaining} left"
+            f"loss {mean['loss']:.5f}  {mean['images_per_second']:,.0f} images/s  {remaining} left"
         )
         self.meter.show(f"step {state.step}", state.fraction, summary, last=state.fraction >= 1)
 
