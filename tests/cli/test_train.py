@@ -61,14 +61,12 @@ def test_resuming(tiny_file, tmp_path):
     command = f"train {tiny_file} --out {run} --max-steps"
     printed = do(f"{command} 10") + do(f"{command} 14 --resume")
     assert "resuming" in printed
-    assert "little is learned in so few steps: resume with more" in printed
     # a run folder says itself what it is
     assert "trained 15 steps" in do(f"train --resume {run} --max-steps 15")
     check_refusals(f"train --resume {run} --data {tmp_path}/typo | {tmp_path}/typo")
     printed = do(f"train --resume {run}")
     assert "its budget is spent; to train further, give" in printed
-    printed = do(f"train {tiny_file} --out {tmp_path}/short --max-minutes 0.0001")
-    assert "little is learned in so few steps: resume with more" in printed
+    assert "trained" in do(f"train {tiny_file} --out {tmp_path}/short --max-minutes 0.0001")
     other = tmp_path / "mine"
     other.mkdir()
     config = shutil.copy(tiny_file, other / "config.yaml")

@@ -40,23 +40,11 @@ def test_matrices_are_the_weights_between_layers():
     assert matrices == {"1.weight", "3.above", "3.left", "4.weight"}
 
 
-def muon(module):
-    return Muon(module, 0.01, (0.9, 0.99))
-
-
-def network(form=torch.contiguous_format):
+def network():
     torch.manual_seed(0)
-    layers = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 6, 3), nn.SiLU(), nn.ConvTranspose2d(6, 3, 4)
     )
-    return layers.to(memory_format=form)
-
-
-def trained(module, optimizer, steps=3):
-    for step in range(steps):
-        backward(module, optimizer, step)
-        optimizer.step()
-    return dict(module.state_dict())
 
 
 def backward(module, optimizer, step):
@@ -70,7 +58,7 @@ def test_a_step_is_that_of_the_paper():
     weight = module[2].weight
     momentum = torch.zeros_like(weight)
     expected = weight.detach().clone()
-    optimizer = muon(module)
+    optimizer = Muon(module, 0.01, (0.9, 0.99))
     for step in range(2):
         backward(module, optimizer, step)
         gradient = weight.grad.clone()

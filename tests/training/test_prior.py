@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.testing import assert_close
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import export
@@ -55,7 +54,6 @@ from tests.trained_run import (
     write_untrained_classifier,
 )
 
-SLOWLY = fields("prior.training", "learning_rate=1e-12 max_steps=1")
 LONGER = fields("prior.training", "learning_rate=0.01 max_steps=60 evaluate_every=20")
 KEPT = ("step", "bits_per_code")
 
@@ -281,15 +279,3 @@ def test_guidance_needs_class_dropout(run, tmp_path):
     train_levels(run)
     with input_error("was trained without class dropout"):
         Model(run).sample(2, guidance=1.5)
-
-
-def test_a_prior_begins_with_other_classes(run, tmp_path):
-    """Here with "no class"; the rest of the network is kept."""
-    train_levels(run, 1)
-    first, _ = storage.read(prior_folder(run, 0).model)
-    successor = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
-    begun = fields("prior", f"training.init_from={run} class_dropout=0.3")
-    train_levels(successor, 1, of=GIVEN | SLOWLY | begun)
-    second, _ = storage.read(prior_folder(successor, 0).model)
-    assert len(second.pop("classes.weight")) == len(first.pop("classes.weight")) + 1
-    assert_close(second, first, atol=1e-4, rtol=1e-4)

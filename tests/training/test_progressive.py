@@ -48,10 +48,6 @@ def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(case, images)
         assert same(before.decode(codes, levels), after.decode(codes, levels))
     assert before.autoencoder.state_dict().keys() == after.autoencoder.state_dict().keys()
     assert error(after, images, 1) < 0.9 * error(before, images, 1)
-    # codes of the first level alone are that prefix
-    coarse = after.decompress(files, levels=1)[0]
-    alone = after.decode((codes[0][:1],), size=(12, 12))
-    assert torch.allclose(coarse, alone[0], atol=1e-6)
     first, last = (record["level_mse"] for record in case.records("evaluation"))
     assert first[-1] == last[-1]
     # the decoder goes where its model goes

@@ -3,8 +3,6 @@
 import copy
 from pkgutil import resolve_name
 
-import torch
-
 from hrvqvae.config import Config
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.models.base import Autoencoder
@@ -45,24 +43,20 @@ def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAuto
 def build_progressive_decoder(
     model: SingleGridAutoencoder, config: Config, num_classes: int | None = None
 ) -> ConditionalDecoder:
-    """Build the untrained progressive decoder of a model, on its device: a refiner, then a copy of
-    the decoder. Its cases are the numbers of levels below all, or classes if their number is given.
+    """Build the untrained progressive decoder of a model: a refiner, on the CPU, then a copy of the
+    decoder. Its cases are the numbers of levels below all, or classes if their number is given.
     """
     cases = len(model.prefixes) - 1 if num_classes is None else num_classes + 1
     refiner = Refiner(config.progressive.network, model.quantizer.config.dim, cases)
-    decoder = ConditionalDecoder(refiner, copy.deepcopy(model.decoder), num_classes)
-    return decoder.requires_grad_(True).to(_device_of(model))
+    decoder = copy.deepcopy(model.decoder).requires_grad_(True)
+    return ConditionalDecoder(refiner, decoder, num_classes)
 
 
 def build_sample_decoder(model: SingleGridAutoencoder, config: Config) -> ConditionalDecoder:
-    """Build the untrained decoder of samples of a model, on its device: a refiner, then a
-    progressive decoder. Its cases are the classes.
+    """Build the untrained decoder of samples of a model: a refiner, on the CPU, then a progressive
+    decoder. Its cases are the classes.
     """
     classes = config.generation.classes
     refiner = Refiner(config.generation.network, model.quantizer.config.dim, classes + 1)
     decoder = build_progressive_decoder(model, config, classes)
-    return ConditionalDecoder(refiner, decoder, classes).to(_device_of(model))
-
-
-def _device_of(model: SingleGridAutoencoder) -> torch.device:
-    return next(model.decoder.parameters()).device
+    return ConditionalDecoder(refiner, decoder, classes)

@@ -31,7 +31,6 @@ from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
 _NUM_PLOTTED = 8  # test images in the picture of reconstructions
-_FEW_STEPS = 100  # a shorter training is remarked upon
 
 
 class ImageTask(Task):
@@ -210,10 +209,6 @@ class AutoencoderTask(ImageTask):
             self.planted = model.plant(self.config.model)
             self.planted_step = state.step
         return self.planted.eval()
-
-    def remark(self, step: int, records: Sequence[Record]) -> str:
-        few = step < _FEW_STEPS
-        return "little is learned in so few steps: resume with more" if few else ""
 
     def save(self, state: TrainState) -> None:
         model = self.averaged_model(state)

@@ -271,7 +271,7 @@ class PriorTask(Task):
         bits = list_held_out_bits(records)
         return 0 < patience < len(bits) and min(bits[-patience:]) > min(bits)
 
-    def remark(self, step: int, records: Sequence[Record]) -> str:
+    def remark(self, records: Sequence[Record]) -> str:
         evaluations = [record for record in records if record["kind"] == "evaluation"]
         best = min(evaluations, key=lambda record: record["bits_per_code"])
         symbols = [self.model_config.model.num_symbols[level] for level in self.levels]

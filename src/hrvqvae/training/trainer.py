@@ -12,7 +12,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,8 +135,8 @@ class Task(ABC):
         """Return whether the training ends before its budget is spent, by its log."""
         return False
 
-    def remark(self, step: int, records: Sequence[Record]) -> str:
-        """Return what is to be said about a training that ended at a step, or ""."""
+    def remark(self, records: Sequence[Record]) -> str:
+        """Return what is to be said about a training that ended, or ""."""
         return ""
 
     @abstractmethod
@@ -178,19 +178,21 @@ class Trainer:
             gpus = [device] if device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(gpus))
 
+            # a full disk is an error of the user
+            advice = "; make room, and continue with --resume"
+            stack.enter_context(explain_write_errors(task.run.path, advice))
             state = self._prepare_state()
             self.saved = (state.step, state.seconds)  # the progress in the newest checkpoint
             stack.enter_context(explain_worker_errors())
             self.batches = stack.enter_context(closing(task.batches(state.step)))
             self.processes = stack.enter_context(ProcessSync())
             self.meter = stack.enter_context(closing(Meter(sys.stdout)))
-            with self._explain_errors(state):
-                use_tensorboard = bool(task.training.loggers)
-                self.log = MetricsLog(task.run.metrics, state.step, tensorboard=use_tensorboard)
-            stack.enter_context(closing(self.log))
+            use_tensorboard = bool(task.training.loggers)
+            log = MetricsLog(task.run.metrics, state.step, tensorboard=use_tensorboard)
+            self.log = stack.enter_context(closing(log))
 
-            # a training that ends at a checkpoint logs after it
-            if self.log.has("train", state.step):
+            # an end logs metrics that the last checkpoint still holds: do not log them twice
+            if log.has("train", state.step):
                 state.window.clear()
 
             # a run that was killed in an evaluation repeats it
@@ -200,14 +202,9 @@ class Trainer:
             self._end(state)
 
         stopped = self.processes.signal
-        remark = "" if stopped else task.remark(state.step, self.log.records)
+        remark = "" if stopped else task.remark(log.records)
         peak = task.compute.peak_bytes()
         return Outcome(state.step, stopped, state.seconds, peak, remark)
-
-    def _explain_errors(self, state: TrainState) -> AbstractContextManager[None]:
-        """Turn an OSError, such as that of a full disk, into an InputError."""
-        target = f"step {state.step} of {self.task.run.path}"
-        return explain_write_errors(target, "; make room, and continue with --resume")
 
     # ---- before the first step ----
 
@@ -291,8 +288,7 @@ class Trainer:
 
         # a kill between checkpoint and model file left the model of an earlier step
         if distributed.is_rank_zero():
-            with self._explain_errors(state):
-                task.save(state)
+            task.save(state)
 
     # ---- steps ----
 
@@ -350,8 +346,7 @@ class Trainer:
     def _log(self, state: TrainState) -> None:
         """Log and show the mean metrics since the last log."""
         window = state.read_window()
-        with self._explain_errors(state):
-            mean = self.log.write_means(state.step, window, self.task.training.batch_size)
+        mean = self.log.write_means(state.step, window, self.task.training.batch_size)
         state.window.clear()
         if not mean:
             return
@@ -369,23 +364,22 @@ class Trainer:
         meta = {**state.meta(), "data": self.task.data_digest}
         distributed.require_same(state.tensors(), f"at step {state.step}")
         if distributed.is_rank_zero():
-            with self._explain_errors(state):
-                self.task.run.save(state.step, state.tensors(), meta)
-                self.task.save(state)
+            self.task.run.save(state.step, state.tensors(), meta)
+            self.task.save(state)
         self.saved = (state.step, state.seconds)
 
     def _evaluate(self, state: TrainState) -> None:
         """Evaluate the step, unless the log has its evaluation already."""
         if self.log.has("evaluation", state.step):
             return
-        with self._explain_errors(state):
-            evaluation = self.task.evaluate(state, self.log.records)
-            self.meter.say(f"step {state.step}  {evaluation.line}")
-            if self.pictures and distributed.is_rank_zero():
-                newest = {"kind": "evaluation", "step": state.step, **evaluation.record}
-                self.task.draw(state, [*self.log.records, newest])
-            # log last: a resumed run repeats an evaluation that is missing from the log
-            self.log.write("evaluation", state.step, evaluation.record)
+        evaluation = self.task.evaluate(state, self.log.records)
+        self.meter.say(f"step {state.step}  {evaluation.line}")
+        if self.pictures and distributed.is_rank_zero():
+            newest = {"kind": "evaluation", "step": state.step, **evaluation.record}
+            self.task.draw(state, [*self.log.records, newest])
+
+        # log last: a resumed run repeats an evaluation that is missing from the log
+        self.log.write("evaluation", state.step, evaluation.record)
 
 
 def choose_seed(seed: int, step: int) -> int:
