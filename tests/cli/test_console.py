@@ -3,7 +3,6 @@ numbers.
 """
 
 import io
-import itertools
 import json
 import re
 import subprocess
@@ -152,23 +151,6 @@ def test_a_library_shows_nothing(capsys, caplog):
     assert work(5) == list(range(5))
     assert tuple(capsys.readouterr()) == ("", "")
     assert caplog.messages == []
-
-
-@parametrize("stream", [Terminal(), io.StringIO()])
-def test_a_line_for_who_waits(stream, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("hrvqvae.cli.run", lambda argv: waiting("reading") or 0)
-    assert main([]) == 0
-    assert stream.getvalue() == ("hrvqvae: reading ...\n" if stream.isatty() else "")
-
-
-def test_a_bar_on_a_terminal(shown, monkeypatch):
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr("tqdm.std.time", itertools.count().__next__)
-    work(4)
-    assert "work: 100%" in terminal.getvalue()
-    assert "4/4" in terminal.getvalue()
 
 
 @parametrize("stream", [Terminal(), io.StringIO()])

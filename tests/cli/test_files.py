@@ -1,6 +1,5 @@
 """Files of codes and zips of them on the command line: compress, inspect, decompress."""
 
-import io
 import os
 import shutil
 import signal
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -18,7 +16,6 @@ import torch
 
 import hrvqvae
 from hrvqvae import image_files, pictures
-from hrvqvae.cli import main
 from hrvqvae.compression import hrv
 from hrvqvae.compression.zips import open_zip, write_zip
 from hrvqvae.data.images import read_image
@@ -129,13 +126,6 @@ def test_a_zip_is_a_folder_of_files(run, images):
     write_zip(Path("upper.zip"), [("A.HRV", content)])
     do(f"decompress upper.zip -o upper --model {run}")
     assert [*folder_of(Path("upper"))] == ["A.png"]
-
-
-def test_names_keep_their_endings_where_they_must(run):
-    for name in ("0.png", "0.jpg", "1.png"):
-        write_picture(Path("in") / name, 0, (12, 12), "L")
-    do(f"compress {run} in -o out")
-    assert {*folder_of(Path("out"))} == {"0.png.hrv", "0.jpg.hrv", "1.hrv"}
 
 
 def test_what_is_done_is_kept_when_a_call_is_interrupted(run, images, monkeypatch):
@@ -357,15 +347,6 @@ def test_a_command_that_is_ended_leaves_nothing(images, monkeypatch):
             do(f"compress mnist {images}/2.png -o x.hrv")
         assert signal.getsignal(signum) == signal.SIG_DFL
     assert not [*Path().iterdir()]
-
-
-def test_a_strict_terminal_prints_names_that_are_no_text(run, images):
-    out = io.TextIOWrapper(io.BytesIO(), "ascii", errors="strict")
-    with redirect_stdout(out):
-        words = f"compress {run} {images}/0.png -o caf\udce9.hrv".split()
-        assert main(words) == 0
-        out.flush()
-    assert b"caf\\udce9.hrv" in out.buffer.getvalue()
 
 
 def test_a_class_is_no_path(monkeypatch):

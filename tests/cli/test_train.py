@@ -3,7 +3,6 @@ and their errors.
 """
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -11,7 +10,6 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 import hrvqvae
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
@@ -27,8 +25,6 @@ from tests.conftest import (
     do,
     done,
     ended,
-    refused,
-    run_python,
     same,
     shared_fixture,
     write_file,
@@ -87,7 +83,7 @@ def test_the_prior_of_a_level(tiny_file, tmp_path):
     prior = prior_folder(run, 2).read_config().prior
     assert prior.training_of(2).batch_size == 4
     assert prior.network.kind == "pixelsnail"
-    values = "has 2 values; give one, or one for each of the 3 levels"
+    values = "is (8, 6); it must be one value, or one for each of the 3 levels"
     check_refusals(f"""
         {command} --resume --prior.network.kind gpt | kind is pixelsnail there, gpt here
         train-prior {run} {field} 8,6 | prior.training.batch_size {values}
@@ -182,17 +178,6 @@ def test_a_beam_encodes_whatever_the_model_was_trained_with(run, tmp_path):
     """)
 
 
-def test_lambda_is_of_the_levels_that_are_shown(run, tmp_path):
-    """Without an entropy model it is the error alone that is minimized."""
-    image = tmp_path / "image.png"
-    write_picture(image, 0, (12, 12), "L")
-    sheet = f"reconstruct {run} {image} -o {tmp_path}/sheet.png --force --levels"
-    for command in (f"{sheet} 1", f"{sheet} 3", f"evaluate {run} --device cpu"):
-        printed = do(command), do(f"{command} --effort 2")
-        errors = [float(re.search(r"MSE ([\d.e+-]+)", text)[1]) for text in printed]
-        assert errors[1] < errors[0], command
-
-
 def test_bad_runs_and_images(run, tmp_path):
     write_picture(tmp_path / "grey.png", 1, mode="L")
     sheet = f"reconstruct {run} {tmp_path}/grey.png -o {tmp_path}/sheet.png --levels"
@@ -200,7 +185,7 @@ def test_bad_runs_and_images(run, tmp_path):
         {sheet} 0 | --levels: it must be at least 1
         {sheet} 4 | levels is 4; this model decodes 1, 2, 3
         evaluate {run} --split dev | --split: invalid choice: 'dev'
-        evaluate {run} --data {tmp_path}/nowhere | can't be read: No such file
+        evaluate {run} --data {tmp_path}/nowhere | nowhere
         evaluate {run} -n 0 | -n: it must be at least 1
     """)
     assert not (tmp_path / "sheet.png").exists()
@@ -218,22 +203,3 @@ def test_commands_in_messages_quote_paths(run, tmp_path):
     RunFolder(spaced).model.unlink()
     shutil.rmtree(RunFolder(spaced).checkpoints, ignore_errors=True)
     check_refusals(f"evaluate '{spaced}' | hrvqvae train '{spaced}' --resume")
-
-
-def test_an_image_of_too_many_pixels_names_no_field(tmp_path):
-    """No command that uses a model takes `data.max_pixels`."""
-    Image.new("1", (8_001, 8_001)).save(tmp_path / "large.png")
-    told = refused(f"compress mnist {tmp_path}/large.png -o {tmp_path}/x.hrv")
-    assert "has 8001x8001 pixels; at most 64000000 are admitted: make the image smaller" in told
-    assert "max_pixels" not in told
-
-
-def test_plots_say_nothing_without_a_home(tiny_file, tmp_path):
-    """Matplotlib has a line for each folder that it can't write."""
-    environment = {**os.environ, "HOME": "/proc/none", "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": ""}
-    environment.pop("MPLCONFIGDIR", None)
-    words = f"-m hrvqvae train {tiny_file} --max-steps 1 --out {tmp_path}/run --device cpu".split()
-    ended = run_python(*words, env=environment)
-    assert (tmp_path / "run" / "pictures" / "curves.png").is_file()
-    assert "atplotlib" not in ended.stdout + ended.stderr
-    assert "MPLCONFIGDIR" not in ended.stderr

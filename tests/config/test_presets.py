@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hrvqvae.config import Geometry, ModelConfig, bits_per_image, compression_ratio, presets
+from hrvqvae.config import bits_per_image, compression_ratio, presets
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, register_system
 from hrvqvae.config.section import flatten
 from tests.conftest import approx, cells_of, input_error, parametrize
@@ -29,20 +29,6 @@ UNKNOWN = "zzz hrvqvae/fashion-mnist hrvqvae/ /mnist vqvae2-original/mnist hrvqv
 def test_unknown_presets(name):
     with input_error("unknown preset"):
         presets.get(name)
-
-
-class WithoutPadding(ModelConfig):
-    num_symbols = (2,)
-    geometry = Geometry(1, 0, (1,))
-
-
-@pytest.mark.usefixtures("added_systems")
-def test_a_data_set_gives_a_system_only_the_fields_that_it_has():
-    register_system(dataclasses.replace(SYSTEMS.get("vqvae"), name="bare", config=WithoutPadding()))
-    preset = presets.get("bare/mnist")
-    assert preset.config.model == WithoutPadding(system="bare")
-    assert preset.config.data.size == 28
-    assert preset.config.training.batch_size == 128
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "paper-tables.md").read_text()

@@ -1,7 +1,6 @@
 """PixelSNAIL: causality and conditions."""
 
 import copy
-import itertools
 
 import torch
 from torch import nn
@@ -61,13 +60,3 @@ def test_a_position_sees_neither_itself_nor_later_ones(attention, coarser, class
         assert reached[later & inside].all()
     else:
         assert reached[:-1].any(1).all()
-
-
-def test_the_class_moves_every_position_and_no_class_is_none_of_them():
-    for unconditional in (True, False):
-        level = level_of(classes=3, unconditional=unconditional)
-        prior, (codes, _, _) = random_prior(network(), level), inputs(level, 1)
-        results = [logits(prior, codes, [], torch.tensor([label])) for label in range(level.labels)]
-        assert len(results) == 3 + unconditional
-        for left, right in itertools.combinations(results, 2):
-            assert (left != right).any(1).all()

@@ -215,24 +215,6 @@ def test_a_sample_is_the_same_in_every_batch(three_levels):
     assert not same(together, sampled(three_levels, range(5), seed=5))
 
 
-def test_known_codes_are_kept_and_the_rest_follows_them(three_levels):
-    def complete(codes, *masks):
-        return sampled(three_levels, [0], kept=KeptCodes((*codes,), masks))
-
-    free = sampled(three_levels, [0])
-    where = torch.zeros(4, 3).bool()
-    where[:2] = True
-    assert same(complete(free, where, where, where), free)
-    others = (free + 1) % 3
-    kept = complete(others, where, where, where)
-    assert same(kept[..., where], others[..., where])
-    assert not same(kept[..., ~where], free[..., ~where])
-    # finer codes are drawn below the coarser codes that there are
-    none = where & ~where
-    finer = complete(others, ~none, none, none)
-    assert not same(finer[1:], free[1:])
-
-
 def test_labels_come_as_often_as_in_training():
     priors = Priors((), ("cat", "dog"), (1, 1))
     for name in ("dog", "1", 1):

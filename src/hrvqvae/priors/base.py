@@ -106,15 +106,10 @@ class Prior(nn.Module, ABC):
         self.levels = levels
         self.level = levels[0]  # the coarsest; all have the same grid and classes
         self.num_codes = len(levels) * math.prod(self.level.grid)  # of an image
+        # the levels that a sampler draws together, coarse first: here each level alone
+        self.draws = [range(level, level + 1) for level in range(len(levels))]
         self.classes: nn.Embedding | None = None
         self.copies: nn.Embedding | None = None
-
-    @property
-    def draws(self) -> tuple[range, ...]:
-        """The levels of the prior that a sampler draws together, coarse first; by default each
-        level alone.
-        """
-        return tuple(range(level, level + 1) for level in range(len(self.levels)))
 
     def codeword_indices(self, codes: Sequence[Tensor]) -> list[Tensor]:
         """Return the codeword indices (B, H, W) of each level of the prior. They begin anew at its
@@ -201,11 +196,11 @@ class Priors:
         """
         if not self.classes:
             raise InputError("the priors know no classes; leave the class out")
+        text = str(name)
         if name in self.classes:
-            return self.classes.index(str(name))
-        digits = str(name)
-        if digits.isdecimal() and int(digits) < len(self.classes):
-            return int(digits)
+            return self.classes.index(text)
+        if text.isdecimal() and int(text) < len(self.classes):
+            return int(text)
         raise InputError(
             f"class {name!r} is not one of {', '.join(self.classes)} (or"
             f" 0..{len(self.classes) - 1})"
@@ -229,8 +224,10 @@ def measure_bits(
     prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
 ) -> list[float]:
     """Return the total bits of a batch's codes under a prior, for each level of the prior."""
-    all_nats = compute_nats(prior, codes, coarser, label)
-    return [float(nats.double().sum()) / math.log(2) for nats in all_nats]
+    return [
+        float(nats.double().sum()) / math.log(2)
+        for nats in compute_nats(prior, codes, coarser, label)
+    ]
 
 
 def build_prior(config: Config, levels: Levels, classes: int) -> Prior:

@@ -291,18 +291,15 @@ class GPT(Prior):
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(hidden)
         leaves = math.prod(level.symbols for level in levels)
-        is_summed = config.output == "sums" and leaves <= MOST_LEAVES
-        heads = (Head(config, level.symbols) for level in levels)
-        self.heads = LeafSums(config, levels) if is_summed else nn.ModuleList(heads)
+        self.heads: LeafSums | nn.ModuleList
+        if config.output == "sums" and leaves <= MOST_LEAVES:
+            self.heads = LeafSums(config, levels)
+            self.draws = [range(len(levels))]
+        else:
+            self.heads = nn.ModuleList(Head(config, level.symbols) for level in levels)
         for layer in layers:  # each layer begins by adding only a constant, its biases
             nn.init.zeros_(layer.output.weight)
             nn.init.zeros_(layer.narrow.weight)
-
-    @property
-    def draws(self) -> tuple[range, ...]:
-        if isinstance(self.heads, LeafSums):
-            return (range(len(self.levels)),)
-        return super().draws
 
     def embed_coarser(self, coarser: Sequence[Tensor]) -> Tensor:
         maps = [
