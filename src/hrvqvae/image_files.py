@@ -16,6 +16,7 @@ from hrvqvae.compression.images import decode_images
 from hrvqvae.data.folders import find_files
 from hrvqvae.data.images import (
     SUFFIXES,
+    BrokenImageError,
     decode_image,
     to_pil,
     write_image,
@@ -27,9 +28,9 @@ from hrvqvae.utils.outputs import Outputs, check_output, write_output
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
-# Limits of a batch. Its files are written as soon as it is done, so that little is lost by Ctrl-C.
-_BATCH_IMAGES = 16
-_BATCH_PIXELS = 1 << 20
+# Values of the images of a batch. Its files are written as soon as it is done, so that little is
+# lost by Ctrl-C.
+_BATCH_VALUES = 1 << 17
 
 
 @dataclass
@@ -84,34 +85,22 @@ def _find_images(paths: Sequence[Path]) -> dict[str, Path]:
     return images
 
 
-def _read_batches(
-    model: Model, images: Mapping[str, Path], outcome: CompressionOutcome, skip: bool
-) -> Iterator[list[tuple[str, Tensor]]]:
-    """Yield batches of names and images within both limits. With `skip`, images that can't be read
-    are left out with a notice.
+def _read_images(
+    model: Model, images: Mapping[str, Path], skip: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the pixels of each image. With `skip`, images that can't be read are left
+    out with a notice.
     """
-    channels = model.autoencoder.channels
-    max_pixels = model.config.data.max_pixels
-
-    def read_images() -> Iterator[tuple[str, Tensor]]:
-        for name, path in images.items():
-            try:
-                pixels = decode_image(path, channels, max_pixels)
-            except InputError as error:  # broken, or there is no such file
-                if not skip:
-                    advice = "leave such images out with --on-error skip"
-                    raise InputError(f"{error}; {advice}") from error
-                note(f"{error}; left out")
-                continue
-            outcome.images += 1
-            outcome.pixels += pixels.size
+    for name, path in images.items():
+        try:
+            pixels = decode_image(path, model.autoencoder.channels, model.config.data.max_pixels)
+        except BrokenImageError as error:  # or there is no such file
+            if not skip:
+                advice = "leave such images out with --on-error skip"
+                raise InputError(f"{error}; {advice}") from error
+            note(f"{error}; left out")
+        else:
             yield name, torch.from_numpy(pixels)
-
-    least = _BATCH_PIXELS // _BATCH_IMAGES
-    batches = chunk_by_size(
-        read_images(), lambda pair: max(pair[1][0].numel(), least), _BATCH_PIXELS
-    )
-    return tracked(batches, "compress", len(images), len)
 
 
 def compress_images(
@@ -154,19 +143,25 @@ def compress_images(
     _note_skipped(len(images) - len(missing), folder)
 
     outcome = CompressionOutcome()
-    for batch in _read_batches(model, missing, outcome, skip):
-        places = [str(images[name]) for name, _ in batch]
-        files = model.compress([pixels for _, pixels in batch], names=places, **options)
-        for (name, _), content in zip(batch, files, strict=True):
+    pairs = _read_images(model, missing, skip)
+    batches = chunk_by_size(pairs, lambda pair: pair[1].numel(), _BATCH_VALUES)
+    for batch in tracked(batches, "compress", len(missing), len):
+        names = [name for name, _ in batch]
+        pixels = [image for _, image in batch]
+        places = [str(images[name]) for name in names]
+        files = model.compress(pixels, names=places, **options)
+        for name, content in zip(names, files, strict=True):
             write_output(targets[name], content)
-            outcome.bytes += len(content)
+        outcome.images += len(files)
+        outcome.bytes += sum(map(len, files))
+        outcome.pixels += sum(image.numel() for image in pixels)
     if missing and not outcome.images:
         raise InputError("no image could be read")
 
     if zips.is_zip(out):
         written = [path for path in targets.values() if path.exists()]
-        names = (path.relative_to(folder).as_posix() for path in written)
-        zips.write_zip(out, zip(names, map(Path.read_bytes, written), strict=True))
+        entries = [path.relative_to(folder).as_posix() for path in written]
+        zips.write_zip(out, zip(entries, map(Path.read_bytes, written), strict=True))
         shutil.rmtree(folder)
     return outcome
 
@@ -239,7 +234,7 @@ def decompress_files(
     _note_skipped(len(files) - len(missing), out)
 
     # each model of the package is loaded once
-    find_maker: Callable[[bytes], Model | None] = cache(find_model)
+    find_maker: Any = cache(find_model)
     if model is not None:
         maker = Model(model)
         find_maker = cache(lambda _: maker)
@@ -253,10 +248,9 @@ def decompress_files(
             continue
         write_image(to_pil(image), target)
         count += 1
-        if fault:
-            faults.append(fault)
-    for fault in faults[:-1]:
-        note(fault)
+        faults += fault
+    for earlier in faults[:-1]:
+        note(earlier)
     if faults:
         written = f"; {counted(count, 'image')} written" if count else ""
         raise DamagedFileError(f"{faults[-1]}{written}")
@@ -265,9 +259,9 @@ def decompress_files(
 
 def _decode_file(
     file: _CodeFile, find_maker: Callable[[bytes], Model | None], levels: int | None
-) -> tuple[Tensor, str]:
-    """Return the image of a file, and what is wrong with finer levels. Raises DamagedFileError if
-    it has no whole level or its model is unknown.
+) -> tuple[Tensor, list[str]]:
+    """Return the image of a file, and its faults. Raises DamagedFileError if it has no whole level
+    or its model is unknown.
     """
     content = file.read()
     fingerprint = hrv.read_header(content, file.place).fingerprint
@@ -280,7 +274,4 @@ def _decode_file(
     max_pixels = maker.config.data.max_pixels
     (codes,) = hrv.read(maker.entropy_model, [content], levels, [file.place], max_pixels)
     (image,) = decode_images(maker.autoencoder, [codes], maker.device, levels, [file.place])
-    if not codes.fault:
-        return image, ""
-    levels_used = counted(len(codes.codes), "whole level")
-    return image, f"{file.place}: {codes.fault}; decoded from {levels_used}"
+    return image, [f"{file.place}: {codes.fault}"] if codes.fault else []

@@ -131,7 +131,7 @@ def test_a_zip_is_a_folder_of_files(run, images):
 def test_what_is_done_is_kept_when_a_call_is_interrupted(run, images, monkeypatch):
     """Each batch is written as soon as it is done, and a second call skips its files."""
     do(f"compress {run} {images} -o codes")
-    monkeypatch.setattr(image_files, "_BATCH_IMAGES", 1)
+    monkeypatch.setattr(image_files, "_BATCH_VALUES", 1)
     for command, writer, name in (
         (f"compress {run} {images} -o out", "write_output", "2.hrv"),
         (f"decompress codes -o out --model {run}", "write_image", "2.png"),
@@ -160,7 +160,7 @@ def test_a_killed_call_loses_no_finished_file_of_a_zip(images):
     words = f"compress mnist {images} -o x.zip".split()
     kill = (
         "import os, sys; from hrvqvae import image_files; from hrvqvae.cli import main;"
-        "write = image_files.write_output; image_files._BATCH_IMAGES = 1;"
+        "write = image_files.write_output; image_files._BATCH_VALUES = 1;"
         "image_files.write_output = lambda path, content:"
         " os.kill(os.getpid(), 9) if path.name == '2.hrv' else write(path, content);"
         "main(sys.argv[1:])"
@@ -240,7 +240,7 @@ def test_what_can_not_be_done(run, images, monkeypatch):
 def test_broken_images_can_be_left_out(run, monkeypatch):
     save_images(Path("in"))
     Path("in/2.png").write_bytes(b"none")
-    monkeypatch.setattr(image_files, "_BATCH_IMAGES", 1)  # one is written before the broken one
+    monkeypatch.setattr(image_files, "_BATCH_VALUES", 1)  # one is written before the broken one
     for out in ("y.zip", "files"):
         command = f"compress {run} in -o {out}"
         check_refusals(f"{command} | leave such images out with --on-error skip")

@@ -91,6 +91,8 @@ def test_other_codes_are_refused(digits):
     (digits.parent / "out/part-000001.parquet").write_bytes(b"broken")
     with damage_error("part-000001.parquet is damaged"):
         read_codes(digits.parent / "out", load("mnist").run.digest)
+    (digits.parent / "out/_codes.json").write_text("{")
+    check_refusals("tokenize mnist digits out | _codes.json is damaged")
 
 
 def test_broken_images_stop_or_are_left_out(digits):

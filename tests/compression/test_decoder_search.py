@@ -82,15 +82,6 @@ def test_a_leaf_is_moved_only_where_it_comes_nearer_to_its_goal(mnist_root):
     assert not same(chosen, nearest)
 
 
-def test_more_effort_means_less_error(model):
-    images = digits(30)
-    codes = [model.encode(images, effort=effort) for effort in (0, 1, 2)]
-    by_effort = [errors(model.autoencoder, images, chosen).sum() for chosen in codes]
-    assert by_effort[0] > by_effort[1] > by_effort[2]
-    with input_error("the effort is 3; it must be 0, 1 or 2"):
-        model.encode(images, effort=3)
-
-
 def test_files_hold_these_codes_and_an_image_has_its_own(model, run):
     images = digits(5)
     files = model.compress(images, effort=2)

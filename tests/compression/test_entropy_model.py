@@ -5,15 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from hrvqvae.compression import entropy_model, learning
-from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
+from hrvqvae.compression import entropy_model
+from hrvqvae.compression.entropy_model import read_entropy_model
 from hrvqvae.compression.hrv import read
-from hrvqvae.compression.learning import fit, learn_level
+from hrvqvae.compression.learning import learn_level
 from hrvqvae.compression.levels import Layout, encode_level
 from hrvqvae.compression.network import Contexts, usual_contexts
-from hrvqvae.config import Geometry
 from tests.compression.made import ALL, TREE, files_of, made_network
-from tests.conftest import approx, cells_of, damage_error, input_error, parametrize
+from tests.conftest import cells_of, damage_error, input_error, parametrize
 
 
 def bits_of(codes, symbols, network):
@@ -63,15 +62,6 @@ def test_the_path_selects_what_neighbours_mean():
     assert learn_level((coarse, fine), (4, 4), 0.5)[1] < 0.35
 
 
-def test_networks_code_new_images_in_fewer_bits_as_integers_as_well():
-    maps = blobs(400, 5, 0)
-    network, bits = learn_level((maps[:300],), (5,), 0.3)
-    assert bits < 0.8 * np.log2(5)
-    assert bits_of((maps[300:],), (5,), network) == approx(bits + 8 * 0.6 / 64, rel=0.06)
-    little, usual = (learn_level((blobs(40, 3, 0),), (3,), effort)[1] for effort in (0.005, 0.15))
-    assert usual < 0.9 * little  # effort is how much is learned from
-
-
 def test_copies_of_the_images_teach_and_held_out_images_are_not_among_them():
     """The structure is the same whatever the codes are called, so that copies with other names say
     more of it.
@@ -93,14 +83,6 @@ def test_learning_is_the_same_again_and_never_costs_more_than_no_network():
     assert np.array_equal(network.table, again.table)
     with input_error("at least 2 images; there are 1"):
         learn_level((maps[:1],), (3,))
-
-
-def test_levels_with_too_many_symbols_have_no_network(monkeypatch):
-    monkeypatch.setattr(learning, "MOST_SYMBOLS", 4)
-    codes = (blobs(20, 3, 0), blobs(20, 5, 0))
-    bare = EntropyModel("x", "00" * 16, Geometry(2, 0, (1, 1)), (3, 5))
-    fitted = fit(bare, codes, 0.01, lambda _: None)
-    assert [network is None for network in fitted.networks] == [False, True]
 
 
 @parametrize("entropy_model", ALL.values(), ids=list(ALL))

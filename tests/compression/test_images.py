@@ -102,13 +102,6 @@ def test_a_file_of_so_many_bytes_has_the_most_levels_that_fit(effort, model):
         assert model.compress(images, max_bytes=most, effort=effort) == expected
 
 
-def test_what_does_not_fit_is_named(model):
-    large = pictures(1, (40, 40))[0]
-    with input_error(r"^image 2 takes at least (\d+) bytes; the limit is 12$") as refused:
-        model.compress([digits(1)[0, :, :2, :2], large], max_bytes=12)
-    assert int(str(refused.value).split()[5]) > 12
-
-
 def test_codes_are_computed_without_tf32(model, run, tmp_path, monkeypatch):
     """In each public function and command that makes codes, as in training and evaluation."""
     seen = []

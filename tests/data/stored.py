@@ -80,20 +80,12 @@ def folder_of(folder):
     }
 
 
-def write_parquet(path, images, labels=None, *, names=(), rows=1000, paths=None):
-    """Write Parquet as the hub does: a struct of bytes and path, and class names in the
-    metadata.
-    """
-    named = zip(images, paths or [None] * len(images), strict=True)
-    structs = [{"bytes": image, "path": name} for image, name in named]
+def write_parquet(path, images, labels):
+    """Write Parquet as the hub does: a struct of bytes and path."""
+    structs = [{"bytes": image, "path": None} for image in images]
     struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    columns = {"image": pa.array(structs, struct)}
-    features = {"image": {"_type": "Image"}}
-    if labels is not None:
-        columns["label"] = pa.array(labels)
-        class_label = {"names": list(names), "_type": "ClassLabel"}
-        features["label"] = class_label if names else {"dtype": "int64", "_type": "Value"}
+    features = {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    table = pa.table(columns).replace_schema_metadata(metadata)
+    table = pa.table({"image": pa.array(structs, struct), "label": pa.array(labels)})
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=rows)
+    pq.write_table(table.replace_schema_metadata(metadata), path)

@@ -12,7 +12,6 @@ import tarfile
 import zipfile
 from contextlib import nullcontext
 from pathlib import Path
-from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -20,11 +19,9 @@ import torchvision
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from hrvqvae.config.presets import data_config
-from hrvqvae.config.registry import DATASETS
 from hrvqvae.data import fetch
 from hrvqvae.data.sets import MNIST
-from tests.conftest import damage_error, input_error, names_in, parametrize, write_mnist
+from tests.conftest import damage_error, input_error, names_in, write_mnist
 from tests.data.stored import folder_of, noise
 
 
@@ -94,15 +91,6 @@ def test_damaged_files_are_refused_and_missing_ones_are_got(tmp_path, monkeypatc
     fetch.get("mnist", tmp_path / "root", print)
     assert target.read_bytes() == intact
     assert (folder / "notes.txt").read_text() == "mine"
-
-
-def test_every_way_failing_tells_each_reason(tmp_path, monkeypatch):
-    register(monkeypatch, refuse, lambda folder: None)
-    with input_error(r"refuse: no route to host; <lambda>: .* is damaged .*No such file"):
-        fetch.get("mnist", tmp_path, print)
-    with input_error("ffhq can't be got by command"):
-        fetch.get("ffhq", tmp_path, print)
-    assert list(tmp_path.iterdir()) == []
 
 
 def program(name, script):
@@ -183,16 +171,6 @@ def test_mnist_from_the_wheel_is_exact(tmp_path, monkeypatch):
         assert stored_labels.tolist() == labels
 
 
-@parametrize("name", list(DATASETS))
-def test_an_entry_is_whole(name):
-    dataset = DATASETS.get(name)
-    assert data_config(dataset).dataset == name
-    assert bool(dataset.files) == bool(dataset.ways) == bool(dataset.read)
-    assert bool(dataset.files) == (len(dataset.checksum) == 64)
-    for _, way in dataset.ways:
-        assert callable(resolve_name(way))
-
-
 def test_cifar10_is_read_and_what_is_damaged_is_named(tmp_path):
     for name, records in zip(BATCHES, RECORDS, strict=True):
         records.tofile(f"{name}.bin")
@@ -205,13 +183,3 @@ def test_cifar10_is_read_and_what_is_damaged_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with damage_error(r"data_batch_4\.bin is damaged"):
         fetch.read_cifar10(tmp_path, "train")
-
-
-def test_damaged_idx_is_named():
-    path = Path("images.gz")
-    fetch.write_idx(path, np.zeros((5, 4, 4), np.uint8))
-    intact = path.read_bytes()
-    for content in (intact[:30], b"", swap_a_byte(intact), gzip.compress(b"")):
-        path.write_bytes(content)
-        with damage_error(r"images\.gz.*get it again"):
-            fetch.read_idx(path)

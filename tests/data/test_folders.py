@@ -184,13 +184,6 @@ def test_files_that_datasets_reads(suffix, write):
         assert images.classes == ("0", "1", "2")
 
 
-def test_rows_of_parquet_without_bytes_are_files():
-    write_folder("there", {f"{index}.png": image for index, image in enumerate(PNGS)})
-    paths = [str(Path(f"there/{index}.png").absolute()) for index in range(6)]
-    write_parquet("set/x.parquet", [None] * 6, LABELS, paths=paths)
-    assert_array_equal(content(loaded("set", "all")), planes(PNGS))
-
-
 def test_what_is_no_set_of_images_is_one_line():
     write_folder("set", {"x.parquet": b"no parquet"})
     with input_error("can't be read as images"):

@@ -88,15 +88,6 @@ def test_a_profile_keeps_transparency():
     assert decode_image(PATH, 3).flatten().tolist() == [255, 255, 255]
 
 
-def test_a_picture_of_the_caller_stays_open(tmp_path):
-    frames = [Image.new("L", (8, 8), value) for value in (10, 200)]
-    frames[0].save(tmp_path / "frames.tif", save_all=True, append_images=frames[1:])
-    with Image.open(tmp_path / "frames.tif") as stack:
-        for index, value in enumerate((10, 200)):
-            stack.seek(index)
-            assert as_images(stack, 1).unique().tolist() == [value]
-
-
 @parametrize("height, is_optimized", [(1000, True), (1001, False)])
 def test_a_png_file_above_a_megapixel_is_written_fast(height, is_optimized):
     picture = Image.new("L", (1000, height))

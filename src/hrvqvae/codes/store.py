@@ -81,7 +81,7 @@ def begin_codes(folder: Path, about: Mapping[str, Any], *, renew: bool = False) 
     with explain_write_errors(f"the folder of codes {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(folder)
-        begun = json.loads(manifest.read_text()) if manifest.is_file() else None
+        begun = _read_manifest(manifest) if manifest.is_file() else None
         if begun == about:
             return
         if begun is not None and not renew:
@@ -188,7 +188,7 @@ def read_codes(folder: Path, model: str) -> CodeMaps:
     manifest = folder / _MANIFEST
     if not manifest.is_file():
         raise InputError(f"{folder} is no folder of codes; write one with hrvqvae tokenize")
-    about = json.loads(manifest.read_text())
+    about = _read_manifest(manifest)
     require_made_for(folder, about, {"autoencoder": model})
     paths = sorted(folder.glob("*.parquet"))
     if len(paths) != about["files"]:
@@ -205,6 +205,15 @@ def read_codes(folder: Path, model: str) -> CodeMaps:
         levels.append(codes.astype(np.min_scalar_type(symbols - 1), copy=False))
     labels = table["label"].to_numpy().astype(np.int64)
     return CodeMaps(tuple(levels), labels, tuple(about["classes"]))
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise DamagedFileError(
+            f"{path} is damaged; delete the folder, and make it again"
+        ) from error
 
 
 def _read_table(path: Path) -> pa.Table:

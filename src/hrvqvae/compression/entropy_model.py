@@ -138,11 +138,10 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
 
 
 def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
-    symbols = tuple(int(value) for value in header["symbols"])
+    symbols = tuple(map(int, header["symbols"]))
     fields = header["geometry"]
-    geometry = Geometry(
-        int(fields["unit"]), int(fields["margin"]), tuple(int(value) for value in fields["times"])
-    )
+    times = tuple(map(int, fields["times"]))
+    geometry = Geometry(int(fields["unit"]), int(fields["margin"]), times)
     levels = header["levels"]
     least = min(geometry.unit, *geometry.times, *symbols)
     if least < 1 or geometry.margin < 0 or not len(symbols) == len(geometry.times) == len(levels):
@@ -154,8 +153,8 @@ def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
         if entry is None:
             networks.append(None)
             continue
-        groups = tuple((int(first), int(last)) for first, last in entry["groups"])
-        features = tuple((int(group), int(dy), int(dx)) for group, dy, dx in entry["features"])
+        groups = tuple(map(tuple, entry["groups"]))
+        features = tuple(map(tuple, entry["features"]))
         contexts = Contexts(level, symbols[: level + 1], groups, features, int(entry["selecting"]))
         hidden = int(entry["hidden"])
         sets_shape = contexts.sets, symbols[level]

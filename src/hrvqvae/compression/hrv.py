@@ -8,14 +8,12 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import FINGERPRINT_BYTES, MOST_PIXELS, EntropyModel
-from hrvqvae.compression.levels import NOT_WHOLE, decode_level, encode_level
+from hrvqvae.compression.levels import NOT_WHOLE, CodeArray, decode_level, encode_level
 from hrvqvae.config import Grid
 from hrvqvae.utils.compiled import in_parts
 from hrvqvae.utils.errors import DamagedFileError
-from hrvqvae.utils.quantities import counted
 
 SUFFIX = ".hrv"
 # first byte of version 1, and the flags that are added
@@ -27,8 +25,6 @@ _POLYNOMIAL = 0x11D
 _VARINT_BYTES = 4  # at most
 _CRC_SEED = 0xFF  # with 0, a tail of zeros would pass the check
 _ONE_THREAD_IMAGES = 8  # up to so many images, one thread is as fast
-
-CodeArray = NDArray[np.int32]
 
 
 class Header(NamedTuple):
@@ -65,23 +61,23 @@ def crc8(content: bytes) -> int:
     return register
 
 
-def varint(value: int) -> bytes:
+def _write_varint(value: int) -> bytes:
     """Encode a number in seven bits per byte, lowest first. The high bit is set if another byte
     follows.
     """
-    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+    if value < 128:
+        return bytes([value])
+    return bytes([value & 127 | 128]) + _write_varint(value >> 7)
 
 
-def read_varint(content: bytes, offset: int) -> tuple[int, int]:
-    """Return the number at an offset, and the next offset. Raises DamagedFileError if it is cut
-    short or too long.
-    """
+def _read_varint(content: bytes, offset: int, name: str) -> tuple[int, int]:
+    """Return the number at an offset, and the offset behind it. Raises DamagedFileError."""
     value = 0
     for count, byte in enumerate(content[offset : offset + _VARINT_BYTES]):
         value |= (byte & 127) << (7 * count)
         if byte < 128:
             return value, offset + count + 1
-    raise DamagedFileError("the size of the image is cut short")
+    raise DamagedFileError(f"{name} is damaged: the size of the image is cut short")
 
 
 def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_PIXELS) -> Header:
@@ -90,19 +86,16 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
     """
     if not content or not _FIRST_BYTE <= content[0] <= _FIRST_BYTE + _SQUARE + _BY_TABLES:
         raise DamagedFileError(f"{name} is not a file of codes (.hrv), or it is damaged")
-    try:
-        height, offset = read_varint(content, 1 + FINGERPRINT_BYTES)
-        width = height
-        if not content[0] & _SQUARE:
-            width, offset = read_varint(content, offset)
-    except DamagedFileError as error:
-        raise DamagedFileError(f"{name} is damaged: {error}") from error
+    height, offset = _read_varint(content, 1 + FINGERPRINT_BYTES, name)
+    width = height
+    if not content[0] & _SQUARE:
+        width, offset = _read_varint(content, offset, name)
     size = (height + 1, width + 1)
     if size[0] * size[1] > max_pixels:
         raise DamagedFileError(
             f"{name} says {size[0]}x{size[1]} pixels; at most {max_pixels} are admitted"
         )
-    fingerprint = bytes(content[1 : 1 + FINGERPRINT_BYTES])
+    fingerprint = content[1 : 1 + FINGERPRINT_BYTES]
     return Header(size, bool(content[0] & _BY_TABLES), fingerprint, offset)
 
 
@@ -134,9 +127,9 @@ def _write_file(model: EntropyModel, codes: CodeArray, size: Grid, levels: int) 
     layout = model.layout(size)
     height, width = size
     first_byte = _FIRST_BYTE + _SQUARE * (height == width) + _BY_TABLES * bool(model.networks)
-    header = bytes([first_byte]) + model.fingerprint + varint(height - 1)
+    header = bytes([first_byte]) + model.fingerprint + _write_varint(height - 1)
     if height != width:
-        header += varint(width - 1)
+        header += _write_varint(width - 1)
     file = b""
     checked = header  # the first check includes the header
     for level in range(levels):
@@ -178,34 +171,36 @@ def _read_file(
     """Return the codes of a file, as far as its levels are whole. Raises DamagedFileError."""
     header = read_header(file, name, max_pixels)
     decoder = model if header.by_tables else model.bare
-
-    # Damage to a header can't be told from another model: the header's check byte follows level 1,
-    # and only the right model finds where level 1 ends.
-    if header.fingerprint != decoder.fingerprint or (header.by_tables and not model.networks):
+    is_ours = header.fingerprint == decoder.fingerprint
+    if not is_ours or header.by_tables != bool(decoder.networks):
+        # or the header is damaged, which its check byte behind level 1 can't tell: only the right
+        # model finds this byte
         raise DamagedFileError(
             f"{name} was made by another model ({header.fingerprint.hex()}) than {model.name}"
             f" ({decoder.fingerprint.hex()}), or with another entropy model, or it is damaged"
         )
+
     layout = model.layout(header.size)
     codes = np.zeros(layout.begins[levels], np.int32)
     content = np.frombuffer(file, np.uint8)
     lengths = [header.length]
     fault = ""
-    start = header.length
-    checked = 0  # the first check includes the header
+    start = header.length  # of the next level
     for level in range(levels):
-        if level and start == len(file):
-            break  # a file may end after any level
-        end = decode_level(content, start, codes, layout, level, decoder.network(level))
-        if end in (NOT_WHOLE, len(file)):  # or without a check byte
+        # A file may end behind any level.
+        if level > 0 and start == len(file):
+            break
+
+        # The check byte follows the level's stream. That of level 1 covers the header, too.
+        check = decode_level(content, start, codes, layout, level, decoder.network(level))
+        first = start if level > 0 else 0
+        if check in (NOT_WHOLE, len(file)) or crc8(file[first : check + 1]) != 0:
             fault = f"level {level + 1} is cut short or damaged"
             break
-        if crc8(file[checked : end + 1]):
-            fault = f"level {level + 1} is damaged"
-            break
-        lengths.append(end + 1 - start)
-        start = checked = end + 1
+        lengths.append(check + 1 - start)
+        start = check + 1
+
     num_whole = len(lengths) - 1
     if num_whole == len(model.symbols) and start < len(file):
-        fault = f"{counted(len(file) - start, 'byte')} more than its levels take"
+        fault = "there are bytes behind its last level"
     return ImageCodes(header.size, layout.split(codes, num_whole), tuple(lengths), fault)

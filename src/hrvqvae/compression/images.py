@@ -4,6 +4,7 @@ A file of a limited size has the most levels that fit. VQVAE-2 decodes only all 
 all or none.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,18 +47,20 @@ def make_files(
     levels = model.check_levels(levels)
     names = names or [f"image {index}" for index in range(1, len(images) + 1)]
     prefixes = [levels]
+    most_bytes = math.inf
     if max_bytes is not None:
         prefixes = [prefix for prefix in model.prefixes if prefix <= levels]
+        most_bytes = max_bytes
 
     # images of one batch have one shape and type, since torch.stack converts types
     shapes = [(*image_size(image), image.shape[0], image.dtype) for image in images]
     files: dict[int, bytes] = {}
     for indices in group_by_size(shapes, _MOST_PIXELS):
         batch = torch.stack([images[index] for index in indices]).to(device)
-        contents = _fit_files(model, entropy_model, batch, prefixes, max_bytes, effort)
+        contents = _fit_files(model, entropy_model, batch, prefixes, most_bytes, effort)
         files.update(zip(indices, contents, strict=True))
     for index, name in enumerate(names):
-        if max_bytes is not None and len(files[index]) > max_bytes:
+        if len(files[index]) > most_bytes:
             raise InputError(
                 f"{name} takes at least {len(files[index])} bytes; the limit is {max_bytes}"
             )
@@ -69,7 +72,7 @@ def _fit_files(
     entropy_model: EntropyModel,
     images: Tensor,
     prefixes: Sequence[int],
-    max_bytes: int | None,
+    most_bytes: float,
     effort: int,
 ) -> list[bytes]:
     """Return the file of each image with the most levels that fit, of these numbers of levels; with
@@ -82,11 +85,9 @@ def _fit_files(
         if codes is None or effort:
             codes = flat_codes(open_encoder(model, prefix, effort)(images))
         shorter = write(entropy_model, codes, image_size(images), prefix)
-        if max_bytes is None:
-            return shorter
         pairs = zip(files, shorter, strict=True)
-        files = [file if 0 < len(file) <= max_bytes else short for file, short in pairs]
-        if max(map(len, files)) <= max_bytes:
+        files = [file if 0 < len(file) <= most_bytes else short for file, short in pairs]
+        if max(map(len, files)) <= most_bytes:
             break
     return files
 

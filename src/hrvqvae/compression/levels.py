@@ -10,7 +10,6 @@ weights, offsets, groups, features, selecting, shift), or `ABSENT`. `work` holds
 state, maps of the groups, table rows, hidden units and frequencies.
 """
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -56,11 +55,9 @@ class Layout:
         """Split the codes of an image (all codes,) into maps (H_l, W_l) of the first `num_levels`
         levels.
         """
-        ranges = pairwise(self.begins[: num_levels + 1])
-        return tuple(
-            codes[slice(*ends)].reshape(grid)
-            for ends, grid in zip(ranges, self.grids, strict=False)
-        )
+        levels = np.split(codes, self.begins[1:])
+        pairs = zip(levels[:num_levels], self.grids, strict=False)
+        return tuple(level.reshape(grid) for level, grid in pairs)
 
 
 @inlined

@@ -38,8 +38,6 @@ class Dataset:
     ways: tuple[tuple[str, str], ...] = ()  # downloads: (title, "module:function")
     # "module:function" that returns `data.fetch.Arrays` of (folder, "train" or "test")
     read: str = ""
-    # of samples: "module:function" that builds it from (channels, classes) (default: a small one)
-    classifier: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

