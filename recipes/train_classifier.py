@@ -24,7 +24,6 @@ from hrvqvae.evaluation.classifier import (
     TrainedClassifier,
     build_classifier,
     describe_images,
-    has_own_network,
     write_classifier,
 )
 from hrvqvae.utils.device import computes_bf16
@@ -98,7 +97,7 @@ def train_classifier(
     images, test_images = (load_images(config, split) for split in ("train", "test"))
     if not images.classes:
         raise InputError(f"{config.dataset} has no classes to classify")
-    recipe = NATURAL if has_own_network(config) else SMALL
+    recipe = SMALL if config.channels == 1 else NATURAL
 
     # network, optimizer and learning rate
     torch.manual_seed(seed)

@@ -273,5 +273,5 @@ def _decode_file(
         )
     max_pixels = maker.config.data.max_pixels
     (codes,) = hrv.read(maker.entropy_model, [content], levels, [file.place], max_pixels)
-    (image,) = decode_images(maker.autoencoder, [codes], maker.device, levels, [file.place])
+    (image,) = decode_images(maker.autoencoder, [codes], maker.device, levels)
     return image, [f"{file.place}: {codes.fault}"] if codes.fault else []

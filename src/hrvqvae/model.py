@@ -285,9 +285,8 @@ class Model:
         self.autoencoder.check_levels(levels)
         files = [files] if isinstance(files, bytes) else files
         max_pixels = max_pixels or self.config.data.max_pixels
-        names = [f"file {number}" for number in range(1, len(files) + 1)]
-        codes = hrv.read(self.entropy_model, files, levels, names, max_pixels)
-        return decode_images(self.autoencoder, codes, self.device, levels, names)
+        codes = hrv.read(self.entropy_model, files, levels, max_pixels=max_pixels)
+        return decode_images(self.autoencoder, codes, self.device, levels)
 
     def tokenize(
         self,

@@ -84,7 +84,7 @@ def test_one_file_there_and_back(run, images, monkeypatch):
     damaged = "level 3 is cut short or damaged"
     check_refusals(f"""
         {again} | overwrite it with --force
-        {again} --force | {damaged}; decoded from 2 whole levels; 1 image written
+        {again} --force | {damaged}; 1 image written
     """)
     assert same(pixels(out), expected)
 
@@ -332,8 +332,8 @@ def test_what_is_damaged_stops_no_other_image(run, images):
     assert {*folder_of(out)} == whole
 
 
-def test_folders_and_what_a_killed_writer_left_are_no_images(run, images):
-    Path("in/x.png").mkdir(parents=True)
+def test_what_a_killed_writer_left_is_no_image(run, images):
+    Path("in").mkdir()
     for name in ("a.png", f"{TEMPORARY}b.png"):
         shutil.copy(images / "0.png", Path("in") / name)
     assert "1 image," in do(f"compress {run} in -o x.zip")

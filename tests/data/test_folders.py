@@ -146,10 +146,9 @@ def test_folders_that_are_refused(names, message):
         assert names_of("set", labels=False)
 
 
-def test_what_is_no_image_of_the_set_is_left_out(caplog):
+def test_what_is_no_image_of_the_set_is_left_out():
     touch("a/0.PNG", "a/1.jpeg", "b/2.webp", ".git/x.png", "a/._0.png", "b/x.gif", "notes.txt")
     assert sorted(names_of("set") + names_of("set", "test")) == ["a/0.PNG", "a/1.jpeg", "b/2.webp"]
-    assert "1 image in other formats" in caplog.text
 
 
 def test_heic_is_read():

@@ -44,6 +44,7 @@ class ImageCodes:
     codes: tuple[CodeArray, ...]  # (H_l, W_l) int32 of each whole level, coarse first
     lengths: tuple[int, ...] = ()  # bytes of the header, then of each whole level with its check
     fault: str = ""  # what is wrong with the rest; "" for nothing
+    name: str = "the file"  # for messages
 
 
 _CRC_TABLE = list(range(256))
@@ -203,4 +204,4 @@ def _read_file(
     num_whole = len(lengths) - 1
     if num_whole == len(model.symbols) and start < len(file):
         fault = "there are bytes behind its last level"
-    return ImageCodes(header.size, layout.split(codes, num_whole), tuple(lengths), fault)
+    return ImageCodes(header.size, layout.split(codes, num_whole), tuple(lengths), fault, name)

@@ -98,7 +98,6 @@ def decode_images(
     files: Sequence[ImageCodes],
     device: torch.device,
     levels: int | None = None,
-    names: Sequence[str] = (),
 ) -> list[Tensor]:
     """Decode files to images (C, Y, X) float32 in [0, 1], from all whole levels of each file or the
     first `levels`.
@@ -107,14 +106,13 @@ def decode_images(
     has fewer whole levels than it decodes.
     """
     max_levels = model.check_levels(levels)
-    names = names or [f"file {number}" for number in range(1, len(files) + 1)]
     shapes = list[tuple[int, int, int]]()  # height and width in pixels, number of levels
-    for file, name in zip(files, names, strict=True):
+    for file in files:
         most = min(max_levels, len(file.codes))
         prefixes = [prefix for prefix in model.prefixes if prefix <= most]
         if not prefixes:
             whole = counted(len(file.codes), "whole level")
-            raise DamagedFileError(f"{name} has {whole}: {file.fault or 'it ends too early'}")
+            raise DamagedFileError(f"{file.name} has {whole}: {file.fault or 'it ends too early'}")
         shapes.append((*file.size, prefixes[-1]))
     images = dict[int, Tensor]()
     for indices in group_by_size(shapes, _MOST_PIXELS):

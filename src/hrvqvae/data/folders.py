@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hrvqvae.data.images import OTHER_SUFFIXES, SUFFIXES, open_image_file
+from hrvqvae.data.images import SUFFIXES, open_image_file
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import note_once
-from hrvqvae.utils.quantities import counted
 
 TRAIN = "train"
 # Names of the split that is not trained on: the first of these that is there is the test split.
@@ -121,9 +119,6 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
         prefix = f"{folders[split]}/"
         inside = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
         sources[split] = FolderSource(folder / prefix, inside)
-    if outside := len(files) - sum(map(len, sources.values())):
-        images = counted(outside, "image")
-        note_once(f"{folder}: {images} outside of {' and '.join(splits)} left out")
     return sources
 
 
@@ -146,19 +141,8 @@ def choose_splits(names: set[str], where: object, has_others: bool) -> tuple[str
 
 def find_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     """Return the paths of the files with these suffixes at any depth of a folder, in no order.
-
-    Names that begin with a dot are left out. A note counts images in other formats.
+    Names that begin with a dot are left out.
     """
-    files = []
-    left_out = 0
     # unlike `Path.rglob`, it follows links and leaves out what begins with a dot
-    for name in glob("**/*", root_dir=folder, recursive=True):  # noqa: PTH207
-        suffix = Path(name).suffix.lower()
-        if suffix in suffixes:
-            files.append(name.replace(os.sep, "/"))
-        elif suffix in OTHER_SUFFIXES:
-            left_out += 1
-    if left_out and suffixes is SUFFIXES:
-        images = counted(left_out, "image")
-        note_once(f"{folder}: {images} in other formats left out; convert to PNG, JPEG or WebP")
-    return files
+    names = glob("**/*", root_dir=folder, recursive=True)  # noqa: PTH207
+    return [name.replace(os.sep, "/") for name in names if name.lower().endswith(suffixes)]

@@ -34,8 +34,6 @@ else:
 
 FORMATS = ("PNG", "JPEG", "WEBP", *["HEIF"] * _HEIF)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *[".heic", ".heif"] * _HEIF)
-# suffixes of images that are not read
-OTHER_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".tif", ".tiff"} - {*SUFFIXES}
 MAX_PIXELS = 64_000_000
 _MOST_OPTIMIZED = 1_000_000  # pixels of a PNG that is made as small as possible
 Pixels = NDArray[np.uint8]
