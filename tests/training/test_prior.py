@@ -41,7 +41,6 @@ from tests.conftest import (
     same,
     with_data,
     with_training,
-    write_file,
     write_picture,
 )
 from tests.kills import in_another_process, stop_at_step
@@ -205,11 +204,6 @@ def test_a_level_has_one_prior(run):
     with input_error(r"delete \S+/level-1, \S+/level-2 to train levels 1 to 2"):
         train_levels(run, of=GIVEN_GPT)
     shutil.rmtree(prior_folder(run, 1).path)
-    stored = RunFolder(run).read_config()
-    write_file(override(stored, GIVEN_GPT), RunFolder(run).config)
-    with input_error(r"delete \S+/level-1 to train"):
-        train_levels(run, of={}, resume=True)
-    write_file(stored, RunFolder(run).config)
     assert not prior_folder(run, 0, 1).config.exists()
     aside = shutil.move(prior_folder(run, 0).path, run / "aside")
     train_levels(run, changes="training.max_steps=1", of=GIVEN_GPT)

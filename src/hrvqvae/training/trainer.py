@@ -292,23 +292,28 @@ class Trainer:
 
     # ---- steps ----
 
-    def _is_complete(self, state: TrainState) -> bool:
-        return state.fraction >= 1 or self.task.is_finished(self.log.records)
-
     def _take_steps(self, state: TrainState) -> None:
         """Train until the training is complete, or a process was asked to stop or can't read its
         batch.
         """
-        training = self.task.training
+        task = self.task
+        training = task.training
         processes = self.processes
+        rank = distributed.rank()
         batch = self._read(state)
         processes.sync()  # starts the clock: the time so far does not count
-        while not self._is_complete(state) and not processes.stopped:
+        while not (processes.stopped or state.fraction >= 1 or task.is_finished(self.log.records)):
             rate = compute_learning_rate(training, state.step, state.fraction)
             state.set_learning_rate(rate)
-            torch.manual_seed(choose_seed(training.seed, state.step))  # for dropout
+
+            # torch's global generators, for dropout, differ between ranks
+            seed = (training.seed << 32) + state.step
+            if rank:
+                seed = int(make_rng("step", training.seed, state.step, rank).integers(2**63))
+            torch.manual_seed(seed)
+
             state.model.train()
-            metrics = self.task.step(state, batch)
+            metrics = task.step(state, batch)
             state.step += 1
             batch = self._read(state)
             seconds = processes.sync()
@@ -380,14 +385,6 @@ class Trainer:
 
         # log last: a resumed run repeats an evaluation that is missing from the log
         self.log.write("evaluation", state.step, evaluation.record)
-
-
-def choose_seed(seed: int, step: int) -> int:
-    """Return the seed of a step's random draws, which differs between ranks."""
-    rank = distributed.rank()
-    if rank:
-        return int(make_rng("step", seed, step, rank).integers(2**63))
-    return (seed << 32) + step
 
 
 def _require_equal_counts(images: int) -> None:
