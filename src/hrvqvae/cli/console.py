@@ -79,7 +79,7 @@ COMMON: Mapping[str, Option] = {
     "--data": option("--data DIR", "read the data from DIR (default: where it was in training)"),
     "--on-error": option(
         "--on-error",
-        "stop at an unreadable image, or skip it (default: stop)",
+        "stop at an unreadable image, or skip it (default: stop, or as the run was trained)",
         choices=("stop", "skip"),
     ),
     "--force": flag("--force", "overwrite files that exist"),

@@ -33,8 +33,7 @@ def _evaluate(arguments: Arguments) -> None:
         root=arguments.data,
         guidance=arguments.guidance or (1.0,),
         limit=arguments.count,
-        on_error=arguments.on_error or "stop",
-        **pick(arguments, "run split device samples beam effort sample_levels"),
+        **pick(arguments, "run split device samples beam effort sample_levels on_error"),
     )
     report = evaluated.report
     if arguments.json:

@@ -257,7 +257,7 @@ def evaluate_run(
     effort: int = 0,
     sample_levels: int | None = None,
     rate: bool = True,
-    on_error: str = "stop",
+    on_error: str | None = None,
 ) -> RunEvaluation:
     """Measure a run's autoencoder on images, and its priors if they fit the images, in float32.
 
@@ -275,7 +275,7 @@ def evaluate_run(
         sample_levels: levels to draw (default: all, or those of sampling.json if a level has no
             prior).
         rate: measure the rate; if False, samples are not measured either.
-        on_error: "stop" at an unreadable image, or "skip" it.
+        on_error: "stop" at an unreadable image, or "skip" it (default: as in training).
 
     Raises:
         InputError: The run or the data is missing, a value is out of range, or samples are asked
@@ -301,7 +301,8 @@ def evaluate_run(
     encode = model.encoder(effort=effort)
 
     # Find the images, and the priors that fit them.
-    data = model.config.data.replace(on_error=on_error)
+    data = model.config.data
+    data = data.replace(on_error=on_error or data.on_error)
     data, split = choose_data(data, root, split)
     images = load_with_labels(data, split)
     if samples:
