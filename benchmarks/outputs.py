@@ -95,8 +95,8 @@ def order_leaves(order: str, codes: dict[str, Tensor]) -> Tensor:
     if order == "shuffled":
         return torch.randperm(LEAVES, generator=torch.Generator().manual_seed(0))
     counts = codes["leaves"].flatten().bincount(minlength=LEAVES)
-    chosen = pair_order if order == "pairs" else planting._order
-    with patch.object(planting, "_order", chosen):
+    chosen = pair_order if order == "pairs" else planting._order_rows
+    with patch.object(planting, "_order_rows", chosen):
         tree = TreeVQ.from_codebook(codes["words"], 8, counts)
     paths = tree.indices_of(torch.arange(LEAVES))
     return join_codes(paths.unbind(-1))

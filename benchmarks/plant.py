@@ -89,12 +89,12 @@ def measure(subject: Subject, codewords: int, beams: Sequence[int]) -> Iterator[
     codes = subject.model.quantizer.encode(subject.latents)
     flat = subject.model.quantizer.lookup(codes)
     yield {"tree": "flat", "search": "flat", "mse": subject.error(flat)}
-    orders: dict[str, Callable[..., Tensor]] = {"k-means": planting._order}
+    orders: dict[str, Callable[..., Tensor]] = {"k-means": planting._order_rows}
     if codewords in (2, 8) and len(subject.codebooks) == 1:
         orders["pairs"] = pair_order
     for name, order in orders.items():
         for beam in beams:
-            with patch.object(planting, "_order", order):
+            with patch.object(planting, "_order_rows", order):
                 tree = TreeVQ.from_codebook(subject.codebooks, codewords, subject.counts, beam=beam)
             yield from _measure_tree(subject, tree, latents, f"{codewords}, {name}")
     if len(subject.codebooks) > 1 or codewords != 8:
