@@ -56,6 +56,17 @@ def names_of(folder, split="train", **changes):
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
+def test_images_outside_of_the_splits_are_counted(caplog):
+    touch("train/a.png", "train/b.png", "validation/c.png", "test/d.png", "e.png")
+    assert len(loaded("set", "train")) == 2
+    assert "2 images outside of train and test" in caplog.text
+
+
+def test_the_pictures_of_a_run_are_no_images():
+    touch("0/a.png", "1/b.png", "runs/x/metrics.jsonl", "runs/x/pictures/curves.png")
+    assert len(loaded("set", "train")) + len(loaded("set", "test")) == 2
+
+
 @parametrize("held_out", [*HELD_OUT, "Val"])
 def test_a_given_split(held_out):
     stored = {"train": drawn(12), held_out: drawn(6, 100)}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note
 
 TRAIN = "train"
 # Names of the split that is not trained on: the first of these that is there is the test split.
@@ -119,6 +120,9 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
         prefix = f"{folders[split]}/"
         inside = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
         sources[split] = FolderSource(folder / prefix, inside)
+    left_out = len(files) - sum(map(len, sources.values()))
+    if left_out:
+        note(f"{folder}: {left_out:,} images outside of {' and '.join(splits)} are left out")
     return sources
 
 
@@ -141,8 +145,13 @@ def choose_splits(names: set[str], where: object, has_others: bool) -> tuple[str
 
 def find_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     """Return the paths of the files with these suffixes at any depth of a folder, in no order.
-    Names that begin with a dot are left out.
+    Names that begin with a dot are left out, and so are folders of runs with their pictures.
     """
     # unlike `Path.rglob`, it follows links and leaves out what begins with a dot
-    names = glob("**/*", root_dir=folder, recursive=True)  # noqa: PTH207
-    return [name.replace(os.sep, "/") for name in names if name.lower().endswith(suffixes)]
+    names = [
+        name.replace(os.sep, "/")
+        for name in glob("**/*", root_dir=folder, recursive=True)  # noqa: PTH207
+    ]
+    marks = [name for name in names if name.endswith("/metrics.jsonl")]
+    runs = tuple(mark.removesuffix("metrics.jsonl") for mark in marks)
+    return [name for name in names if name.lower().endswith(suffixes) and not name.startswith(runs)]
