@@ -122,7 +122,7 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
         ^(python .*/nearest.py .*) | \1 -n 4
         ^(python .*/fit_entropy_model.py .*) | \1 --effort 0.01
         ^(hrvqvae train-decoder out --decoder progressive) --resume$ | \1 --resume --max-steps 2
-        ^(hrvqvae train-decoder (?!.*prefixes).*) | \1 --generation.samples 4 {SMALL_DECODER}
+        ^(hrvqvae train-decoder (?!.*progressive).*) | \1 --generation.samples 4 {SMALL_DECODER}
         ^(hrvqvae train .*) | \1 {SMALL}
         ^(hrvqvae train treevq-deep/cifar10 .*) | \1 --model.residual_blocks 1
     """)

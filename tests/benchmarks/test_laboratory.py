@@ -128,7 +128,7 @@ def test_what_can_not_be_compared():
         {once} hrvqvae --hrvqvae.training.epochs 7 | is decided by --max-steps
         {once} hrvqvae --hrvqvae.data.size 64 | must be a field of the data
         {once} hrvqvae --vqgan.model.kernel 5 | must be a field of the data
-        {once} hrvqvae --hrvqvae.model.strid 2 | did you mean stride
+        {once} hrvqvae --hrvqvae.model.strid 2 | did you mean model.stride
         """,
     )
 

@@ -97,7 +97,7 @@ def test_bad_sampling(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for option, value, message in cells_of("""
             --class | 11 | class '11' is not one of 0, 1, 2
-            -n | 0 | is 0
+            -n | 0 | at least 1
             --levels | 4 | levels is 4; this model
             -o | sheet.gif | must end in .png
             --save-dir | file | written
