@@ -27,8 +27,10 @@ SMALL_PRIOR = (
 CUTS = cells_of(rf"""
     --max-(minutes|steps) [^\0]+ | --max-steps 2
     ^(hrvqvae train (?!.*--(?:resume|init-from)).*) | \1 {SMALL}
-    ^(hrvqvae train-prior (?!.*--resume)[^\0]+ ).* | \1--max-steps 2 {SMALL_PRIOR}
+    ^(hrvqvae train-prior (?!.*--resume)[^\0]+ (--level 1 )?).* | \1--max-steps 2 {SMALL_PRIOR}
+    ^(hrvqvae train-decoder .*) | \1 --generation.samples 4 --generation.training.batch_size 4
 """)
+WIDE = (r" --model\.(stride|hidden_units) [^\0]+", "")  # a field may be given once
 TINY = {"model.stride": 8, "model.hidden_units": 8, "training.batch_size": 8}
 TINY_PRIOR = {"prior.network.hidden_units": 8, "prior.training.batch_size": 8}
 FEWER = cells_of(r"""
@@ -38,7 +40,7 @@ FEWER = cells_of(r"""
     ^(hrvqvae sample mnist) -n 64 | \1 -n 2
     ^(hrvqvae sample treevq-cifar10) -n 16 | \1 -n 1
     ^(hrvqvae sample mnist) -n 20 | \1 -n 10
-    ^(hrvqvae sample runs/photos) -n 16 | \1 -n 1
+    ^(hrvqvae sample runs/.*) -n 16 | \1 -n 1
     ^(hrvqvae complete .*) -n 8 | \1 -n 1
     ^(hrvqvae (sample|complete) mnist .*) | \1 --levels 1
 """)
@@ -54,7 +56,7 @@ def commands(page):
 
 
 def run(words):
-    printed = replay(cut(words, (*CUTS, *FEWER)))
+    printed = replay(cut(words, (WIDE, *CUTS, *FEWER)))
     assert not [word for word in words if word.endswith(".png") and not Path(word).is_file()], words
     return printed
 
@@ -70,6 +72,10 @@ def folder(tmp_path, monkeypatch):
     """Enter a folder with the images that pages name, and drawn digits for MNIST."""
     for index in range(12):
         write_picture(tmp_path / "my-photos" / f"{index:02d}.jpg", index, (100, 80))
+        folder = (
+            tmp_path / "clothes" / ("train", "test")[index % 2] / ("shoes", "hat")[index % 3 % 2]
+        )
+        write_picture(folder / f"{index:02d}.jpg", index, (100, 80))
     write_picture(tmp_path / "x.png", 1, (28, 28), "L")
     write_picture(tmp_path / "photo.jpg", 1, (120, 90))
     write_picture(tmp_path / "docs" / "pictures" / "web.jpg", 2, (120, 90))
