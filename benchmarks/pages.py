@@ -40,12 +40,6 @@ def where(path: str, field: str, **wanted: object) -> list[float]:
     return [row[field] for row in read(path) if wanted.items() <= row.items()]
 
 
-def speeds(precision: str) -> list[str]:
-    """Return the images per second of docs/data/sizes.jsonl, for 32 to 256 pixels."""
-    rates = where("sizes.jsonl", "images_per_second", precision=precision)
-    return [f"{rate:.0f}" for rate in rates]
-
-
 def read_trials(folder: str, names: str) -> list[Row]:
     """Return the trials of a search whose file names match a pattern."""
     paths = (DATA / folder).glob(f"*/rows/{names}.json")
