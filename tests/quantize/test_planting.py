@@ -109,6 +109,13 @@ def test_stages_and_a_flat_codebook_grow_too(shape):
     assert (vectors - tree.grow(vectors, 6)(vectors)[0]).square().mean() < error
 
 
+def test_more_links_than_levels_are_links_of_all():
+    tree = TreeVQ(DIM, 4, 2, linked=5).train()
+    vectors = normal(500, DIM, seed=2)
+    tree(vectors)
+    assert tree.freeze().grow(vectors, 4).quantizer.config.leaves == (64,)
+
+
 @parametrize("count, groups", [(64, 8), (61, 8), (225, 15), (40, 2)])
 def test_even_groups_cost_little_more_than_the_best(count, groups):
     points = normal(count, DIM).double()

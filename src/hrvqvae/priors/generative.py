@@ -99,27 +99,21 @@ def weigh_classes(
 ) -> list[float]:
     """Return p(class | kept codes) of an image under the coarsest prior, by Bayes' rule.
 
-    p(kept codes | class) is exact if the kept codes come first in raster order. Otherwise the codes
-    between are drawn once per class, which estimates it without bias. The counts of the classes
-    give p(class).
+    The codes that are not kept are drawn once per class. So p(kept codes | class) is exact if the
+    kept codes come first in raster order; otherwise it is estimated without bias. The counts of the
+    classes give p(class).
     """
     labels = torch.arange(len(class_counts), device="cpu")
     device = next(prior.parameters()).device
-    masks = [mask.flatten() for mask in kept.masks[: len(prior.levels)]]
-    if all(mask.cummin(0).values.equal(mask) for mask in masks):
-        codes: Codes = tuple(
-            level_codes.expand(len(labels), -1, -1) for level_codes in kept.codes[: len(masks)]
-        )
-    else:
-        codes = sample_codes(
-            [prior],
-            lambda _: (),
-            labels.tolist(),
-            seed=seed,
-            label=labels,
-            params=SamplingParams(),
-            kept=kept,
-        )
+    codes = sample_codes(
+        [prior],
+        lambda _: (),
+        labels.tolist(),
+        seed=seed,
+        label=labels,
+        params=SamplingParams(),
+        kept=kept,
+    )
     scores = torch.tensor(class_counts, dtype=torch.float64, device="cpu").log()
     all_logits = prior.level_logits([level.to(device) for level in codes], [], labels.to(device))
     for logits, level_codes, mask in zip(all_logits, codes, kept.masks, strict=False):

@@ -151,7 +151,8 @@ def draw_positions(
         kept: masks (B, H, W) bool of each level; true where a code is kept.
         coarser: codeword indices (B, H_j, W_j) of each coarser level.
         label: (B,), None if the prior has no classes.
-        uniforms: (B, H, W) float64 in [0, 1) of each level; a draw per code.
+        uniforms: (B, H, W) float64 in [0, 1) of each level. A draw of several levels takes that of
+            its first level.
     """
     labels, mixing = expand_labels(prior.level, label, params.guidance)
     expanded = [indices.repeat(mixing.shape[-1], 1, 1) for indices in coarser]

@@ -173,14 +173,15 @@ class TreeVQ(nn.Module):
         """Add a level, fitted by k-means to the residuals of vectors (N, D), and change nothing
         else; return the layer, frozen.
 
-        Linked levels get another linked level, several groups a level with one codebook. A codeword
+        A single group gets another linked level, several groups a level with one codebook, unless
+        the last group is short. A codeword
         that few vectors choose gets as many children as they fill; others are 0.
         """
         config = self.quantizer.config
         deeper = config.replace(
             levels=config.levels + 1,
             level_codewords=(*config.sizes, codewords),
-            linked=config.linked % config.levels,
+            linked=0 if config.group_size == config.levels else config.linked,
         )
         grown = ResidualQuantizer(deeper)
         for old, new in zip(self.quantizer.levels, grown.levels, strict=False):
