@@ -1,1 +1,1 @@
-"""The files of a run: its folder, weights, artifacts and code maps; export and the hub."""
+"""The files of a run: its folder, weights and artifacts; export and the hub."""

@@ -193,13 +193,14 @@ def _read_file(
             break
 
         # The check byte follows the level's stream. That of level 1 covers the header, too.
-        check = decode_level(content, start, codes, layout, level, decoder.network(level))
-        first = start if level > 0 else 0
-        if check in (NOT_WHOLE, len(file)) or crc8(file[first : check + 1]) != 0:
+        end = decode_level(content, start, codes, layout, level, decoder.network(level))
+        is_whole = end not in (NOT_WHOLE, len(file))
+        checked_from = start if level > 0 else 0
+        if not is_whole or crc8(file[checked_from : end + 1]) != 0:
             fault = f"level {level + 1} is cut short or damaged"
             break
-        lengths.append(check + 1 - start)
-        start = check + 1
+        lengths.append(end + 1 - start)
+        start = end + 1
 
     num_whole = len(lengths) - 1
     if num_whole == len(model.symbols) and start < len(file):

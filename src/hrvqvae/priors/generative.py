@@ -128,7 +128,7 @@ def paste_kept_part(
     """Return images (B, C, Y, X) that show the reconstructions of all levels in the kept part."""
     start = geometry.margin // 2
     height, width = images.shape[-2:]
-    mask = min(kept.masks, key=len)
+    mask = min(kept.masks, key=len)  # of the coarsest grid
     pixels = mask.repeat_interleave(geometry.unit, 0).repeat_interleave(geometry.unit, 1)
     pixels = pixels[start : start + height, start : start + width]
     return torch.where(pixels, reconstructions, images)

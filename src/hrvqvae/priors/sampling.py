@@ -162,7 +162,8 @@ def draw_positions(
     height, width = prior.level.grid
     some_are_kept = any(mask.any() for mask in kept)
     failed = torch.zeros_like(codes[0][:, 0, 0], dtype=torch.bool)
-    # of each draw, the codes (n,) of its levels for each of its n choices
+    # A draw chooses a leaf, and with it a code of each of its levels: of each draw, the codes (n,)
+    # of its levels for each of its n leaves.
     splits = []
     for together in prior.draws:
         drawn_symbols = symbols[together.start : together.stop]

@@ -152,8 +152,9 @@ def assign_evenly(costs: Tensor, sizes: Sequence[int], prices: Tensor) -> Tensor
     Returns:
         The group (n,) of each point.
     """
-    # A point prefers the group of the least cost plus price. Set each price in turn so that as many
-    # points prefer the group as it has places.
+    # A point prefers the group of the least cost plus price: its difference is negative. A group
+    # has `size` places, so its price moves zero midway between the last difference inside and the
+    # first outside.
     for group, size in enumerate(sizes):
         differences = _compare_with_others(costs + prices, group).sort().values
         prices[group] -= differences[size - 1 : size + 1].mean()

@@ -142,8 +142,8 @@ class TrainState:
         }
         max_steps = config.max_steps or math.inf
         if config.epochs:
-            epochs = num_samples * config.epochs // config.batch_size
-            max_steps = min(max_steps, max(1, epochs))
+            epoch_steps = num_samples * config.epochs // config.batch_size
+            max_steps = min(max_steps, max(1, epoch_steps))
         max_seconds = config.max_minutes * 60 or math.inf
         return TrainState(networks, averaged, max_steps, max_seconds)
 
