@@ -250,18 +250,17 @@ class RunFolder:
 
         Raises InputError if "generation" is given, and is missing or was trained for other levels.
         """
-        name = decoder or self.read_sampling().decoder or GENERATION
-        folder = decoder_folder(self.path, GENERATION)
-        is_trained = folder.model.is_file()
-        if decoder == GENERATION and not is_trained:
+        wanted = decoder or self.read_sampling().decoder or "generation"
+        has_generation = decoder_folder(self.path, GENERATION).model.is_file()
+        if decoder == "generation" and not has_generation:
             raise InputError(
                 f"{self} has no decoder of samples: train it with hrvqvae train-decoder"
                 f" {shlex.quote(str(self))}"
             )
-        if name != GENERATION or not is_trained:
+        if wanted == "progressive" or not has_generation:
             return autoencoder
 
-        # The copy shares all submodules. The decoder of samples is none: only the copy gets it.
+        # a shallow copy shares all submodules; only the copy gets the decoder of samples
         generator = copy.copy(autoencoder)
         trained = self._use_decoder(generator, config, GENERATION).generation.levels
         if levels is None or trained in (0, levels):  # 0: any number of levels
