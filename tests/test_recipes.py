@@ -1,20 +1,22 @@
 """The recipes, with small budgets: their commands from data to sheet, and resumption."""
 
 import os
+import re
 import runpy
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
 
 from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.config import presets
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
-from hrvqvae.evaluation.samples import CLASSIFIER
-from tests.conftest import approx, cells_of, names_in, parametrize, write_picture
+from hrvqvae.evaluation.samples import CLASSIFIER, Features
+from tests.conftest import approx, cells_of, names_in, normal, parametrize, write_picture
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 from tests.trained_run import write_untrained_classifier
 
@@ -195,6 +197,24 @@ def test_figures_of_a_run(run, tmp_path, capsys):
         with pytest.raises(SystemExit):
             figure(f"{line} -o {out}")
         assert message in capsys.readouterr().err
+
+
+def test_the_judge_of_samples(run, capsys):
+    """Its features are the class and noise here, in place of a large network's."""
+    judge = runpy.run_path(str(RECIPES / "judge.py"))
+    labels = torch.arange(200) % 4
+    features = torch.eye(4)[labels] + normal(200, 4) / 10
+    assert judge["fit_judge"](features, labels, 4)(features).argmax(1).equal(labels)
+
+    # all that it prints, by small pictures
+    pictures = Features("pixels", lambda images: adaptive_avg_pool2d(images, 7).flatten(1))
+    judge["main"].__globals__["load_features"] = lambda: pictures
+    judge["main"]([str(run), "-n", "2", "--levels", "1"])
+    assert re.fullmatch(
+        r"test images recognized: [\d.]+%\nreconstructions recognized: [\d.]+%\n"
+        r"20 samples recognized: [\d.]+%\nrecall of samples: [\d.]+; of training images: [\d.]+\n",
+        capsys.readouterr().out,
+    )
 
 
 def test_nearest_training_images(run):

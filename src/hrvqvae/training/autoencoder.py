@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -166,11 +167,14 @@ class AutoencoderTask(ImageTask):
         batch_size = self.training.batch_size
         seed = self.training.seed
         rows, columns = config.model.geometry.grids(*config.data.image_size)[-1]  # the finest grid
-        num_images = min(len(self.images), config.model.start_vectors // (rows * columns))
-        first = next(batches(self.images, batch_size=max(1, num_images), seed=seed))
-        images = self.compute.place_images(first.images)
+        num_images = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
+
+        # in batches, which the workers share
+        stream = batches(self.images, batch_size=min(num_images, batch_size), seed=seed)
+        chunks = islice(stream, -(-num_images // batch_size))
+        images = torch.cat([batch.images for batch in chunks])[:num_images]
         with self.compute.autocast():
-            model.initialize(images, make_step_rng(seed, 0), batch_size)
+            model.initialize(self.compute.place_images(images), make_step_rng(seed, 0), batch_size)
 
     def build_objective(self) -> Mapping[str, nn.Module]:
         self.objective = self.compute.place_model(build_objective(self.config))
