@@ -142,6 +142,8 @@ def compress_images(
     missing = {name: path for name, path in images.items() if force or not targets[name].exists()}
     _note_skipped(len(images) - len(missing), folder)
 
+    if missing:
+        model.fit_entropy_model()  # before the bar: its time is not that of an image
     outcome = CompressionOutcome()
     pairs = _read_images(model, missing, skip)
     batches = chunk_by_size(pairs, lambda pair: pair[1].numel(), _BATCH_VALUES)
