@@ -5,8 +5,10 @@ digits.
 import io
 import re
 import runpy
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -56,7 +58,9 @@ def cut(words, cuts):
 
 def replay(words):
     if words[0] == "python":
-        with redirect_stdout(io.StringIO()) as out:
+        # a script finds its neighbours
+        beside = patch.object(sys, "path", [str(Path(words[1]).parent), *sys.path])
+        with beside, redirect_stdout(io.StringIO()) as out:
             runpy.run_path(words[1])["main"](words[2:])
         return out.getvalue()
     assert words[0] == "hrvqvae"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
+import hrvqvae
 from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.config import presets
 from hrvqvae.data.images import read_image
@@ -154,6 +155,30 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
     assert {"samples.png", "nearest.png"} <= {*names_in(tmp_path / "out")}
 
 
+def test_a_model_of_own_photographs(tmp_path, monkeypatch):
+    for index in range(24):
+        kind = tmp_path / "photos" / ("train", "test")[index % 2] / ("hat", "shoes")[index % 3 % 2]
+        write_picture(kind / f"{index}.jpg", index, (80, 70))
+    monkeypatch.chdir(tmp_path)
+    assert recipe("clothes", tmp_path, "photos", "out").returncode == 0
+    cuts = cells_of(rf"""
+        --max-minutes [^\0]+ | --max-steps 2
+        ^(hrvqvae train treevq-deep/photos64 .*) | \1 {SMALL}
+        ^(hrvqvae train-prior .*) | \1 {SMALL_PRIOR} --prior.network.layers 1
+        ^(hrvqvae train-decoder .*) | \1 --generation.samples 4 {SMALL_DECODER}
+        -n 10 | -n 2
+    """)
+    for words in recorded(tmp_path):
+        # the judge has a test of its own
+        if not words[1].endswith("judge.py"):
+            replay(cut(words, cuts))
+    exported = hrvqvae.load("out/export")
+    assert exported.classes == ("hat", "shoes")
+    assert exported.run.sampling_options() == {"guidance": 2, "levels": 4}
+    # samples of two classes, each above its nearest training images
+    assert read_image(Path("out/samples.png"), 3).shape[1] > 4 * 64
+
+
 def test_the_pictures_of_the_readme(tmp_path, monkeypatch):
     drawn_cifar10(tmp_path / "data", monkeypatch)
     runpy.run_path(str(RECIPES / "front"))["main"](str(tmp_path))
@@ -182,7 +207,7 @@ def test_figures_of_a_run(run, tmp_path, capsys):
     for line, drawn in cells_of(f"""
             hierarchy --path 2,1,3 | 3 levels of 4 codewords, synthetic
             hierarchy {run} --position 3 2 | tiny, position (3, 2) of the first test image
-            classes {run} -n 3 | 3 samples per class, 10 classes
+            classes {run} -n 3 --nearest | 3 samples per class, 10 classes
             nearest {run} -n 4 | 4 samples, MSE
         """):
         assert drawn in figure(f"{line} -o {out}")
