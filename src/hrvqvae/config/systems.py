@@ -187,8 +187,8 @@ _TREEVQ = settings(
 )
 
 # Trees that are trained as trees. Of several groups: planted ones have more error with equal beams.
-# MNIST's: a planted one has 3% less error, but its codes take a prior 21% more bits after equal
-# steps (docs/findings.md, "Train flat, plant").
+# MNIST's: after equal steps a prior needed 21% more bits for the codes of a planted one (one seed;
+# docs/findings.md, "Train flat, plant").
 _TRAINED_TREE = """
     model.quantizer.planted        false
     model.quantizer.beta           1
