@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run")
     parser.add_argument("-n", type=int, default=37, help="samples per class (default: 37)")
     parser.add_argument("--guidance", type=float, nargs="+", help="default: as the run samples")
-    parser.add_argument("--levels", type=int)
+    parser.add_argument("--levels", type=int, help="default: as the run samples")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     model = hrvqvae.load(options.run)
@@ -96,10 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"reconstructions recognized: {recognized(reconstructed, wanted):.1%}")
 
     # samples, equally many per class
-    given = {"levels": options.levels}
-    if options.guidance:
-        given["guidance"] = tuple(options.guidance)
-    params = SamplingParams(**{**model.run.sampling_options(), **given})
+    guidance = tuple(options.guidance) if options.guidance else None
+    params = SamplingParams(**model.run.sampling_options(guidance, options.levels))
     samples = []
     for name in model.classes:
         drawn = model.draw(options.n, seed=options.seed, class_name=name, params=params)

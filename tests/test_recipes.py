@@ -169,8 +169,9 @@ def test_a_model_of_own_photographs(tmp_path, monkeypatch):
         -n 10 | -n 2
     """)
     for words in recorded(tmp_path):
-        # the judge has a test of its own
-        if not words[1].endswith("judge.py"):
+        if words[1].endswith("judge.py"):
+            judge_by_pictures()["main"]([*words[2:], "-n", "1"])
+        else:
             replay(cut(words, cuts))
     exported = hrvqvae.load("out/export")
     assert exported.classes == ("hat", "shoes")
@@ -224,16 +225,21 @@ def test_figures_of_a_run(run, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_the_judge_of_samples(run, capsys):
-    """Its features are the class and noise here, in place of a large network's."""
+def judge_by_pictures():
+    """Return the judge, with small pictures in place of a large network's features."""
     judge = runpy.run_path(str(RECIPES / "judge.py"))
+    pictures = Features("pixels", lambda images: adaptive_avg_pool2d(images, 7).flatten(1))
+    judge["main"].__globals__["load_features"] = lambda: pictures
+    return judge
+
+
+def test_the_judge_of_samples(run, capsys):
+    judge = judge_by_pictures()
     labels = torch.arange(200) % 4
     features = torch.eye(4)[labels] + normal(200, 4) / 10
     assert judge["fit_judge"](features, labels, 4)(features).argmax(1).equal(labels)
 
     # all that it prints, by small pictures
-    pictures = Features("pixels", lambda images: adaptive_avg_pool2d(images, 7).flatten(1))
-    judge["main"].__globals__["load_features"] = lambda: pictures
     judge["main"]([str(run), "-n", "2", "--levels", "1"])
     assert re.fullmatch(
         r"test images recognized: [\d.]+%\nreconstructions recognized: [\d.]+%\n"
