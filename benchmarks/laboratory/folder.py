@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from hrvqvae.utils.locks import InUseError, lock_folder
 from hrvqvae.utils.outputs import TEMPORARY, write_atomic
-from hrvqvae.utils.quantities import clock, counted
+from hrvqvae.utils.quantities import counted
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def run_cases(
         if signal:
             return signal
         done += 1
-        spent = clock(time.monotonic() - begun)
+        spent = timedelta(seconds=int(time.monotonic() - begun))
         say(f"{done} of {counted(len(cases), 'case')} measured, this case in {spent}")
     if done < len(cases):
         say(f"still being made elsewhere: {len(cases) - done} of {len(cases)} cases")

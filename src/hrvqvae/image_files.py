@@ -133,11 +133,10 @@ def compress_images(
     if zips.is_zip(out):
         check_output(out, force=force, inputs=paths)
         folder = out.with_name(f"{out.name}.parts")
-        outputs = Outputs(folder, force=True)
+        outputs = Outputs(folder)
     else:
         folder = out
-        may_exist = force or out.suffix.lower() != hrv.SUFFIX
-        outputs = Outputs(out, [hrv.SUFFIX, zips.SUFFIX], force=may_exist, inputs=paths)
+        outputs = Outputs(out, hrv.SUFFIX, force=force, inputs=paths)
     targets = {name: outputs.reserve(name, hrv.SUFFIX) for name in images}
     missing = {name: path for name, path in images.items() if force or not targets[name].exists()}
     _note_skipped(len(images) - len(missing), folder)
@@ -228,8 +227,7 @@ def decompress_files(
     """
     faults = list[str]()
     files = _find_codes(paths, faults)
-    may_exist = force or out.suffix.lower() != ".png"
-    outputs = Outputs(out, [".png"], force=may_exist, inputs=paths)
+    outputs = Outputs(out, ".png", force=force, inputs=paths)
     targets = [outputs.reserve(file.name, ".png") for file in files]
     pairs = zip(files, targets, strict=True)
     missing = [(file, target) for file, target in pairs if force or not target.exists()]

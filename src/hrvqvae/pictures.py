@@ -130,7 +130,7 @@ def _write_samples(
     # Names are known before anything is drawn, from the classes.
     priors = model.load_priors(model.autoencoder.check_levels(params.levels))
     labels = model.draw_labels(range(count), seed, class_name, priors)
-    outputs = Outputs(folder, force=True)
+    outputs = Outputs(folder)
     paths = []
     for index in range(count):
         name = f"{index:04d}"

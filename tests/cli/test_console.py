@@ -75,7 +75,6 @@ def test_wrong_commands():
         train-decoder mnist --decoder progressive --max-steps 1 | hrvqvae export mnist DIR
         train hrvqvae/mnist --out '' | --out: it is empty
     """)
-    check_refusals("sample no\x1b[31mrun -o x.png | no\\x1b[31mrun: there is no such run")
 
 
 def test_no_command_prints_the_help(capsys):

@@ -102,7 +102,6 @@ def test_wrong_options(name, value, message):
     with pytest.raises(InputError) as refused:
         override(presets.get(preset).config, {name: value})
     assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 @parametrize(
@@ -127,7 +126,6 @@ def test_files_that_are_no_configuration(content, message, tmp_path):
         from_file(path)
     assert str(refused.value).startswith(str(path))
     assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 def test_missing_fields_take_their_defaults():

@@ -58,7 +58,6 @@ from hrvqvae.utils.errors import (
     expand_home,
     explain_write_errors,
     near_names,
-    one_line,
     require,
     require_made_for,
 )
@@ -138,7 +137,7 @@ class RunFolder:
             defaults = SamplingDefaults(**json.loads(self.sampling.read_bytes()))
             list_weights(defaults.guidance)
         except (ValueError, TypeError) as error:
-            raise DamagedFileError(f"{self.sampling} is damaged: {one_line(error)}") from error
+            raise DamagedFileError(f"{self.sampling} is damaged: {error}") from error
         return defaults
 
     def saved(self) -> list[Path]:

@@ -25,7 +25,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
+from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.outputs import replace_file, write_atomic
 
 _SCALE = ":scale"
@@ -85,7 +85,7 @@ def _explain_damage(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
     except (SafetensorError, KeyError, TypeError, OverflowError, ValueError) as error:
-        reason = one_line(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
         raise DamagedFileError(f"{path} is damaged: {reason}") from error
 
 

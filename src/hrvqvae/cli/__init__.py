@@ -18,7 +18,7 @@ from types import FrameType
 
 from hrvqvae.cli import catalogue, files, share, train, trained
 from hrvqvae.cli.console import Command, Parser, split_fields
-from hrvqvae.utils.errors import InputError, near_names, printable
+from hrvqvae.utils.errors import InputError, near_names
 from hrvqvae.utils.progress import LOG
 from hrvqvae.version import __version__
 
@@ -122,13 +122,6 @@ def _explain(error: Exception) -> str:
     return ""
 
 
-class _PrintableFormatter(logging.Formatter):
-    """Escape control characters, which names of files and images may hold."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
 @contextmanager
 def _end_cleanly() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end a command as an error would, so that it deletes its temporary
@@ -169,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # notices about its own cache
     handler = logging.StreamHandler()
     level = LOG.level
-    handler.setFormatter(_PrintableFormatter("hrvqvae: %(message)s"))
+    handler.setFormatter(logging.Formatter("hrvqvae: %(message)s"))
     # A name that the encoding can't express must not end a command.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

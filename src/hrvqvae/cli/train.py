@@ -51,7 +51,7 @@ def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
     """
     minutes = f"{outcome.seconds / 60:.1f}"
     unit = "minute" if minutes == "1.0" else "minutes"
-    spent = f"in {minutes} {unit}, peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
+    spent = f"in {minutes} {unit}"
     if outcome.signal is not None:
         print(f"{prefix}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
         return 128 + outcome.signal

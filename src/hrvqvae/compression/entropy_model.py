@@ -17,7 +17,7 @@ import numpy as np
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import Contexts, EntropyNetwork
 from hrvqvae.config import Geometry, Grid
-from hrvqvae.utils.errors import DamagedFileError, one_line, printable
+from hrvqvae.utils.errors import DamagedFileError
 
 MAGIC = b"HRVQTAB1"
 MOST_SYMBOLS = 4096  # per code of a level with a network
@@ -130,7 +130,7 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
     except DamagedFileError:
         raise
     except Exception as error:  # of many types
-        raise DamagedFileError(f"{name} is damaged: {one_line(error)}") from error
+        raise DamagedFileError(f"{name} is damaged: {error}") from error
 
     # The cached property is set: another zlib may write other bytes, with another fingerprint.
     vars(entropy_model)["content"] = content
@@ -174,5 +174,5 @@ def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
     if offset != len(body):
         raise DamagedFileError("the entropy model is longer than its header says")
     return EntropyModel(
-        printable(header["name"]), str(header["model"]), geometry, symbols, tuple(networks)
+        str(header["name"]), str(header["model"]), geometry, symbols, tuple(networks)
     )

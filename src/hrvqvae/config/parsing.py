@@ -25,7 +25,7 @@ from hrvqvae.config.schema import (
     default_config,
 )
 from hrvqvae.config.section import flatten
-from hrvqvae.utils.errors import InputError, expand_home, one_line, require
+from hrvqvae.utils.errors import InputError, expand_home, require
 
 OWN_IMAGES = "mine"  # `data.dataset` of images that are not the published set of the preset
 # Fields of a training that do not change its result: where it computes, and how often it logs,
@@ -72,7 +72,7 @@ def from_file(path: Path) -> Config:
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
     except (OSError, yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path} can't be read as YAML or JSON ({one_line(error)})") from error
+        raise InputError(f"{path} can't be read as YAML or JSON ({error})") from error
     return from_dict(tree, str(path))
 
 

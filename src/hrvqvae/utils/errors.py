@@ -5,6 +5,7 @@ code 2.
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,22 +64,10 @@ def explain_write_errors(target: object, advice: str = "") -> Iterator[None]:
 
 
 def expand_home(path: str | Path) -> Path:
-    """Return a path with the home folder in place of ~."""
-    return Path(path).expanduser()
+    """Return a path with the home folder in place of ~, or the same path if there is no home."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib would raise RuntimeError
 
 
-def printable(text: object) -> str:
-    """Escape unprintable characters, such as control codes of a terminal and bytes of a name that
-    is not UTF-8.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
-def one_line(error: Exception) -> str:
-    """Return the text of an error in one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
-
-
-def near_names(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+def near_names(name: str, names: Iterable[str]) -> str:
     """Return up to three names close to a misspelt name, joined by "or"; "" if none is close."""
-    return " or ".join(difflib.get_close_matches(name, list(names), n=3, cutoff=cutoff))
+    return " or ".join(difflib.get_close_matches(name, list(names)))

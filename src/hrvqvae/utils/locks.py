@@ -31,8 +31,6 @@ def lock_folder(folder: Path, wait: Callable[[str], None] | None = None) -> Iter
         InUseError: Another process holds the lock, and `wait` is not given.
         InputError: The folder can't be created or written.
     """
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; name a folder")
     path = folder.resolve()
     with explain_write_errors(folder, "; choose another folder"):
         path.mkdir(parents=True, exist_ok=True)

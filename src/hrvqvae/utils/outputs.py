@@ -3,8 +3,8 @@
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hrvqvae.utils.errors import InputError, explain_write_errors
@@ -13,11 +13,8 @@ TEMPORARY = ".writing-"
 
 
 def base_name(run: str | Path) -> str:
-    """Return the last part of a run's path, without dots around it and without .safetensors.
-
-    For "." and "..", this is the name of the folder that they stand for.
-    """
-    return (Path(run).name.strip(".") or Path(run).resolve().name).removesuffix(".safetensors")
+    """Return the name of a run's folder, or of its file without .safetensors."""
+    return Path(run).resolve().name.removesuffix(".safetensors")
 
 
 def check_output(
@@ -31,29 +28,19 @@ def check_output(
     """
     if suffix and path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}")
-    _check_replaceable(path, force, {identify(source) for source in inputs if source.exists()})
+    _check_replaceable(path, force, {source.resolve() for source in inputs})
     resolved = path.resolve()
     folder = next(parent for parent in resolved.parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise InputError(f"{path} can't be written: {folder} is no folder that may be written")
 
 
-def identify(path: str | Path) -> tuple[int, int]:
-    """Return the device and inode of a path, which are equal for two names of the same file. Raises
-    OSError.
-    """
-    status = Path(path).stat()
-    return status.st_dev, status.st_ino
-
-
-def _check_replaceable(path: Path, force: bool, inputs: set[tuple[int, int]]) -> None:
+def _check_replaceable(path: Path, force: bool, inputs: set[Path]) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file")
-    if not path.exists():
-        return
-    if identify(path) in inputs:
+    if path.resolve() in inputs:
         raise InputError(f"{path} is an input and is never overwritten; choose another output")
-    if not force:
+    if path.exists() and not force:
         raise InputError(
             f"{path} exists already; choose another output, or overwrite it with --force"
         )
@@ -63,30 +50,19 @@ class Outputs:
     """The files that a command writes: one file, or files below a folder.
 
     Args:
-        out: The file, if its name ends in one of the suffixes; else the folder, which need not
-            exist.
-        suffixes: Suffixes of a single file, such as [".png"]; empty if `out` is always a folder.
+        out: The file, if its name ends in the suffix; else the folder, which need not exist.
+        suffix: Suffix of a single file, such as ".png"; "" if `out` is always a folder.
+        force: Replace a single file that exists. Files below a folder may always exist.
         inputs: Files that are never replaced.
     """
 
     def __init__(
-        self,
-        out: Path,
-        suffixes: Sequence[str] = (),
-        *,
-        force: bool = False,
-        inputs: Iterable[Path] = (),
+        self, out: Path, suffix: str = "", *, force: bool = False, inputs: Iterable[Path] = ()
     ) -> None:
-        suffix = out.suffix.lower()
-        if suffixes and suffix and suffix not in suffixes and not out.is_dir():
-            raise InputError(
-                f"{out} must end in {' or '.join(suffixes)}, or be a folder that exists"
-            )
-        self._single = suffix in suffixes
         self._out = out
-        self._force = force
-        self._inputs = {identify(path) for path in inputs if path.exists()}
-        self._root = out.resolve()
+        self._single = bool(suffix) and out.suffix.lower() == suffix
+        self._force = force or not self._single
+        self._inputs = {path.resolve() for path in inputs}
         self._taken = set[str]()  # in lower case: some systems ignore the case
 
     def reserve(self, name: str, suffix: str) -> Path:
@@ -97,31 +73,30 @@ class Outputs:
             InputError: The path can't be written (see `check_output`), the name or a symbolic link
                 leads out of the folder, or a single file is reserved twice.
         """
+        path = self._out
         if self._single:
             if self._taken:
-                raise InputError(f"{self._out} takes one image, and there are more; name a folder")
+                raise InputError(f"{path} takes one image, and there are more; name a folder")
             self._taken.add(name)
-            _check_replaceable(self._out, self._force, self._inputs)
-            return self._out
+        else:
+            path /= self._make_unique(os.path.normpath(name), suffix)
+            if not path.resolve().is_relative_to(self._out.resolve()):
+                raise InputError(f"{path} leads out of {self._out}; rename the image")
+        _check_replaceable(path, self._force, self._inputs)
+        return path
 
-        name = os.path.normpath(name)
+    def _make_unique(self, name: str, suffix: str) -> str:
         unique = f"{name}{suffix}"
         number = 1
         while unique.casefold() in self._taken:
             number += 1
             unique = f"{name}-{number}{suffix}"
         self._taken.add(unique.casefold())
-
-        # The path may exist, or lead elsewhere.
-        path = self._out / unique
-        if not path.resolve().is_relative_to(self._root):
-            raise InputError(f"{path} leads out of {self._out}; rename the image")
-        _check_replaceable(path, self._force, self._inputs)
-        return path
+        return unique
 
 
-def _name_temporary(path: Path, suffix: str = "") -> Path:
-    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}{suffix}")
+def _name_temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
 
 
 @contextmanager
@@ -129,19 +104,17 @@ def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to, and replace the file by it at the end. After an error the
     file is unchanged.
 
-    A file that is replaced keeps its permissions. If the path is a symbolic link, its target is
-    replaced. Without `flush`, both the old and the new file may be lost when the machine loses
-    power. Raises OSError if the disk is full or the folder can't be written.
+    If the path is a symbolic link, its target is replaced. Without `flush`, both the old and the
+    new file may be lost when the machine loses power. Raises OSError if the disk is full or the
+    folder can't be written.
     """
     path = path.resolve()
-    temporary = _name_temporary(path, path.suffix[:12])  # some libraries look at the suffix
+    temporary = _name_temporary(path)
     try:
         yield temporary
         if flush:
             with temporary.open("r+b") as stream:
                 os.fsync(stream.fileno())
-        with suppress(OSError):  # a new file, or a file system without permissions
-            temporary.chmod(path.stat().st_mode & 0o777)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -181,11 +154,9 @@ def create_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files and folders that killed processes left. The caller must hold the
-    folder's lock.
+    """Remove the temporary files that killed processes left. The caller must hold the folder's
+    lock.
     """
     for path in folder.glob(f"{TEMPORARY}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+        if path.is_file():
             path.unlink(missing_ok=True)

@@ -4,14 +4,12 @@ Notices go to the logger "hrvqvae". If its level is INFO, as in the command line
 on standard error. Standard output is for results alone.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TextIO, TypeVar
 
@@ -21,8 +19,6 @@ LOG = logging.getLogger("hrvqvae")
 LINE_SECONDS = 15.0
 
 T = TypeVar("T")
-Advance = Callable[[int], Any]
-"""Called with the number of parts done since the last call."""
 Say = Callable[[str], None]
 """Prints a message."""
 
@@ -32,19 +28,18 @@ def note(line: str) -> None:
     LOG.warning("%s", line)
 
 
+note_once = cache(note)
+"""Log a notice, but only once in each process."""
+
+
 def waiting(activity: str) -> None:
     """Log an activity that begins now and takes some seconds."""
     LOG.info("%s ...", activity)
 
 
 def say(line: str) -> None:
-    """Print a line, if it can be written."""
-    with suppress(OSError, ValueError):  # the terminal may be closed
-        print(line, flush=True)
-
-
-note_once = cache(note)
-"""Log a notice, but only once in each process."""
+    """Print a line at once, also where the output is a file."""
+    print(line, flush=True)
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm comes without types
@@ -59,67 +54,58 @@ _Bar.set_lock(threading.RLock())
 class Meter:
     """Progress of a training: a bar on a terminal, otherwise lines every `LINE_SECONDS`."""
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._last_line_at = time.monotonic()
-        self._bar: Any = None
-        if stream is not None and stream.isatty():
-            form = "{desc}  {bar}  {postfix}"
-            self._bar = _Bar(total=1.0, file=stream, leave=False, bar_format=form)
+        # with disable=None, tqdm shows the bar on a terminal only
+        form = "{desc}  {bar}  {postfix}"
+        self._bar = _Bar(total=1.0, file=stream, leave=False, bar_format=form, disable=None)
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            with suppress(OSError):  # the terminal may be closed
-                self._bar.close()
+        self._bar.close()
 
     def show(self, head: str, fraction: float, text: str, *, last: bool = False) -> None:
         """Set the bar to a fraction from 0 to 1. Without a bar, print a line if `LINE_SECONDS` have
         passed since the last line, or if `last` is true.
         """
         now = time.monotonic()
-        if self._bar is not None:
+        if not self._bar.disable:
             self._bar.n = fraction
             self._bar.desc = head
             self._bar.postfix = text
-            with suppress(OSError):
-                self._bar.refresh()
+            self._bar.refresh()
         elif now - self._last_line_at >= LINE_SECONDS or last:
             self._last_line_at = now
             self.say(f"{head}  {text}")
 
     def say(self, text: str) -> None:
         """Print a line of text, above the bar if there is one."""
-        with suppress(OSError, ValueError):  # ValueError: a closed stream
-            if self._bar is not None:
-                _Bar.write(text, file=self._stream)
-            else:
-                print(text, file=self._stream, flush=True)
+        with _Bar.external_write_mode(file=self._stream):
+            print(text, file=self._stream, flush=True)
 
 
 @contextmanager
-def task(title: str, total: int, unit: str = "images") -> Iterator[Advance]:
-    """Show the progress of a task.
+def task(title: str, total: int, unit: str = "images") -> Iterator[Callable[[int], Any]]:
+    """Show the progress of a task. Yield a function to call with the number of parts that were done
+    since its last call.
 
     Args:
         title: Name of the task.
         total: Number of parts of the task.
         unit: Name of the parts.
     """
-    if sys.stderr is None or not LOG.isEnabledFor(logging.INFO):
-        yield lambda parts: None
-        return
-
     # without a terminal, a short task shows nothing
-    delay = 0.0 if sys.stderr.isatty() else LINE_SECONDS
+    interval = 0.1 if sys.stderr.isatty() else LINE_SECONDS
     with _Bar(
         total=total,
         desc=title,
         unit=f" {unit}",
         file=sys.stderr,
         leave=False,
-        delay=delay,
-        mininterval=max(0.1, delay),
+        disable=not LOG.isEnabledFor(logging.INFO),
+        delay=interval,
+        mininterval=interval,
         miniters=1,
     ) as bar:
         yield bar.update

@@ -1,4 +1,4 @@
-"""Numbers as text for people: counts with nouns, and times; squared errors in decibels."""
+"""Counts with nouns, as text for people; squared errors in decibels."""
 
 import math
 
@@ -11,9 +11,3 @@ def counted(count: int, noun: str) -> str:
 def psnr(mse: float) -> float:
     """Return the PSNR in dB of a mean squared error of values in [0, 1]; infinity for 0."""
     return -10 * math.log10(mse) if mse > 0 else math.inf
-
-
-def clock(seconds: float) -> str:
-    """Return a time as h:mm:ss; 0:00:00 for a negative time."""
-    total = max(0, int(seconds))
-    return f"{total // 3600}:{total // 60 % 60:02d}:{total % 60:02d}"
