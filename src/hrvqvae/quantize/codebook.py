@@ -16,7 +16,6 @@ from hrvqvae import distributed
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.kmeans import kmeans
-from hrvqvae.quantize.search import search
 
 
 class LevelCodebooks(nn.Module):
@@ -55,24 +54,6 @@ class LevelCodebooks(nn.Module):
         self.count.view(-1)[index] = count
         self.total.flatten(0, 1)[index] = vectors * count.unsqueeze(-1)
 
-    def average(self, batch_counts: Tensor, sums: Tensor) -> None:
-        """Update averages and codewords (docs/method.md, "Moving averages").
-
-        Takes the number of vectors of each codeword in the batch, (num_codewords,), and the sums of
-        these vectors, (num_codewords, D). A codeword stays as it is if its sum is not finite: on a
-        GPU the search lets NaN and infinity pass.
-        """
-        count = self.count.view(-1)
-        total = self.total.flatten(0, 1)
-        codewords = self.codewords.flatten(0, 1)
-
-        # n and s move towards those of the batch, or to where they are
-        finite = sums.sum(-1).isfinite()
-        count.lerp_(torch.where(finite, batch_counts, count), 1 - self.decay)
-        total.lerp_(torch.where(finite.unsqueeze(-1), sums, total), 1 - self.decay)
-
-        codewords.copy_(vq.means_or_kept(count, total, codewords))
-
     def initialize(
         self,
         residual: Tensor,
@@ -91,23 +72,20 @@ class LevelCodebooks(nn.Module):
         """
         books = parent if self.num_books > 1 else torch.zeros_like(parent)
         if shared:
-            # all codebooks start from the same centers; a vector counts in its own codebook
-            centers, _ = kmeans(residual, self.size, rng)
+            centers, nearest = kmeans(residual, self.size, rng)
             start = centers.repeat(self.num_books, 1)
-            (nearest,) = search(residual, [centers[None]])
             index = books * self.size + nearest
-            count = vq.counts(index, self.num_codewords).float()
         else:
-            count = residual.new_zeros(self.num_codewords)
             spread = residual.std(0, correction=0) * 0.1
-            noise = torch.randn(len(count), len(spread), generator=rng, dtype=torch.float32)
+            noise = torch.randn(self.num_codewords, len(spread), generator=rng, dtype=torch.float32)
             start = noise.to(residual).mul_(spread)
+            index = torch.empty_like(parent)
             for book, members in vq.members_of_books(books):
                 first = book * self.size
-                children = slice(first, first + self.size)
-                centers, sizes = kmeans(residual[members], self.size, rng)
-                start[children] = centers
-                count[children] = sizes
+                centers, nearest = kmeans(residual[members], self.size, rng)
+                start[first : first + self.size] = centers
+                index[members] = first + nearest
+        count = vq.counts(index, self.num_codewords).float()
         self.set_codewords(slice(None), start, count * weight)
 
     def restart_dead_codes(
@@ -151,7 +129,13 @@ def update_codebooks(
     residuals: Sequence[Tensor],
     indices: Sequence[Tensor],
 ) -> None:
-    """Update all levels from the residuals (N, D) and indices (N,) of each, over all processes."""
+    """Update all levels from the residuals (N, D) and indices (N,) of each, over all processes
+    (docs/method.md, "Moving averages").
+
+    A codeword stays as it is if the sum of its residuals is not finite: on a GPU the search lets
+    NaN and infinity pass.
+    """
+    # of each codeword: the number and the sum of its residuals in the batch
     counts = []
     sums = []
     for level, residual, index in zip(levels, residuals, indices, strict=True):
@@ -161,5 +145,17 @@ def update_codebooks(
         sums.append(zeros.index_add_(0, index, residual))
     counts = distributed.all_reduce(counts)
     sums = distributed.all_reduce(sums)
-    for level, batch_counts, batch_sums in zip(levels, counts, sums, strict=True):
-        level.average(batch_counts, batch_sums)
+
+    for level, batch_count, batch_sum in zip(levels, counts, sums, strict=True):
+        count = level.count.view(-1)
+        total = level.total.flatten(0, 1)
+        codewords = level.codewords.flatten(0, 1)
+
+        # n and s move towards those of the batch, or to where they are
+        is_finite = batch_sum.sum(-1).isfinite()
+        new_count = torch.where(is_finite, batch_count, count)
+        new_total = torch.where(is_finite.unsqueeze(-1), batch_sum, total)
+        count.lerp_(new_count, 1 - level.decay)
+        total.lerp_(new_total, 1 - level.decay)
+
+        codewords.copy_(vq.means_or_kept(count, total, codewords))

@@ -42,7 +42,7 @@ from torch.nn.functional import pad
 
 from hrvqvae.quantize.search import simd
 from hrvqvae.quantize.search.simd import COLUMNS, LANES, ROWS, SIDE_BY_SIDE
-from hrvqvae.utils.compiled import compiled, in_parts, inlined
+from hrvqvae.utils.compiled import compiled, in_parts
 from hrvqvae.utils.errors import InputError, NonFiniteError
 
 Floats = NDArray[np.float32]
@@ -55,16 +55,6 @@ _LARGEST_KEY = np.int64(2**63 - 1)
 # level has a single codebook
 _FIELDS = ("address", "size", "padded_size", "linked")
 _LEVEL = np.dtype([(field, np.int64) for field in _FIELDS])
-
-
-@inlined
-def _distance_of(key: Any) -> Any:
-    return np.int32(key >> 32).view(np.float32)
-
-
-@inlined
-def _place_of(key: Any) -> Any:
-    return key & 0xFFFFFFFF
 
 
 @compiled()
@@ -137,9 +127,9 @@ def _search_tree(
                 key: Any = _LARGEST_KEY
                 for place in range(count * padded_size):
                     key = min(key, keys[place])
-                place = _place_of(key)
+                place = key & 0xFFFFFFFF
                 keys[place] = _LARGEST_KEY
-                branch = place // padded_size
+                branch = place // padded_size if count > 1 else 0
                 child = min(place - branch * padded_size, size - 1)
                 book = index[level, branch] * linked
                 index[level + 1, k] = book * size + child
@@ -207,11 +197,11 @@ def _search_flat(
             key: Any = _LARGEST_KEY
             for column in range(COLUMNS):
                 bits = np.float32(least[i, column]).view(np.int32)
-                high = np.int64(bits) << 32
                 place = np.int64(blocks[i, column]) * COLUMNS + column
-                key = min(key, high + place)
-            nearest[start + i] = _place_of(key)
-            squares += float(_distance_of(key))
+                key = min(key, (np.int64(bits) << 32) + place)
+            place = key & 0xFFFFFFFF
+            nearest[start + i] = place
+            squares += float(least[i, place % COLUMNS])
     return squares
 
 
