@@ -21,10 +21,6 @@ from hrvqvae.quantize.kmeans import kmeans
 class LevelCodebooks(nn.Module):
     """All codebooks of one level: codewords are moving averages, total / count."""
 
-    codewords: Tensor  # (num_books, m, D)
-    count: Tensor  # (num_books, m): moving average of the number of vectors per batch
-    total: Tensor  # (num_books, m, D): moving average of the sum of these vectors
-
     def __init__(self, config: QuantizerConfig, num_books: int, size: int) -> None:
         super().__init__()
         self.decay = config.decay
@@ -32,9 +28,10 @@ class LevelCodebooks(nn.Module):
         self.size = size
         self.num_codewords = num_books * size
         shape = (num_books, size, config.dim)
-        self.register_buffer("count", torch.ones(shape[:2], dtype=torch.float32))
-        self.register_buffer("codewords", torch.zeros(shape, dtype=torch.float32))
-        self.register_buffer("total", torch.zeros(shape, dtype=torch.float32))
+        # moving averages of the number of vectors per batch, and of the sum of these vectors
+        self.count = nn.Buffer(torch.ones(shape[:2], dtype=torch.float32))
+        self.codewords = nn.Buffer(torch.zeros(shape, dtype=torch.float32))
+        self.total = nn.Buffer(torch.zeros(shape, dtype=torch.float32))
 
     def children_of(self, parents: Tensor) -> Tensor:
         """Return the indices of the children of codewords (K,) of the coarser level: (K * m,)."""
@@ -121,6 +118,11 @@ class LevelCodebooks(nn.Module):
             moved.append(target)
             source.append(index[drawn])
         return torch.cat(moved), torch.cat(source)
+
+
+def split_levels(levels: Sequence[LevelCodebooks], size: int) -> list[Sequence[LevelCodebooks]]:
+    """Split levels into groups of `size`; the last group may be shorter."""
+    return [levels[start : start + size] for start in range(0, len(levels), size)]
 
 
 @torch.no_grad()

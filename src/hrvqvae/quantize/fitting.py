@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.utils.errors import InputError, NonFiniteError
@@ -116,8 +117,7 @@ def _sum_residuals(
         vectors = batch.to(counts[0].device)
         indices, _, residuals = quantizer.descend(vectors)
         for level, index in enumerate(indices):
-            ones = torch.ones_like(index, dtype=torch.float64)
-            counts[level].flatten().index_add_(0, index, ones)
+            counts[level] += vq.counts(index, levels[level].num_codewords).view_as(counts[level])
             total = totals[level].flatten(0, 1)
             total.index_add_(0, index, residuals[level].double())
         advance(len(batch))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.config import QuantizerConfig
+from hrvqvae.quantize.codebook import split_levels
 from hrvqvae.quantize.fitting import MOST_VALUES, Vectors, batches_of, fit
 from hrvqvae.quantize.identifiers import number_of, unique_indices
 from hrvqvae.quantize.planting import plant
@@ -109,7 +110,7 @@ class TreeVQ(nn.Module):
             decay=decay,
             restart_every=restart_every,
         )
-        self.channel_last = channel_last
+        self.channel_dim = -1 if channel_last else 1
         self.quantizer = ResidualQuantizer(config)
         usual = _VECTORS_PER_CODEWORD * max(config.num_codewords)
         usual = min(usual, _MAX_VECTORS, MOST_VALUES // dim)
@@ -134,18 +135,19 @@ class TreeVQ(nn.Module):
         """
         *_, num_words, dim = codebook.shape
         stages = codebook.detach().float().cpu().view(-1, num_words, dim)
-        depth = 1
+        depth = 1  # levels per stage
         while codewords**depth < num_words:
             depth += 1
         options = {"beam": 8, "coarse_weight": 0.0, "linked": depth} | options
         layer = cls(dim, codewords, depth * len(stages), **options)
-        levels = layer.quantizer.levels
+        groups = split_levels(layer.quantizer.levels, depth)
         usage = torch.ones(codebook.shape[:-1]) if counts is None else counts.cpu()
         planted = []
-        for stage, count in enumerate(usage.view(-1, num_words)):
-            rows = plant(levels[stage * depth :][:depth], stages[stage], count)
-            planted.append(rows)
+        for group, stage, used in zip(groups, stages, usage.view(-1, num_words), strict=True):
+            planted.append(plant(group, stage, used))
         marked = torch.stack(planted)
+
+        # the row of each leaf; unmarked leaves come first in the order of their numbers
         layer.rows = nn.Buffer(marked % num_words)
         leaves = marked.argsort()[:, :num_words]
         paths = torch.unravel_index(leaves, [codewords] * depth)
@@ -214,13 +216,12 @@ class TreeVQ(nn.Module):
             NonFiniteError: A feature is NaN or infinite. On a GPU the loss is NaN instead.
         """
         dim = self.quantizer.config.dim
-        channel = -1 if self.channel_last else 1
-        if features.shape[channel] != dim:
+        if features.shape[self.channel_dim] != dim:
             raise InputError(
                 f"features are {tuple(features.shape)}; the layer has {dim} channels"
-                f" (channel_last={self.channel_last})"
+                f" (channel_last={self.channel_dim < 0})"
             )
-        inputs = features.movedim(channel, -1)  # (B, ..., D)
+        inputs = features.movedim(self.channel_dim, -1)  # (B, ..., D)
         positions = inputs.shape[:-1]
         vectors = inputs.flatten(0, -2) if mask is None else inputs[mask]
         quantize: Callable[[Tensor], Quantized] = self.quantizer
@@ -243,7 +244,7 @@ class TreeVQ(nn.Module):
             quantized = scattered.masked_scatter(mask.unsqueeze(-1), quantized)
             padded = indices.new_full((*positions, indices.shape[1]), PADDING)
             indices = padded.masked_scatter(mask.unsqueeze(-1), indices)
-        return quantized.movedim(-1, channel), indices, loss
+        return quantized.movedim(-1, self.channel_dim), indices, loss
 
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize vectors (N, D) and update the codebooks; fit them first and restart dead
@@ -347,12 +348,11 @@ class TreeVQ(nn.Module):
         """Return which next indices (..., m) continue prefixes (..., l) to a row of `indices`
         (..., L), as in constrained decoding: bool.
         """
-        sizes = self.quantizer.config.sizes
-        until = prefixes.shape[-1] + 1
-        size = sizes[until - 1]
-        first_child = number_of(prefixes, sizes[: until - 1]) * size
+        levels = prefixes.shape[-1] + 1
+        *coarser, size = self.quantizer.config.sizes[:levels]
+        first_child = number_of(prefixes, coarser) * size
         children = first_child.unsqueeze(-1) + torch.arange(size, device=prefixes.device)
-        existing = number_of(indices[..., :until], sizes[:until])
+        existing = number_of(indices[..., :levels], [*coarser, size])
         return torch.isin(children, existing.to(children.device))
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
@@ -366,10 +366,7 @@ class TreeVQ(nn.Module):
         padding = (indices == PADDING).all(-1, keepdim=True)
         codes = indices.masked_fill(padding, 0).unbind(-1)
         summed = self.quantizer.lookup(codes)
-        summed = summed.masked_fill(padding, 0)
-        if self.channel_last or summed.ndim < 2:
-            return summed
-        return summed.movedim(-1, 1)
+        return summed.masked_fill(padding, 0).movedim(-1, self.channel_dim)
 
     def codeword_indices(self, indices: Tensor) -> Tensor:
         """Return, for indices (B, ..., l), the index of each codeword among all codewords of its

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.quantize.codebook import LevelCodebooks
+from hrvqvae.quantize.codebook import LevelCodebooks, split_levels
 from hrvqvae.quantize.residual import ResidualQuantizer
 
 _ITERATIONS = 15
@@ -72,7 +72,8 @@ def plant_tree(flat: ResidualQuantizer, config: QuantizerConfig) -> ResidualQuan
     """
     tree = ResidualQuantizer(config)
     if config.is_flat_at_first:
-        for group, stage in zip(_linked_groups(tree), flat.levels, strict=True):
+        groups = split_levels(tree.levels, config.group_size)
+        for group, stage in zip(groups, flat.levels, strict=True):
             plant(group, stage.codewords[0].cpu(), stage.count[0].cpu())
     else:
         tree.load_state_dict(flat.state_dict())
@@ -85,7 +86,8 @@ def read_leaves(tree: ResidualQuantizer) -> ResidualQuantizer:
     """
     config = tree.config.replace(planted=True)
     flat = ResidualQuantizer(config.trained)
-    for group, stage in zip(_linked_groups(tree), flat.levels, strict=True):
+    groups = split_levels(tree.levels, config.group_size)
+    for group, stage in zip(groups, flat.levels, strict=True):
         # from the root to the leaves, a vector is that of the parent plus a codeword
         vectors = torch.zeros(1, config.dim)
         for level in group:
@@ -94,12 +96,6 @@ def read_leaves(tree: ResidualQuantizer) -> ResidualQuantizer:
         leaf_counts = group[-1].count.flatten()
         stage.set_codewords(slice(None), vectors, leaf_counts)
     return flat
-
-
-def _linked_groups(tree: ResidualQuantizer) -> list[list[LevelCodebooks]]:
-    size = tree.config.group_size
-    starts = range(0, len(tree.levels), size)
-    return [tree.levels[start : start + size] for start in starts]
 
 
 def _order_rows(vectors: Tensor, weights: Tensor, rows: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -73,16 +73,14 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
     """
     if not 1 <= len(codes) <= len(sizes):
         raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(sizes)}")
-    batch = codes[0].shape[:1]  # () if a code is a scalar
-    sides = codes[0].shape[1:]
+    shape: tuple[int, ...] = tuple(codes[0].shape)
     pairs = zip(codes, sizes, strict=False)
     for level, (code, size) in enumerate(pairs, start=1):
-        factor = scale ** (level - 1)
-        shape = (*batch, *(side * factor for side in sides))
         if code.shape != shape or code.dtype != torch.long:
             raise InputError(
                 f"level {level} has codes {code.dtype} {tuple(code.shape)}; expected int64 {shape}"
             )
+        shape = (*shape[:1], *(side * scale for side in shape[1:]))  # of the next level
         if torch.compiler.is_compiling() or not code.numel():
             continue
         lowest, highest = map(int, code.aminmax())

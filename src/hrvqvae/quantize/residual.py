@@ -17,17 +17,14 @@ as the paper writes it: tests/quantize/oracle.py.
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.quantize.codebook import LevelCodebooks, update_codebooks
+from hrvqvae.quantize.codebook import LevelCodebooks, split_levels, update_codebooks
 from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes
 from hrvqvae.quantize.search import search
-
-Search = Callable[..., Tensor]
 
 
 class ResidualQuantizer(Quantizer):
@@ -40,31 +37,27 @@ class ResidualQuantizer(Quantizer):
     """
 
     config: QuantizerConfig
-    #: searches codebooks with the configured beam
-    search: Search
+    levels: list[LevelCodebooks]  # coarse first
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
         self.config = config
         self.frozen = False
-        self.search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
-        self._group_size = config.levels if config.joint_beam else config.group_size
+        self.search: Callable[..., Tensor] = partial(
+            search, width=config.beam, coarse_weight=config.coarse_weight
+        )
+        # number of levels that a call of `search` goes through
+        self._levels_per_search = config.levels if config.joint_beam else config.group_size
         self._level_beta = config.beta_of_levels
-        levels = nn.ModuleList()
-        for num_books, size in zip(config.num_codebooks, config.sizes, strict=True):
-            levels.append(LevelCodebooks(config, num_books, size))
+        sizes = zip(config.num_codebooks, config.sizes, strict=True)
+        self.levels = [LevelCodebooks(config, num_books, size) for num_books, size in sizes]
 
         # Saved models of one level name these weights `codebook.*`, and the digest of a model's
         # weights covers names.
         if config.levels == 1:
-            self.codebook = levels[0]
+            self.codebook = self.levels[0]
         else:
-            self.codebooks = levels
-
-    @property
-    def levels(self) -> list[Any]:
-        """The LevelCodebooks, coarse first."""
-        return [self.codebook] if self.config.levels == 1 else [*self.codebooks]
+            self.codebooks = nn.ModuleList(self.levels)
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents (B, H, W, D); in training mode, update the codewords.
@@ -111,10 +104,10 @@ class ResidualQuantizer(Quantizer):
         indices: list[Tensor] = []
         codewords: list[Tensor] = []
         residuals = [z]
-        for part in self._plan_search(levels or len(self.levels)):
-            codebooks = [level.codewords for level in part]
+        for searched in split_levels(self.levels[:levels], self._levels_per_search):
+            codebooks = [level.codewords for level in searched]
             nearest = self.search(residuals[-1].detach(), codebooks)
-            for level, index in zip(part, nearest, strict=True):
+            for level, index in zip(searched, nearest, strict=True):
                 codeword = level.lookup(index)
                 residual = residuals[-1] - codeword
                 indices.append(index)
@@ -122,33 +115,24 @@ class ResidualQuantizer(Quantizer):
                 residuals.append(residual)
         return indices, codewords, residuals
 
-    def _plan_search(self, levels: int) -> list[list[LevelCodebooks]]:
-        """Return the levels of each call of the search, for the first `levels`."""
-        step = self._group_size
-        first = self.levels[:levels]
-        return [first[start : start + step] for start in range(0, levels, step)]
-
     @torch.no_grad()
     def encode(self, latents: Tensor, levels: int | None = None) -> Codes:
         """Return the codes of the first levels (default: all); see `Quantizer.encode`."""
         z = latents.flatten(0, -2).float()
-        count = levels or len(self.levels)
+        searched = self.levels[:levels]
         indices: Iterable[Tensor]
-        first, *others = self._plan_search(count)
-        if not others:  # one search needs no residuals
-            indices = self.search(z, [level.codewords for level in first])
+        if len(searched) <= self._levels_per_search:  # a single search needs no residuals
+            indices = self.search(z, [level.codewords for level in searched])
         else:
-            indices, _, _ = self.descend(z, count)
+            indices, _, _ = self.descend(z, levels)
         return self._codes(indices, latents)
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         if check:
             check_codes(codes, self.config.sizes)
-        quantized = torch.zeros((), device=codes[0].device)
-        indices = self.codeword_indices(codes)
-        for codebooks, index in zip(self.levels, indices, strict=False):
-            quantized = quantized + codebooks.lookup(index)
-        return quantized
+        pairs = zip(self.levels, self.codeword_indices(codes), strict=False)
+        codewords = [level.lookup(index) for level, index in pairs]
+        return sum(codewords, torch.zeros((), device=codes[0].device))
 
     def codeword_indices(self, codes: Codes) -> Codes:
         indices: list[Tensor] = []
@@ -169,23 +153,23 @@ class ResidualQuantizer(Quantizer):
 
         A level with fewer than `least` latents per codeword has one k-means for all its codebooks.
         """
-        start = latents.flatten(0, -2).float()
-        for levels in self._plan_search(len(self.levels)):
-            residual = start
-            parent = torch.zeros_like(start[:, 0], dtype=torch.long)
+        # the vectors that a call of `search` gets: residuals after the levels of earlier calls
+        vectors = latents.flatten(0, -2).float()
+        for levels in split_levels(self.levels, self._levels_per_search):
+            residual = vectors
+            parent = torch.zeros_like(vectors[:, 0], dtype=torch.long)
             for count, codebooks in enumerate(levels, start=1):
-                shared = len(start) < least * codebooks.num_codewords
+                shared = len(vectors) < least * codebooks.num_codewords
                 codebooks.initialize(residual, parent, rng, weight, shared)
 
                 # search again from the first level: a beam may change coarser levels too
-                searched = levels[:count]
-                indices = self.search(start, [level.codewords for level in searched])
-                codewords = []
-                for level, index in zip(searched, indices, strict=True):
-                    codewords.append(level.lookup(index))
-                residual = start - torch.stack(codewords).sum(0)
+                started = levels[:count]
+                indices = self.search(vectors, [level.codewords for level in started])
+                pairs = zip(started, indices, strict=True)
+                codewords = torch.stack([level.lookup(index) for level, index in pairs])
+                residual = vectors - codewords.sum(0)
                 parent = indices[-1]
-            start = residual
+            vectors = residual
 
     @torch.no_grad()
     def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
@@ -196,7 +180,7 @@ class ResidualQuantizer(Quantizer):
         indices, _, residuals = self.descend(z)  # before any codeword moves
         restarted = 0
 
-        # on a GPU the search does not refuse vectors that are not finite
+        # vectors that may be drawn; on a GPU the search does not refuse those that are not finite
         usable = z.square().sum(1).isfinite()
         below = self.config.restart_below
         for level, codebooks in enumerate(self.levels):
@@ -205,16 +189,11 @@ class ResidualQuantizer(Quantizer):
             moved, source = codebooks.restart_dead_codes(residual, index[usable], below, rng)
             self.copy_subtrees(level, source, moved)
 
-            # a moved codeword has new codebooks below it, so its vectors' finer indices are void
+            # The codebooks below a moved codeword are new. So the finer indices and residuals of
+            # its vectors are no longer right.
             usable &= ~torch.isin(index, moved)
             restarted += len(moved)
         return restarted
-
-    def _linked_below(self, level: int) -> list[LevelCodebooks]:
-        """Return the finer levels of the same group of linked levels."""
-        group_size = self.config.group_size
-        next_group = (level // group_size + 1) * group_size
-        return self.levels[level + 1 : next_group]
 
     def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
         """Copy the subtrees of codewords `source` (K,) of a level to `target` (K,).
@@ -223,7 +202,9 @@ class ResidualQuantizer(Quantizer):
         """
         count = self.levels[level].count.view(-1)
         ratio = count[target] / count[source]  # a source is alive, so its count is not zero
-        for finer in self._linked_below(level):
+        for finer in self.levels[level + 1 :]:
+            if finer.num_books == 1:
+                break  # the first level of the next group
             source = finer.children_of(source)
             target = finer.children_of(target)
             ratio = ratio.repeat_interleave(finer.size)

@@ -19,9 +19,7 @@ Moved = list[tuple[LevelCodebooks, Tensor]]  # which codewords of each level hav
 
 def restart_due(step: int, every: int, share: float) -> bool:
     """Return whether dead codewords restart at a step, when `share` of the training is done."""
-    if every == 0 or share >= RESTART_SHARE:
-        return False
-    return step % every == 0
+    return every > 0 and share < RESTART_SHARE and step % every == 0
 
 
 class CodebookSchedule(nn.Module):
@@ -32,8 +30,6 @@ class CodebookSchedule(nn.Module):
     the start anew.
     """
 
-    progress: Tensor  # (), the training steps
-
     def __init__(self, start_vectors: int) -> None:
         super().__init__()
         self.start_vectors = start_vectors
@@ -41,7 +37,7 @@ class CodebookSchedule(nn.Module):
         # `progress` in Python, so that no training step waits for a GPU: 0 until the start is
         # finished, then 1, 2, ...
         self.steps = 0
-        self.register_buffer("progress", torch.zeros((), dtype=torch.float32))
+        self.progress = nn.Buffer(torch.zeros((), dtype=torch.float32))
 
     def set_steps(self, steps: int) -> None:
         self.steps = steps

@@ -42,20 +42,19 @@ def search(
     """
     if width == 1:  # the only branch has one coarser cost: leave it out, and its rounding
         coarse_weight = 0.0
-    if torch.compiler.is_compiling() or not all(map(_is_in_memory, (latents, *codebooks))):
+
+    # Compiled loops read memory. While a graph is made there is none, nor behind a fake tensor or
+    # one of a transform such as `torch.func.vmap`.
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._functorch.is_functorch_wrapped_tensor(latents)
+        or type(latents) not in (Tensor, nn.Parameter)
+        or latents.device.type != "cpu"
+    ):
         from hrvqvae.quantize.search.tensors import search_tensors
 
         return search_tensors(latents, codebooks, width, coarse_weight)
     from hrvqvae.quantize.search.compiled import search_compiled  # numba takes most of a second
 
     return search_compiled(latents, codebooks, width, coarse_weight)
-
-
-def _is_in_memory(values: Tensor) -> bool:
-    """Return whether compiled loops can read a tensor: on the CPU, and not under a transform such
-    as `torch.func.vmap`, a fake tensor, or traced.
-    """
-    is_plain = type(values) in (Tensor, nn.Parameter)
-    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor(values)
-    is_traced = torch._C._is_tracing()
-    return values.device.type == "cpu" and is_plain and not is_wrapped and not is_traced

@@ -86,6 +86,7 @@ def _search_tree(
     distances = np.empty(beam * tree["padded_size"].max(), np.float32)
     keys = np.empty(len(distances), np.int64)
     row_bytes = 4 * padded_dim
+    registers = padded_dim // LANES
     vectors_at = np.int64(vectors.ctypes.data)
     cost_at = np.int64(cost.ctypes.data)
     distances_at = np.int64(distances.ctypes.data)
@@ -104,6 +105,7 @@ def _search_tree(
             size = tree[level].size
             padded_size = tree[level].padded_size
             linked = tree[level].linked
+            eights = padded_size // SIDE_BY_SIDE
             book_bytes = row_bytes * padded_size
             is_finest = level == num_levels - 1
             after = beam - before  # first row of the other half
@@ -111,13 +113,18 @@ def _search_tree(
             # distances and keys of all children of all branches
             for branch in range(count):
                 vector = residuals + branch * row_bytes
-                coarser_cost = cost_at + (before + branch) * 4
                 book = index[level, branch] * linked
                 codewords = address + book * book_bytes
-                first_place = branch * padded_size
-                for place in range(first_place, first_place + padded_size, SIDE_BY_SIDE):
+                for eight in range(branch * eights, (branch + 1) * eights):
                     simd.measure_eight(
-                        vector, codewords, padded_dim, coarser_cost, place, distances_at, keys_at
+                        vector,
+                        codewords,
+                        registers,
+                        cost_at,
+                        before + branch,
+                        eight,
+                        distances_at,
+                        keys_at,
                     )
                     codewords += row_bytes * SIDE_BY_SIDE
 
@@ -142,7 +149,7 @@ def _search_tree(
                     vector = residuals + branch * row_bytes
                     codeword = address + book * book_bytes + child * row_bytes
                     new_vector = residual_at + (after + k) * row_bytes
-                    simd.subtract(vector, codeword, new_vector, padded_dim)
+                    simd.subtract(vector, codeword, registers, new_vector)
             count = kept
             before = after
             residuals = residual_at + before * row_bytes

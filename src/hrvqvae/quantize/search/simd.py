@@ -5,9 +5,10 @@ In numba's own loops the sum over a register's lanes takes longer than the produ
 `_eight_distances` sums the lanes of eight registers together; in `update_nearest` each lane has its
 own codeword, so there is no such sum.
 
-Compiled functions call those with `@_intrinsic`. All their arguments are int64: addresses in bytes,
-widths in floats (multiples of sixteen), places in arrays. Here they are values of LLVM, which have
-no types in Python, so nothing is annotated (pyproject.toml).
+Compiled functions call those with `@_intrinsic`. All arguments are int64: addresses of arrays in
+bytes, and numbers of items in these arrays. The functions here do not compute: they add
+instructions to a compiled function. So a variable is a value of LLVM, known only when the
+instructions run, and has no type in Python (pyproject.toml).
 """
 
 from functools import wraps
@@ -18,23 +19,24 @@ from numba.core.cgutils import alloca_once_value, for_range
 from numba.extending import intrinsic
 
 LANES = 16  # floats per register
-SIDE_BY_SIDE = 8  # codewords per call, half of LANES
+SIDE_BY_SIDE = 8  # codewords per call of `measure_eight`
 # `update_nearest` compares ROWS vectors with a block of COLUMNS codewords of a flat codebook
 ROWS = 4
 COLUMNS = 32
 _INT = ir.IntType(32)
 _LONG = ir.IntType(64)
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_FLOAT = ir.FloatType()
+_FLOATS = ir.VectorType(_FLOAT, LANES)
 
 
 def _intrinsic(emit):
-    """Let compiled functions call emit(builder, *arguments), which adds instructions to them.
-
-    The call returns the int64 that `emit` returns, or 0.
+    """Let compiled functions call emit(builder, *arguments), which adds instructions to them. The
+    call returns 0.
     """
 
     def generate(_context, builder, _signature, arguments):
-        return emit(builder, *arguments) or _LONG(0)
+        emit(builder, *arguments)
+        return _LONG(0)
 
     # `wraps` gives `typed` the signature of `emit`, which numba inspects. In place of the builder
     # numba passes a typing context.
@@ -45,20 +47,18 @@ def _intrinsic(emit):
     return intrinsic(typed)
 
 
-def _load(builder, address, kind=_FLOATS):
-    pointer = builder.inttoptr(address, kind.as_pointer())
-    return builder.load(pointer, align=4)
+def _load(builder, array, index, kind=_FLOATS):
+    """Load an item of an array at an address, whose items are of a kind."""
+    items = builder.inttoptr(array, kind.as_pointer())
+    item = builder.gep(items, [index])
+    return builder.load(item, align=4)
 
 
-def _store(builder, values, address):
-    pointer = builder.inttoptr(address, values.type.as_pointer())
-    builder.store(values, pointer, align=4)
-
-
-def _offset(builder, address, index, item_bytes):
-    """Return the address of an item of an array."""
-    offset = builder.mul(index, _LONG(item_bytes))
-    return builder.add(address, offset)
+def _store(builder, values, array, index):
+    """Store values as an item of an array at an address, whose items are of their kind."""
+    items = builder.inttoptr(array, values.type.as_pointer())
+    item = builder.gep(items, [index])
+    builder.store(values, item, align=4)
 
 
 def _broadcast(builder, kind, value):
@@ -107,22 +107,20 @@ def _add_lanes(builder, left, right, first, second):
 
 
 def _eight_distances(builder, residual, codewords, width):
-    """Return a register of the squared distances of a residual to eight codewords, from their
-    addresses.
+    """Return a register of the squared distances of a residual to eight codewords, which follow one
+    another; `width` is their number of registers.
     """
 
     def differences(index):
-        values = _load(builder, _offset(builder, residual, index, 4 * LANES))
-        address = _offset(builder, codewords, index, 4 * LANES)
+        values = _load(builder, residual, index)
         result = []
         for _ in range(SIDE_BY_SIDE):
-            codeword = _load(builder, address)
+            codeword = _load(builder, codewords, index)
             result.append(builder.fsub(values, codeword))
-            address = _offset(builder, address, width, 4)
+            index = builder.add(index, width)
         return result
 
-    steps = builder.udiv(width, _LONG(LANES))
-    sums = _sum_squares(builder, steps, differences)
+    sums = _sum_squares(builder, width, differences)
 
     # From sixteen lanes per codeword to eight, and in three rounds to one. A round adds lanes at a
     # distance of `bit`. The first register of a pair gives the lanes of the result without this
@@ -148,48 +146,46 @@ def measure_eight(
     residual,
     codewords,
     width,
-    coarser_cost,
-    place,
+    costs,
+    branch,
+    eight,
     distances,
     keys,
 ):
-    """Write the squared distances of a residual to eight codewords to distances[place:place + 8],
-    and the keys (int64) of their costs to keys[place:place + 8].
+    """Measure the squared distances of a residual to eight codewords, and the keys of their costs.
 
-    A cost is a distance plus the float at the address `coarser_cost`. The high 32 bits of a key are
-    the cost, the low 32 bits the place. Costs are not negative, so their bits have the same order.
+    A cost is a distance plus costs[branch]. The high 32 bits of a key are the cost, the low 32 bits
+    its place in `keys`. Costs are not negative, so their bits have the same order. Distances and
+    keys (int64) are stored as eight number `eight` of their arrays.
     """
     longs = ir.VectorType(_LONG, SIDE_BY_SIDE)
     squares = _eight_distances(builder, residual, codewords, width)
-    coarser_cost = _load(builder, coarser_cost, ir.FloatType())
+    coarser_cost = _load(builder, costs, branch, _FLOAT)
     coarser_costs = _broadcast(builder, squares.type, coarser_cost)
-    costs = builder.fadd(squares, coarser_costs)
+    cost = builder.fadd(squares, coarser_costs)
 
-    # the keys: a cost above its place
-    bits = builder.bitcast(costs, ir.VectorType(_INT, SIDE_BY_SIDE))
-    half = ir.Constant(longs, [32] * SIDE_BY_SIDE)
+    # the high halves
+    bits = builder.bitcast(cost, ir.VectorType(_INT, SIDE_BY_SIDE))
     high = builder.sext(bits, longs)
+    half = ir.Constant(longs, [32] * SIDE_BY_SIDE)
     high = builder.shl(high, half)
-    lanes = ir.Constant(longs, list(range(SIDE_BY_SIDE)))
-    low = _broadcast(builder, longs, place)
-    low = builder.add(low, lanes)
 
-    distances = _offset(builder, distances, place, 4)
-    _store(builder, squares, distances)
-    keys = _offset(builder, keys, place, 8)
-    _store(builder, builder.or_(high, low), keys)
+    # the low halves
+    first = builder.mul(eight, _LONG(SIDE_BY_SIDE))
+    lanes = ir.Constant(longs, list(range(SIDE_BY_SIDE)))
+    low = builder.add(_broadcast(builder, longs, first), lanes)
+
+    _store(builder, squares, distances, eight)
+    _store(builder, builder.or_(high, low), keys, eight)
 
 
 @_intrinsic
-def subtract(builder, residual, codeword, out, width):
-    """Write residual - codeword to out, from the addresses and the width of these vectors."""
-    steps = builder.udiv(width, _LONG(LANES))
-    with for_range(builder, steps, intp=_LONG) as loop:
-        offset = builder.mul(loop.index, _LONG(4 * LANES))
-        left = _load(builder, builder.add(residual, offset))
-        right = _load(builder, builder.add(codeword, offset))
-        difference = builder.fsub(left, right)
-        _store(builder, difference, builder.add(out, offset))
+def subtract(builder, residual, codeword, width, out):
+    """Store residual - codeword in `out`; `width` is their number of registers."""
+    with for_range(builder, width, intp=_LONG) as loop:
+        left = _load(builder, residual, loop.index)
+        right = _load(builder, codeword, loop.index)
+        _store(builder, builder.fsub(left, right), out, loop.index)
 
 
 @_intrinsic
@@ -202,43 +198,40 @@ def update_nearest(
     blocks,
     block,
 ):
-    """Compare vectors (`ROWS`, D) with the codewords (D, `COLUMNS`) of a block, from addresses.
+    """Compare vectors (`ROWS`, D) with the codewords (D, `COLUMNS`) of a block.
 
     For each vector and column, `least` (`ROWS`, `COLUMNS`) is the least distance in all blocks so
     far, and `blocks` the block that has it. The caller takes the least of the columns.
     """
+    registers = COLUMNS // LANES  # per channel
 
     def differences(d):
-        # channel d of all columns, in registers
-        registers = []
-        address = _offset(builder, codewords, d, 4 * COLUMNS)
-        for _ in range(COLUMNS // LANES):
-            registers.append(_load(builder, address))
-            address = builder.add(address, _LONG(4 * LANES))
+        # channel d of all columns
+        first = builder.mul(d, _LONG(registers))
+        columns = [
+            _load(builder, codewords, builder.add(first, _LONG(number)))
+            for number in range(registers)
+        ]
 
         # in the order of `least` and `blocks`: vector by vector, register by register
-        address = _offset(builder, vectors, d, 4)
         result = []
+        index = d
         for _ in range(ROWS):
-            channel = _load(builder, address, ir.FloatType())
+            channel = _load(builder, vectors, index, _FLOAT)
             values = _broadcast(builder, _FLOATS, channel)
-            result += [builder.fsub(values, columns) for columns in registers]
-            address = _offset(builder, address, dim, 4)
+            result += [builder.fsub(values, codeword) for codeword in columns]
+            index = builder.add(index, dim)
         return result
 
     integers = ir.VectorType(_INT, LANES)
-    block = builder.trunc(block, _INT)
-    this_block = _broadcast(builder, integers, block)
-    for distances in _sum_squares(builder, dim, differences):
-        old_least = _load(builder, least)
+    this_block = _broadcast(builder, integers, builder.trunc(block, _INT))
+    for number, distances in enumerate(_sum_squares(builder, dim, differences)):
+        index = _LONG(number)
+        old_least = _load(builder, least, index)
         is_closer = builder.fcmp_ordered("<", distances, old_least)
         new_least = builder.select(is_closer, distances, old_least)
-        _store(builder, new_least, least)
+        _store(builder, new_least, least, index)
 
-        old_block = _load(builder, blocks, integers)
+        old_block = _load(builder, blocks, index, integers)
         new_block = builder.select(is_closer, this_block, old_block)
-        _store(builder, new_block, blocks)
-
-        # the next register
-        least = builder.add(least, _LONG(4 * LANES))
-        blocks = builder.add(blocks, _LONG(4 * LANES))
+        _store(builder, new_block, blocks, index)
