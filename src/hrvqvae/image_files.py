@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ from hrvqvae.utils.quantities import counted
 # Values of the images of a batch. Its files are written as soon as it is done, so that little is
 # lost by Ctrl-C.
 _BATCH_VALUES = 1 << 17
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -85,13 +87,11 @@ def _find_images(paths: Sequence[Path]) -> dict[str, Path]:
     return images
 
 
-def _read_images(
-    model: Model, images: Mapping[str, Path], skip: bool
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the pixels of each image. With `skip`, images that can't be read are left
+def _read_images(model: Model, paths: Iterable[Path], skip: bool) -> Iterator[tuple[Path, Tensor]]:
+    """Yield the path and the pixels of each image. With `skip`, images that can't be read are left
     out with a notice.
     """
-    for name, path in images.items():
+    for path in paths:
         try:
             pixels = decode_image(path, model.autoencoder.channels, model.config.data.max_pixels)
         except BrokenImageError as error:  # or there is no such file
@@ -100,7 +100,7 @@ def _read_images(
                 raise InputError(f"{error}; {advice}") from error
             note(f"{error}; left out")
         else:
-            yield name, torch.from_numpy(pixels)
+            yield path, torch.from_numpy(pixels)
 
 
 def compress_images(
@@ -130,16 +130,16 @@ def compress_images(
     """
     model.autoencoder.check_levels(options.get("levels"))
     images = _find_images(paths)
-    if zips.is_zip(out):
+    suffix = out.suffix.lower()
+    folder = out
+    if suffix == zips.SUFFIX:
         check_output(out, force=force, inputs=paths)
         folder = out.with_name(f"{out.name}.parts")
         outputs = Outputs(folder)
     else:
-        folder = out
         outputs = Outputs(out, hrv.SUFFIX, force=force, inputs=paths)
-    targets = {name: outputs.reserve(name, hrv.SUFFIX) for name in images}
-    missing = {name: path for name, path in images.items() if force or not targets[name].exists()}
-    _note_skipped(len(images) - len(missing), folder)
+    targets = {path: outputs.reserve(name, hrv.SUFFIX) for name, path in images.items()}
+    missing = _select_missing(targets, folder, force)
 
     if missing:
         model.fit_entropy_model()  # before the bar: its time is not that of an image
@@ -147,19 +147,18 @@ def compress_images(
     pairs = _read_images(model, missing, skip)
     batches = chunk_by_size(pairs, lambda pair: pair[1].numel(), _BATCH_VALUES)
     for batch in tracked(batches, "compress", len(missing), len):
-        names = [name for name, _ in batch]
+        names = [str(path) for path, _ in batch]
         pixels = [image for _, image in batch]
-        places = [str(images[name]) for name in names]
-        files = model.compress(pixels, names=places, **options)
-        for name, content in zip(names, files, strict=True):
-            write_output(targets[name], content)
+        files = model.compress(pixels, names=names, **options)
+        for (path, _), content in zip(batch, files, strict=True):
+            write_output(targets[path], content)
         outcome.images += len(files)
         outcome.bytes += sum(map(len, files))
         outcome.pixels += sum(image.numel() for image in pixels)
     if missing and not outcome.images:
         raise InputError("no image could be read")
 
-    if zips.is_zip(out):
+    if suffix == zips.SUFFIX:
         written = [path for path in targets.values() if path.exists()]
         entries = [path.relative_to(folder).as_posix() for path in written]
         zips.write_zip(out, zip(entries, map(Path.read_bytes, written), strict=True))
@@ -167,10 +166,15 @@ def compress_images(
     return outcome
 
 
-def _note_skipped(count: int, folder: Path) -> None:
-    if count:
-        existing = counted(count, "file")
+def _select_missing(targets: Mapping[T, Path], folder: Path, force: bool) -> list[T]:
+    """Return the inputs whose outputs do not exist; with `force`, all inputs. A notice counts the
+    others.
+    """
+    missing = [source for source, target in targets.items() if force or not target.exists()]
+    if len(missing) < len(targets):
+        existing = counted(len(targets) - len(missing), "file")
         note(f"{folder} has {existing} already; they are kept (--force writes them anew)")
+    return missing
 
 
 class _CodeFile(NamedTuple):
@@ -185,7 +189,7 @@ def _find_codes(paths: Iterable[Path], faults: list[str]) -> list[_CodeFile]:
     """
     files = []
     for path, name in _list_files(paths, (hrv.SUFFIX, zips.SUFFIX)).items():
-        if not zips.is_zip(path):
+        if path.suffix.lower() != zips.SUFFIX:
             files.append(_CodeFile(str(path), _remove_suffix(name), path.read_bytes))
             continue
         try:
@@ -228,50 +232,35 @@ def decompress_files(
     faults = list[str]()
     files = _find_codes(paths, faults)
     outputs = Outputs(out, ".png", force=force, inputs=paths)
-    targets = [outputs.reserve(file.name, ".png") for file in files]
-    pairs = zip(files, targets, strict=True)
-    missing = [(file, target) for file, target in pairs if force or not target.exists()]
-    _note_skipped(len(files) - len(missing), out)
-
-    # each model of the package is loaded once
-    find_maker: Any = cache(find_model)
-    if model is not None:
-        maker = Model(model)
-        find_maker = cache(lambda _: maker)
+    targets = {file: outputs.reserve(file.name, ".png") for file in files}
+    missing = _select_missing(targets, out, force)
+    only_maker = None if model is None else Model(model)
+    find_maker = cache(find_model)  # each model of the package is loaded once
 
     count = 0
-    for file, target in tracked(missing, "decompress", len(missing), lambda _: 1):
+    for file in tracked(missing, "decompress", len(missing), lambda _: 1):
         try:
-            image, fault = _decode_file(file, find_maker, levels)
+            content = file.read()
+            fingerprint = hrv.read_header(content, file.place).fingerprint
+            maker = only_maker or find_maker(fingerprint)
+            if maker is None:
+                raise DamagedFileError(
+                    f"{file.place} was made by a model whose fingerprint is {fingerprint.hex()}, or"
+                    " is damaged; the model is not inside the package: name it with --model RUN"
+                )
+            max_pixels = maker.config.data.max_pixels
+            (codes,) = hrv.read(maker.entropy_model, [content], levels, [file.place], max_pixels)
+            (image,) = decode_images(maker.autoencoder, [codes], maker.device, levels)
         except DamagedFileError as error:
             faults.append(str(error))
             continue
-        write_image(to_pil(image), target)
+        if codes.fault:
+            faults.append(f"{file.place}: {codes.fault}")
+        write_image(to_pil(image), targets[file])
         count += 1
-        faults += fault
     for earlier in faults[:-1]:
         note(earlier)
     if faults:
         written = f"; {counted(count, 'image')} written" if count else ""
         raise DamagedFileError(f"{faults[-1]}{written}")
     return count
-
-
-def _decode_file(
-    file: _CodeFile, find_maker: Callable[[bytes], Model | None], levels: int | None
-) -> tuple[Tensor, list[str]]:
-    """Return the image of a file, and its faults. Raises DamagedFileError if it has no whole level
-    or its model is unknown.
-    """
-    content = file.read()
-    fingerprint = hrv.read_header(content, file.place).fingerprint
-    maker = find_maker(fingerprint)
-    if maker is None:
-        raise DamagedFileError(
-            f"{file.place} was made by a model whose fingerprint is {fingerprint.hex()} (or the"
-            " file is damaged), which is not inside the package: name it with --model RUN"
-        )
-    max_pixels = maker.config.data.max_pixels
-    (codes,) = hrv.read(maker.entropy_model, [content], levels, [file.place], max_pixels)
-    (image,) = decode_images(maker.autoencoder, [codes], maker.device, levels)
-    return image, [f"{file.place}: {codes.fault}"] if codes.fault else []

@@ -59,13 +59,14 @@ def made_entropy_model(
 def random_codes(entropy_model, size, count, seed=0):
     layout = entropy_model.layout(size)
     codes = np.zeros((count, layout.begins[-1]), np.int32)
-    for level in range(len(entropy_model.symbols)):
+    networks = entropy_model.networks or [None] * len(entropy_model.symbols)
+    for level, network in enumerate(networks):
         length = 5 * int(layout.begins[-1]) + 16
         content = np.frombuffer(
             np.random.default_rng([seed, level]).bytes(count * length), np.uint8
         )
         for row, stream in zip(codes, content.reshape(count, length), strict=True):
-            decode_level(stream, 0, row, layout, level, entropy_model.network(level))
+            decode_level(stream, 0, row, layout, level, network)
     return codes
 
 

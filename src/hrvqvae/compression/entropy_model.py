@@ -24,7 +24,6 @@ MOST_SYMBOLS = 4096  # per code of a level with a network
 # per image
 MOST_PIXELS = 1 << 26
 _MOST_CODES = 1 << 27
-_MOST_BODY_BYTES = 1 << 28
 # the arrays may unpack to so many bytes, plus so many per byte of the file
 _MOST_BODY = 1 << 22
 _MOST_BODY_PER_BYTE = 8
@@ -47,10 +46,9 @@ class EntropyModel:
     @cached_property
     def content(self) -> bytes:
         """The bytes of the entropy model's file, as they were read or newly written."""
-        networks = self.networks or (None,) * len(self.symbols)
         levels = list[dict[str, Any] | None]()
         body = bytearray()
-        for network in networks:
+        for network in self.networks or [None] * len(self.symbols):
             if network is None:
                 levels.append(None)
                 continue
@@ -92,10 +90,6 @@ class EntropyModel:
             digest = hashlib.sha256(self.content).digest()
         return digest[:FINGERPRINT_BYTES]
 
-    def network(self, level: int) -> EntropyNetwork | None:
-        """Return the network of a level; None without a network."""
-        return self.networks[level] if self.networks else None
-
     def layout(self, size: Grid) -> Layout:
         """Return the layout of the codes of an image.
 
@@ -113,22 +107,18 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
     """Return the entropy model of a file's bytes. Raises DamagedFileError for another kind of file
     or a damaged one.
     """
+    if content[:8] != MAGIC:
+        raise DamagedFileError(f"{name} is no entropy model (tables.hrvt) of this version")
     try:
-        if content[:8] != MAGIC:
-            raise DamagedFileError(f"{name} is no entropy model (tables.hrvt) of this version")
         length = int.from_bytes(content[8:12], "little")
         text = content[12 : 12 + length]
         unpack = zlib.decompressobj()
-        body = unpack.decompress(
-            content[12 + length :],
-            min(_MOST_BODY_BYTES, _MOST_BODY + _MOST_BODY_PER_BYTE * len(content)),
-        )
+        most_bytes = _MOST_BODY + _MOST_BODY_PER_BYTE * len(content)
+        body = unpack.decompress(content[12 + length :], most_bytes)
         check = zlib.crc32(text).to_bytes(_CHECK_BYTES, "little")
         if not unpack.eof or unpack.unused_data or body[-_CHECK_BYTES:] != check:
-            raise DamagedFileError(f"{name} is damaged: its length or its checksum is wrong")
+            raise ValueError("its length or its checksum is wrong")
         entropy_model = _parse(json.loads(text.decode()), body[:-_CHECK_BYTES])
-    except DamagedFileError:
-        raise
     except Exception as error:  # of many types
         raise DamagedFileError(f"{name} is damaged: {error}") from error
 
@@ -138,15 +128,18 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
 
 
 def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
-    symbols = tuple(map(int, header["symbols"]))
-    fields = header["geometry"]
-    times = tuple(map(int, fields["times"]))
-    geometry = Geometry(int(fields["unit"]), int(fields["margin"]), times)
-    levels = header["levels"]
-    least = min(geometry.unit, *geometry.times, *symbols)
-    if least < 1 or geometry.margin < 0 or not len(symbols) == len(geometry.times) == len(levels):
-        raise DamagedFileError("the header of the entropy model is not sound")
+    """Return the entropy model of a header and the bytes of its arrays. Raises any error if the
+    file is damaged.
+    """
     bytes.fromhex(header["model"])  # raises ValueError
+    symbols = tuple(header["symbols"])
+    unit, margin, times = (header["geometry"][name] for name in Geometry._fields)
+    geometry = Geometry(unit, margin, tuple(times))
+    levels = header["levels"]
+    if min(unit, *times, *symbols) < 1 or margin < 0:
+        raise ValueError("a number of its header is too small")
+    if not len(symbols) == len(times) == len(levels):
+        raise ValueError("its header has several numbers of levels")
     networks = list[EntropyNetwork | None]()
     offset = 0
     for level, entry in enumerate(levels):
@@ -155,8 +148,11 @@ def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
             continue
         groups = tuple(map(tuple, entry["groups"]))
         features = tuple(map(tuple, entry["features"]))
-        contexts = Contexts(level, symbols[: level + 1], groups, features, int(entry["selecting"]))
-        hidden = int(entry["hidden"])
+        contexts = Contexts(symbols[: level + 1], groups, features, entry["selecting"])
+        hidden = entry["hidden"]
+        shift = entry["shift"]
+        if not 0 <= shift < 31:
+            raise ValueError("the shift of a network is not from 0 to 30")
         sets_shape = contexts.sets, symbols[level]
         shapes = {
             "table": (contexts.rows, hidden),
@@ -170,9 +166,8 @@ def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
             array = np.frombuffer(body, dtype, math.prod(shape), offset).reshape(shape)
             offset += array.nbytes
             arrays[name] = array.astype(np.dtype(dtype).newbyteorder("="))  # as numba needs
-        networks.append(EntropyNetwork(contexts, **arrays, shift=int(entry["shift"])))
+        networks.append(EntropyNetwork(contexts, **arrays, shift=shift))
     if offset != len(body):
-        raise DamagedFileError("the entropy model is longer than its header says")
-    return EntropyModel(
-        str(header["name"]), str(header["model"]), geometry, symbols, tuple(networks)
-    )
+        raise ValueError("it is longer than its header says")
+    name = str(header["name"])
+    return EntropyModel(name, header["model"], geometry, symbols, tuple(networks))

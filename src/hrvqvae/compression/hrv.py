@@ -131,10 +131,11 @@ def _write_file(model: EntropyModel, codes: CodeArray, size: Grid, levels: int) 
     header = bytes([first_byte]) + model.fingerprint + _write_varint(height - 1)
     if height != width:
         header += _write_varint(width - 1)
+    networks = model.networks or [None] * levels
     file = b""
     checked = header  # the first check includes the header
     for level in range(levels):
-        checked += encode_level(codes, layout, level, model.network(level))
+        checked += encode_level(codes, layout, level, networks[level])
         file += checked + bytes([crc8(checked)])
         checked = b""
     return file
@@ -172,16 +173,16 @@ def _read_file(
     """Return the codes of a file, as far as its levels are whole. Raises DamagedFileError."""
     header = read_header(file, name, max_pixels)
     decoder = model if header.by_tables else model.bare
-    is_ours = header.fingerprint == decoder.fingerprint
-    if not is_ours or header.by_tables != bool(decoder.networks):
-        # or the header is damaged, which its check byte behind level 1 can't tell: only the right
-        # model finds this byte
+    if header.fingerprint != decoder.fingerprint:
+        # A damaged header can't be told from another model's: its check byte lies behind level 1,
+        # whose end only the right model finds.
         raise DamagedFileError(
             f"{name} was made by another model ({header.fingerprint.hex()}) than {model.name}"
             f" ({decoder.fingerprint.hex()}), or with another entropy model, or it is damaged"
         )
 
     layout = model.layout(header.size)
+    networks = decoder.networks or [None] * levels
     codes = np.zeros(layout.begins[levels], np.int32)
     content = np.frombuffer(file, np.uint8)
     lengths = [header.length]
@@ -193,7 +194,7 @@ def _read_file(
             break
 
         # The check byte follows the level's stream. That of level 1 covers the header, too.
-        end = decode_level(content, start, codes, layout, level, decoder.network(level))
+        end = decode_level(content, start, codes, layout, level, networks[level])
         is_whole = end not in (NOT_WHOLE, len(file))
         checked_from = start if level > 0 else 0
         if not is_whole or crc8(file[checked_from : end + 1]) != 0:

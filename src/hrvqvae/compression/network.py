@@ -14,14 +14,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, product
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.config import Grid
-from hrvqvae.utils.errors import DamagedFileError
 
 Integers = NDArray[np.int64]
 
@@ -49,27 +48,30 @@ _AROUND_OFFSETS = tuple(product(range(-2, 3), range(-2, 3)))
 class Contexts:
     """The features from which the codes of one level are predicted."""
 
-    level: int  # 0 is the coarsest
-    symbols: tuple[int, ...]  # values per code of each level up to this one
+    symbols: tuple[int, ...]  # values per code of the coarser levels, then of this level
     groups: tuple[tuple[int, int], ...]  # first and last level of each group, both included
     features: tuple[tuple[int, int, int], ...]  # (group, dy, dx)
     selecting: int  # the group whose value at the position selects the output weights, or -1
 
     def __post_init__(self) -> None:
         """Check that each feature exists, is near and is decoded before the code. Raises
-        DamagedFileError.
+        ValueError.
         """
-        level = self.level
-        num_groups = len(self.groups)
-        sound = len(self.symbols) == level + 1 and 0 < num_groups > self.selecting >= -1
-        sound = sound and all(0 <= first <= last <= level for first, last in self.groups)
-        for group, dy, dx in self.features:
-            sound = sound and 0 <= group < num_groups and max(abs(dy), abs(dx)) <= FRAME
-            sound = sound and (self.groups[group][1] < level or (dy, dx) < (0, 0))
-        if not sound or (self.selecting >= 0 and self.groups[self.selecting][1] == level):
-            raise DamagedFileError(
-                f"contexts of level {level + 1} name levels, groups or places that are not there"
-            )
+        level = len(self.symbols) - 1
+        last_levels = [last for _, last in self.groups]
+        is_sound = all(0 <= first <= last <= level for first, last in self.groups)
+        is_sound &= 0 < len(self.groups) > self.selecting >= -1
+
+        # the selecting group is seen at the position itself
+        places = [*self.features]
+        if self.selecting >= 0:
+            places.append((self.selecting, 0, 0))
+        for group, dy, dx in places:
+            is_sound = is_sound and 0 <= group < len(last_levels)
+            is_sound = is_sound and max(abs(dy), abs(dx)) <= FRAME
+            is_sound = is_sound and (last_levels[group] < level or (dy, dx) < (0, 0))
+        if not is_sound:
+            raise ValueError(f"the contexts of level {level + 1} are not sound")
 
     def count_values(self, group: int) -> int:
         """Return the number of values of a group. Positions outside the grid have one more."""
@@ -77,27 +79,23 @@ class Contexts:
         return math.prod(self.symbols[first : last + 1])
 
     @cached_property
-    def first_rows(self) -> tuple[int, ...]:
-        """The first table row of each feature, then the first row of the zones."""
-        counts = [self.count_values(group) + 1 for group, _, _ in self.features]
-        return tuple(accumulate(counts, initial=0))
+    def arrays(self) -> tuple[Integers, Integers, int]:
+        """Groups (G, 2); group, dy, dx and first table row of each feature, and of the zones at the
+        end (F + 1, 4); the selecting group.
+        """
+        features = []
+        first_row = 0
+        for group, dy, dx in self.features:
+            features.append((group, dy, dx, first_row))
+            first_row += self.count_values(group) + 1
+        features.append((0, 0, 0, first_row))  # the zones
+        return np.array(self.groups, np.int64), np.array(features, np.int64), self.selecting
 
     @property
     def rows(self) -> int:
-        """The number of rows of the table."""
-        return self.first_rows[-1] + ZONES * ZONES
-
-    @cached_property
-    def arrays(self) -> tuple[Integers, Integers, int]:
-        """Groups (G, 2); group, dy, dx and first row of each feature, and of the zones at the end
-        (F + 1, 4); the selecting group.
-        """
-        zones = 0, 0, 0
-        rows = [
-            (*feature, row)
-            for feature, row in zip((*self.features, zones), self.first_rows, strict=True)
-        ]
-        return np.array(self.groups, np.int64), np.array(rows, np.int64), self.selecting
+        """The number of rows of the table, of which the zones have the last."""
+        first_zone_row = int(self.arrays[1][-1, 3])
+        return first_zone_row + ZONES * ZONES
 
     @property
     def sets(self) -> int:
@@ -114,14 +112,9 @@ def _find_families(symbols: Sequence[int]) -> list[int]:
     return starts
 
 
-_Group = tuple[int, int]
-_Placed = list[tuple[_Group, tuple[int, int]]]
-"""Features: a group, and its offset (dy, dx)."""
-
-
 def _find_group(
     last: int, symbols: Sequence[int], starts: Sequence[int], grids: Sequence[Grid], most: int
-) -> _Group:
+) -> tuple[int, int]:
     """Return the longest group that ends at a level, in one family and grid, of at most `most`
     values; at least the level alone.
     """
@@ -150,7 +143,7 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
     """
     starts = _find_families(symbols[: level + 1])
     limits = [_FAMILY_VALUES] * 2 + [_GROUP_VALUES] * 4 + [1] * (6 if level else 18)
-    placed: _Placed = [
+    placed = [  # groups, each with its offset (dy, dx)
         (_find_group(level, symbols, starts, grids, most), offset)
         for most, offset in zip(limits, _EARLIER_OFFSETS, strict=False)
     ]
@@ -172,7 +165,7 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
     groups = list(dict.fromkeys(group for group, _ in placed))
     features = tuple((groups.index(group), dy, dx) for group, (dy, dx) in placed)
     selected = -1 if selecting is None else groups.index(selecting)
-    return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), features, selected)
+    return Contexts(tuple(symbols[: level + 1]), tuple(groups), features, selected)
 
 
 @dataclass(frozen=True)
@@ -185,17 +178,6 @@ class EntropyNetwork:
     weights: NDArray[np.int16]  # (sets, symbols, hidden)
     offsets: NDArray[np.int32]  # (sets, symbols)
     shift: int  # fractional bits of a score, whose unit is 1/64 of an octave
-
-    def __post_init__(self) -> None:
-        """Raise DamagedFileError if an array does not fit the contexts."""
-        contexts = self.contexts
-        hidden = len(self.bias)
-        symbols = contexts.symbols[-1]
-        expected = (contexts.rows, hidden), (contexts.sets, symbols, hidden)
-        sound = (self.table.shape, self.weights.shape) == expected
-        sound = sound and self.offsets.shape == expected[1][:2] and 0 <= self.shift < 31
-        if not sound:
-            raise DamagedFileError(f"arrays of level {contexts.level + 1} do not fit its contexts")
 
     @property
     def arrays(self) -> tuple[Any, ...]:

@@ -20,11 +20,6 @@ Read = Callable[[], bytes]
 """Returns the content of an entry. Raises DamagedFileError."""
 
 
-def is_zip(path: Path) -> bool:
-    """Return whether a path has the name of a zip."""
-    return path.suffix.lower() == SUFFIX
-
-
 def write_zip(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """Write a zip of files, given by name and content. After an error, no zip is written."""
     with (
