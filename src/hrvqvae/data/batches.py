@@ -12,14 +12,11 @@ import hashlib
 import itertools
 import os
 import signal
-import threading
-import time
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,7 +35,6 @@ from hrvqvae.utils.progress import note_once
 Augmentation = tuple[int, int, int]
 """(seed, epoch, index), on which alone augmentation depends."""
 Sample = tuple[int, Augmentation | None]  # index of an image, and its augmentation if any
-T = TypeVar("T")
 
 
 def make_rng(purpose: str, *numbers: int) -> np.random.Generator:
@@ -215,15 +211,23 @@ def read_batches(
 ) -> Generator[Batch, None, None]:
     """Yield a batch per list of samples; the batch is empty if all its images are broken.
 
-    With `replace`, the next image replaces a broken image, so that batches stay full; else it is
-    left out.
+    At most one worker process per core decodes images; with 0 this process does. With `replace`,
+    the next image replaces a broken image, so that batches stay full; else it is left out.
 
     Raises:
         BrokenImageError: an image can't be decoded, and `data.on_error` is "stop".
         InputError: a worker process was killed.
     """
-    reader = _BatchReader(images, replace)
-    loader = open_loader(reader, samples, workers if images.pixels is None else 0)
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    loader: DataLoader[Batch] = DataLoader(
+        _BatchReader(images, replace),
+        batch_size=None,
+        sampler=samples,
+        worker_init_fn=_prepare_worker,
+        num_workers=min(workers, cores) if images.pixels is None else 0,
+    )
     with explain_worker_errors():
         for batch in loader:
             if batch.broken and images.config.on_error == "stop":
@@ -261,31 +265,8 @@ class _BatchReader(Dataset[Batch]):
         return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken))
 
 
-def open_loader(dataset: Dataset[T], keys: Iterable[Any], workers: int) -> DataLoader[T]:
-    """Return a loader that yields `dataset[key]` for each key, such as a batch of samples, in
-    order.
-
-    The number of worker processes is limited to the number of cores; with 0 this process reads.
-    """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=keys,
-        collate_fn=_return_unchanged,
-        worker_init_fn=_prepare_worker,
-        num_workers=min(workers, cores),
-    )
-
-
-def _return_unchanged(value: Any) -> Any:
-    return value
-
-
 def _prepare_worker(_: int) -> None:
-    """Ignore SIGINT always, and the first SIGTERM and SIGHUP; end with the main process.
+    """Ignore SIGINT always, and the first SIGTERM and SIGHUP.
 
     A signal that ends a training reaches all of its processes, but the main process needs the
     workers until it has saved. Each handler restores the default at its first signal, so a second
@@ -299,15 +280,6 @@ def _prepare_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, ignore_once)
     if hasattr(signal, "SIGHUP"):  # Windows has none
         signal.signal(signal.SIGHUP, ignore_once)
-    parent = os.getppid()
-
-    # a worker that waits to be read would stay after a kill of the main process
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(2)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @contextmanager

@@ -7,7 +7,6 @@ tuple (image, label).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -123,19 +122,11 @@ def register_datasets(name: str, train: Any, test: Any = None) -> str:
     """Register data sets in this process, and return the value of `data.root` that names them.
 
     `name` is the folder of the run that is trained on them. If `test` is None, `data.split` divides
-    `train`. Raises InputError if a data set has no items by number.
+    `train`.
     """
-    splits = {"": train} if test is None else {TRAIN: train, "test": test}
     root = f"{PREFIX}{name}"
+    _REGISTERED[root] = {"": train} if test is None else {TRAIN: train, "test": test}
     open_registered.cache_clear()
-    _REGISTERED[root] = splits
-    for data in splits.values():
-        has_items = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-        if not has_items or isinstance(data, Mapping | tuple):
-            raise InputError(
-                f"data is a {type(data).__name__}; give a folder, a map-style Dataset, or a list"
-                " of images or of tuples (image, label)"
-            )
     return root
 
 
