@@ -143,20 +143,22 @@ def encode_rows(
     """Return a row for each of these images that can be read, computed in float32."""
     recorder = CodeRecorder(encode, symbols)
     read = list[int]()
-    chunks = [*chunk_samples(indices, BATCH_SIZE)]
-    batches = read_batches(images, chunks, images.config.workers)
-    for chunk, batch in zip(chunks, recorder.watch(batches), strict=True):
+    samples = [*chunk_samples(indices, BATCH_SIZE)]
+    batches = read_batches(images, samples, images.config.workers)
+    for batch_samples, batch in zip(samples, recorder.watch(batches), strict=True):
         if len(batch.images):
             inputs = batch.images.to(device)
             recorder.encode(augment(inputs) if augment else inputs)
-        if batch.broken:
-            note(f"broken images are left out: {len(batch.broken)}, such as {batch.broken[0]}")
+        if not batch.broken:
+            read += [index for index, _ in batch_samples]
+            continue
 
-            # Read the images again one by one, to learn which are broken.
-            singles = read_batches(images, [[sample] for sample in chunk], 0)
-            pairs = zip(chunk, singles, strict=True)
-            chunk = [sample for sample, single in pairs if not single.broken]
-        read += [index for index, _ in chunk]
+        # A batch does not say which images are broken: read them again one by one.
+        note(f"broken images are left out: {len(batch.broken)}, such as {batch.broken[0]}")
+        for sample in batch_samples:
+            (single,) = read_batches(images, [[sample]], 0)
+            if not single.broken:
+                read.append(sample[0])
     if not read:
         raise InputError(f"none of {len(indices)} images can be read, such as {batch.broken[0]}")
     maps = recorder.maps(images.classes)

@@ -19,7 +19,6 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
@@ -112,14 +111,22 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
     if not dataset.ways:
         raise InputError(f"{name} can't be got by command: it is {dataset.how}")
     folder = root / name
-    root.mkdir(parents=True, exist_ok=True)
+    if list_missing_files(dataset, folder):
+        _download(dataset, folder)
+    check(dataset, folder)
+    say(f"{name}: checked, in {folder}")
+    return folder
+
+
+def _download(dataset: Dataset, folder: Path) -> None:
+    """Fill a folder with the files that it lacks, from the first source that has the published
+    files. Raises InputError if none has.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for title, way in dataset.ways:
-        missing = list_missing_files(dataset, folder)
-        if not missing:
-            break
         # a folder on the same disk, so that files can be moved
-        with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{dataset.name}-") as scratch:
             download = Path(scratch)
             try:
                 resolve_name(way)(download)
@@ -128,13 +135,10 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
                 failures.append(f"{title}: {error}")
                 continue
             folder.mkdir(exist_ok=True)
-            for path in missing:
+            for path in list_missing_files(dataset, folder):
                 (download / path.name).replace(path)
-    if list_missing_files(dataset, folder):
-        raise InputError(f"{name} could not be got. " + "; ".join(failures))
-    check(dataset, folder)
-    say(f"{name}: checked, in {folder}")
-    return folder
+            return
+    raise InputError(f"{dataset.name} could not be got. " + "; ".join(failures))
 
 
 @contextmanager
@@ -142,7 +146,7 @@ def _explain_damage(path: Path) -> Iterator[None]:
     """Raise a DamagedFileError for what the readers of damaged files raise."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
+    except Exception as error:  # of many types
         raise DamagedFileError(
             f"{path} is damaged ({error}); delete it and get it again"
         ) from error

@@ -260,9 +260,8 @@ def to_pil(image: Any) -> Image.Image:
     C is 1 (greyscale), 3 (RGB) or 4 (RGBA). Raises InputError for another shape or type.
     """
     pixels = _find_planes(torch.as_tensor(image)).transpose(1, 2, 0)
-    if pixels.dtype != np.uint8:  # row by row, which takes half of the time
-        rows = [np.rint(row.clip(0, 1) * 255).astype(np.uint8) for row in pixels]
-        pixels = np.stack(rows)
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
     if pixels.shape[2] == 1:
         return Image.fromarray(pixels[:, :, 0])
     return Image.fromarray(np.ascontiguousarray(pixels))

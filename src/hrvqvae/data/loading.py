@@ -147,27 +147,35 @@ def _select_split(
     where: str, sources: Mapping[str, Source], split: str, config: DataConfig
 ) -> ImageSet:
     """Return the images of a split; `sources` are those of `_open_sources`."""
+    # Choose the source: one holds all images, or there are a training and a test source. The test
+    # source has one of several names.
+    is_divided = "" not in sources
+    if is_divided and split == "all":
+        raise InputError(f"{where} {_CHOOSE_SPLIT}")
     name = ""
-    if "" not in sources:
-        if split == "all":
-            raise InputError(f"{where} {_CHOOSE_SPLIT}")
-        # "test" is the split that is not for training, which has one of several names.
-        name = next(name for name in sources if (name == TRAIN) == (split == TRAIN))
+    if is_divided:
+        name = next(name for name in sources if (name == TRAIN) == (split == "train"))
     source = sources[name]
+
+    # Choose the rows of the split in the source.
     rows = np.arange(len(source))
-    if not name and split != "all":
+    if not is_divided and split != "all":
         is_test = _mark_test_images(source, config)
-        rows = rows[is_test == (split == "test")]
+        rows = rows[is_test] if split == "test" else rows[~is_test]
     if not len(rows):
         images = counted(len(source), "image")
         raise InputError(
             f"{where} has {images}, none in the {split} split; add images, or change --data.split"
         )
 
-    classes, numbers = _number_classes(where, sources) if config.labels else ((), {})
+    classes: tuple[str, ...] = ()
+    labels = np.zeros(len(rows), np.int64)
+    if config.labels:
+        classes, numbers = _number_classes(where, sources)
+        if classes:
+            labels = numbers[name][rows]
     images = counted(len(rows), "image")
     note_once(f"{where}, {name or split}: {images}; classes: {len(classes) or 'none'}")
-    labels = numbers[name][rows] if classes else np.zeros(len(rows), np.int64)
     return ImageSet(config, labels, classes, source, rows)
 
 
@@ -177,16 +185,21 @@ def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
     """
     if config.split == "sorted":
         return np.arange(len(source)) >= config.train_samples
-    names = (source.name(row).encode("utf-8", "surrogateescape") for row in range(len(source)))
-    hashes = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
+
+    # A hash is a number below 2^64, and each number is equally likely.
     threshold = config.test_fraction * 2**64
-    test = np.fromiter((int.from_bytes(value, "big") < threshold for value in hashes), np.bool_)
-    if len(test) > 1:
-        # Leave no split empty: the last image goes to an empty test split, or the first image to
-        # an empty training split.
-        test[-1] |= not test.any()
-        test[0] &= not test.all()
-    return test
+    is_test = np.zeros(len(source), np.bool_)
+    for row in range(len(source)):
+        name = source.name(row).encode("utf-8", "surrogateescape")
+        digest = hashlib.blake2b(name, digest_size=8).digest()
+        is_test[row] = int.from_bytes(digest, "big") < threshold
+
+    # Leave no split empty.
+    if len(is_test) > 1 and not is_test.any():
+        is_test[-1] = True
+    if len(is_test) > 1 and is_test.all():
+        is_test[0] = False
+    return is_test
 
 
 def _number_classes(
