@@ -132,7 +132,7 @@ def compress_images(
     images = _find_images(paths)
     suffix = out.suffix.lower()
     folder = out
-    if suffix == zips.SUFFIX:
+    if suffix == zips.SUFFIX:  # its files are first collected in a folder
         check_output(out, force=force, inputs=paths)
         folder = out.with_name(f"{out.name}.parts")
         outputs = Outputs(folder)

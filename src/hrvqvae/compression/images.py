@@ -78,15 +78,17 @@ def _fit_files(
     """Return the file of each image with the most levels that fit, of these numbers of levels; with
     the fewest if none fits.
     """
-    files = [b""] * len(images)
+    files = list[bytes]()
     codes = None
     for prefix in reversed(prefixes):
         # an effort makes other codes for each number of levels
         if codes is None or effort:
             codes = flat_codes(open_encoder(model, prefix, effort)(images))
-        shorter = write(entropy_model, codes, image_size(images), prefix)
-        pairs = zip(files, shorter, strict=True)
-        files = [file if 0 < len(file) <= most_bytes else short for file, short in pairs]
+        contents = write(entropy_model, codes, image_size(images), prefix)
+
+        # a file of more levels stays if it fits
+        pairs = zip(files or contents, contents, strict=True)
+        files = [longer if len(longer) <= most_bytes else content for longer, content in pairs]
         if max(map(len, files)) <= most_bytes:
             break
     return files

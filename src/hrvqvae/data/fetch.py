@@ -81,8 +81,12 @@ def find_folder(name: str, root: str | None) -> Path:
     """
     folder = find_data_root(root)
     below = folder / name
-    is_known = name in DATASETS and not DATASETS.get(name).takes_any_folder
-    return below if root is None or (is_known and below.is_dir()) else folder
+    if root is None:
+        return below
+    has_own_folder = name in DATASETS and not DATASETS.get(name).takes_any_folder
+    if has_own_folder and below.is_dir():
+        return below
+    return folder
 
 
 def list_missing_files(dataset: Dataset, folder: Path) -> list[Path]:
