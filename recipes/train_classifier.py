@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, pad
 
 from hrvqvae.checkpoints.folder import open_run
-from hrvqvae.config import DataConfig
-from hrvqvae.config.presets import data_config
+from hrvqvae.config import Config, DataConfig
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import batches, evaluation_batches
 from hrvqvae.data.loading import load_images
@@ -152,7 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if out.exists():
         parser.error(f"{out} is there already")
     if options.dataset in DATASETS:
-        data = data_config(DATASETS.get(options.dataset))
+        settings = DATASETS.get(options.dataset).settings
+        fields = {name: value for name, (value, _) in settings.items() if name.startswith("data.")}
+        data = Config().replace(**fields).data
     else:
         data = open_run(options.dataset).read_config().data
     trained = train_classifier(data, options.seed, options.epochs)

@@ -109,7 +109,7 @@ def test_a_table_of_the_page_is_the_presets(table):
                 value = ", ".join(f"{level:.9g}" for level in reversed(value))
             cell = printed[row][title] if row in printed else shared[f" {row}"]
             assert as_number(str(value)) == as_number(cell), (row, title)
-            assert preset.source(field) == f"Table {table}"
+            assert preset.sources[field] == f"Table {table}"
 
 
 REGISTRIES = (SYSTEMS, PRIORS, DATASETS)

@@ -14,7 +14,6 @@ from hrvqvae.config.registry import DATASETS, SYSTEMS
 from hrvqvae.config.schema import (
     DEFAULT_PRIOR,
     Config,
-    DataConfig,
     bits_per_image,
     compression_ratio,
     default_config,
@@ -32,9 +31,6 @@ class Preset:
     sources: Mapping[str, str]  # dotted name -> "Table 5", ...; a missing name is ours
     about: str
     notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each
-
-    def source(self, name: str) -> str:
-        return self.sources.get(name, OURS)
 
 
 def _build_preset(
@@ -57,14 +53,6 @@ def _merge_settings(system: System, dataset: Dataset) -> Settings:
             if source != OURS:
                 settings[field] = (value, f"{source} ({dataset.column})")
     return {**settings, **dataset.settings}
-
-
-def data_config(dataset: Dataset) -> DataConfig:
-    """Return the data section with the settings of a data set."""
-    values = {
-        field: value for field, (value, _) in dataset.settings.items() if field.startswith("data.")
-    }
-    return Config().replace(**values).data
 
 
 def _list_parts() -> dict[str, tuple[System, Settings, str, tuple[str, ...]]]:
@@ -127,7 +115,8 @@ def describe(preset: Preset) -> dict[str, Any]:
         "about": preset.about,
         "system": model.system,
         "values": {
-            name: {"value": value, "source": preset.source(name)} for name, value in values.items()
+            name: {"value": value, "source": preset.sources.get(name, OURS)}
+            for name, value in values.items()
         },
         "derived": derived,
         "notes": list(preset.notes),

@@ -74,4 +74,3 @@ DATASETS = Registry[Dataset](
     },
 )
 register_system = SYSTEMS.register
-register_prior = PRIORS.register

@@ -1,6 +1,5 @@
 """The base class of every section of a configuration, and the types of its fields."""
 
-import copy
 import dataclasses
 import math
 import typing
@@ -113,12 +112,8 @@ class Section:
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
-        self._set(vars(self))
-
-    def _set(self, values: Mapping[str, Any]) -> None:
-        """Set fields to parsed values, and check the section; only while it is being made."""
         hints = _get_hints(cast(Any, type(self)), include_extras=True)
-        for name, value in values.items():
+        for name, value in vars(self).items():
             try:
                 object.__setattr__(self, name, _parse(value, hints[name]))
             except ValueError as error:
@@ -139,28 +134,23 @@ class Section:
 
         Raises InputError if a field is unknown, or a value has the wrong type or is out of range.
         """
-        # Divide the changes into values of this section and of the sections inside it.
+        # divide the changes into values of this section and of the sections inside it
         fields = vars(self)
         values = {}
         inner = dict[str, dict[str, Any]]()
         for name, value in changes.items():
             first, _, below = name.partition(".")
             if first not in fields or (below and not isinstance(fields[first], Section)):
-                raise InputError(f"unknown field {self._qualify(name)!r}: {self._hint(name)}")
+                unknown = self._qualify(name)
+                near = near_names(unknown, [self._qualify(known) for known in flatten(self)])
+                hint = f"did you mean {near}?" if near else "hrvqvae presets NAME shows all fields"
+                raise InputError(f"unknown field {unknown!r}: {hint}")
             if below:
                 inner.setdefault(first, {})[below] = value
             else:
                 values[first] = value
         values |= {first: fields[first].replace(**changed) for first, changed in inner.items()}
-        replaced = copy.copy(self)
-        replaced._set(values)
-        return replaced
-
-    def _hint(self, name: str) -> str:
-        """Return the fields that an unknown field may stand for."""
-        fields = [self._qualify(field) for field in flatten(self)]
-        near = near_names(self._qualify(name), fields)
-        return f"did you mean {near}?" if near else "hrvqvae presets NAME shows all fields"
+        return type(self)(**fields | values)
 
     def _qualify(self, name: str) -> str:
         return f"{self.section}.{name}" if self.section else name

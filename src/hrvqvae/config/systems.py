@@ -244,11 +244,11 @@ _DEEP_PHOTOS64 = f"""{_DEEP}
 """
 
 
-def _make_deep(dataset: str, about: str, rows: str, name: str | None = None) -> ExtraPreset:
+def _make_deep(name: str, dataset: str, about: str, rows: str) -> ExtraPreset:
     """Return a TreeVQ preset with fewer positions, each of more levels (docs/findings.md, "Grid
     against depth").
     """
-    name = f"treevq-deep/{name or dataset}"
+    name = f"treevq-deep/{name}"
     return ExtraPreset(name=name, about=about, settings=settings(OURS, rows), dataset=dataset)
 
 
@@ -259,21 +259,35 @@ TREEVQ = System(
     # not Table 8: the prior is a transformer
     settings=mark_as_borrowed(TABLE_6) | _CODEBOOKS | _TREEVQ,
     extras=(
-        _make_deep("cifar10", "CIFAR10 as 8x8 positions of 12 levels, for samples", _DEEP_CIFAR10),
-        _make_deep("mnist", "MNIST as 8x8 positions of 5 levels, for samples", _DEEP_MNIST),
         _make_deep(
+            "cifar10",
+            "cifar10",
+            "CIFAR10 as 8x8 positions of 12 levels, for samples",
+            _DEEP_CIFAR10,
+        ),
+        _make_deep(
+            "mnist",
+            "mnist",
+            "MNIST as 8x8 positions of 5 levels, for samples",
+            _DEEP_MNIST,
+        ),
+        _make_deep(
+            "imagenet",
             "imagenet",
             "ImageNet, 128x128, as 16x16 positions of 12 levels",
             _DEEP_IMAGENET,
         ),
         _make_deep(
-            "photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS
+            "photos",
+            "photos",
+            "photographs, 256x256 crops, as 32x32 positions of 12 levels",
+            _DEEP_PHOTOS,
         ),
         _make_deep(
+            "photos64",
             "photos",
             "some thousand photographs in class folders, 64x64, as 8x8 positions of 12 levels",
             _DEEP_PHOTOS64,
-            name="photos64",
         ),
     ),
     notes=("TreeVQ is not printed: the HR-VQVAE row, with trees planted on flat codebooks.",),

@@ -25,6 +25,7 @@ from hrvqvae.models.perceptual import (
     compare_features,
     perceptual_distance,
 )
+from hrvqvae.utils.errors import InputError
 
 DISCRIMINATOR = "discriminator"
 _WIDTH = 128  # hidden features of a FeatureHead
@@ -101,12 +102,20 @@ class VQGANObjective(Objective):
 
     Unlike the paper, this VQGAN has the encoder and decoder of the other systems, and a
     discriminator with group normalization. Raises InputError if the network of the perceptual
-    distance is not on this machine.
+    distance is not on this machine, or the images are too small for the discriminator.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.settings = cast(VQGANConfig, config.model)
+
+        # each layer halves the side, rounded down; then two convolutions take away a row each
+        least = 3 * 2**self.settings.discriminator_layers
+        if min(config.data.image_size) < least:
+            raise InputError(
+                f"the discriminator needs images of {least} pixels a side: take fewer"
+                " model.discriminator_layers"
+            )
         self.distance: PerceptualDistance | None = None
         if self.settings.perceptual != "none":
             self.distance = perceptual_distance(self.settings.perceptual)
@@ -115,10 +124,7 @@ class VQGANObjective(Objective):
             self.settings.discriminator_units,
             self.settings.discriminator_layers,
         )
-
-    @property
-    def auxiliary(self) -> dict[str, nn.Module]:
-        return {DISCRIMINATOR: self.discriminator}
+        self.auxiliary = {DISCRIMINATOR: self.discriminator}
 
     def forward(self, model: nn.Module, images: Tensor, step: int) -> Goal:
         result = model(images)
@@ -211,10 +217,7 @@ class SampleObjective(nn.Module):
         self.discriminator = FeatureDiscriminator(
             FeatureHead(channels, self.settings.classes) for channels in sizes[-_RESOLUTIONS:]
         )
-
-    @property
-    def auxiliary(self) -> dict[str, nn.Module]:
-        return {DISCRIMINATOR: self.discriminator}
+        self.auxiliary = {DISCRIMINATOR: self.discriminator}
 
     def judge(
         self, images: Tensor, decoded: Tensor, classes: Tensor, last_layer: Tensor, step: int

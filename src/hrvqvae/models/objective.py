@@ -35,11 +35,7 @@ class Objective(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-
-    @property
-    def auxiliary(self) -> dict[str, nn.Module]:
-        """Further networks to train, by name."""
-        return {}
+        self.auxiliary: Mapping[str, nn.Module] = {}  #: further networks to train, by name
 
     def forward(self, model: nn.Module, images: Tensor, step: int) -> Goal:
         """Return the losses of a training step for images (B, C, Y, X) uint8; `step` counts from 0.
