@@ -126,7 +126,7 @@ def measure_prefixes(run: Path) -> Iterator[Row]:
     for decoder in ("plain", "prefixes"):
         model: Any = hrvqvae.load(run)
         if decoder == "plain":
-            model.autoencoder._progressive.clear()
+            model.autoencoder.progressive_decoder = None
         images = read_images(model.config.data)
         depth = len(model.config.model.num_symbols)
         squared = [0.0] * depth

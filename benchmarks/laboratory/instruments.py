@@ -14,11 +14,15 @@ from hrvqvae.checkpoints.folder import RunFolder, open_run
 from hrvqvae.config import Config
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.samples import CLASSIFIER, RealImages, choose_features
-from hrvqvae.models.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
+from hrvqvae.models.perceptual import DISTANCES, PerceptualDistance, choose_perceptual
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.state import count_parameters
 from hrvqvae.utils.errors import InputError
 
+_TITLES = {
+    "lpips-vgg16": "LPIPS (VGG16)",
+    "efficientnet-lite0": "distance, efficientnet-lite0 features",
+}
 Say = Callable[[str], None]
 Row = dict[str, Any]
 """The labels of a case, then its measurements by name."""
@@ -73,8 +77,8 @@ class Instruments:
         self.real = RealImages(choose_features(config.data, folder / CLASSIFIER), self.images)
         self.perceptual: PerceptualDistance | None = None
         with suppress(InputError):  # the perceptual distance is optional: it needs a network
-            self.perceptual = perceptual_distance(choose_perceptual())
-        title = self.perceptual and self.perceptual.title
+            self.perceptual = DISTANCES[choose_perceptual()]()
+        title = self.perceptual and _TITLES[self.perceptual.name]
         self.distances: Row = {"perceptual": title, "frechet": self.real.frechet_name}
 
     def require_same(self, rows: Sequence[Row], folder: Path) -> None:

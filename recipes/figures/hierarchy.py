@@ -62,9 +62,12 @@ def sum_choices(codebooks: Sequence[Points]) -> list[Points]:
 
 def get_codebooks(model: Autoencoder) -> list[Points]:
     """Return the linked codebooks of a model. Raises InputError if it has no linked codebooks."""
-    if not isinstance(model, SingleGridAutoencoder) or not model.linked_codebooks:
+    quantizer = getattr(model, "quantizer", None)
+    if not isinstance(quantizer, ResidualQuantizer):
         raise InputError("this model has no linked codebooks")
-    return [codebook.cpu().numpy().astype(np.float64) for codebook in model.linked_codebooks]
+    if quantizer.config.levels == 1 or quantizer.config.levels != quantizer.config.group_size:
+        raise InputError("this model has no linked codebooks")
+    return [level.codewords.cpu().numpy().astype(np.float64) for level in quantizer.levels]
 
 
 @torch.inference_mode()
@@ -76,7 +79,8 @@ def make_tree(model: Autoencoder, image: Tensor, position: tuple[int, int], name
     """
     books = get_codebooks(model)
     assert isinstance(model, SingleGridAutoencoder)
-    latents = model.latents(image[None].to(model.linked_codebooks[0].device).float() / 255)[0]
+    device = next(model.parameters()).device
+    latents = model.latents(image[None].to(device).float() / 255)[0]
     row, column = position
     if not (0 <= row < latents.shape[0] and 0 <= column < latents.shape[1]):
         raise InputError(

@@ -70,7 +70,7 @@ def test_what_it_refuses(model):
     last = len(codes)
     calls = [((), None, "level"), *((codes, levels, "level") for levels in (0, -1, last + 1))]
     if last > 1:
-        calls.append((codes[:1], model.prefixes[-1], "1 level$"))
+        calls.append((codes[:1], model.prefixes[-1], "only 1$"))
     for code in (-1, model.config.num_symbols[-1]):
         damaged = (*codes[:-1], torch.full_like(codes[-1], code))
         calls.append((damaged, None, f"level {last} has code {code}; codes lie in"))
@@ -85,13 +85,13 @@ def test_images_outside_the_contract():
     model = model_of(config_of("vqvae"))
     black = torch.zeros(1, 3, 8, 8)
     for images, message in (
-        (black[0], "3 dimensions"),
-        (torch.rand(8), "1 dimensions"),
+        (black[0], "shape"),
+        (torch.rand(8), "shape"),
         (black - 0.1, "values from -0.1"),
         (black + torch.nan, "nan"),
         (black.long(), "int64"),
-        (black[..., :0, :], "0x8 pixels"),
-        (black[:, :1], "1 channels; this model takes 3"),
+        (black[..., :0, :], "0, 8"),
+        (black[:, :1], "takes .B, 3, Y, X"),
         (black + 1.1, r"values from .* expected \[0, 1\]"),
     ):
         for call in (model.encode, model):

@@ -84,7 +84,7 @@ class Started:
 
     def codewords(self, *, averaged=False):
         model = self.state.averaged.module if averaged else self.model
-        return [codewords.clone() for codewords in model.linked_codebooks]
+        return [level.codewords.clone() for level in model.quantizer.levels]
 
     def let_one_die(self):
         for model in (self.model, self.state.averaged.module):

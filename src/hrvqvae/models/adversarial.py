@@ -20,16 +20,16 @@ from hrvqvae.config import Config
 from hrvqvae.config.model import VQGANConfig
 from hrvqvae.models.objective import MODEL, Goal, Metrics, Objective
 from hrvqvae.models.perceptual import (
+    DISTANCES,
     EfficientNetDistance,
     PerceptualDistance,
     compare_features,
-    perceptual_distance,
 )
 from hrvqvae.utils.errors import InputError
 
 DISCRIMINATOR = "discriminator"
 _WIDTH = 128  # hidden features of a FeatureHead
-_RESOLUTIONS = 3  # the coarsest, each with a FeatureHead
+_CHANNELS = (40, 112, 320)  # of efficientnet-lite0's coarsest resolutions; each has a FeatureHead
 _NORM_GROUPS = 32  # at most
 
 
@@ -118,7 +118,7 @@ class VQGANObjective(Objective):
             )
         self.distance: PerceptualDistance | None = None
         if self.settings.perceptual != "none":
-            self.distance = perceptual_distance(self.settings.perceptual)
+            self.distance = DISTANCES[self.settings.perceptual]()
         self.discriminator = PatchDiscriminator(
             config.data.channels,
             self.settings.discriminator_units,
@@ -213,9 +213,8 @@ class SampleObjective(nn.Module):
         super().__init__()
         self.settings = config.generation
         self.distance = EfficientNetDistance()
-        sizes = [part.shape[1] for part in self.distance.features(torch.zeros(1, 3, 64, 64))]
         self.discriminator = FeatureDiscriminator(
-            FeatureHead(channels, self.settings.classes) for channels in sizes[-_RESOLUTIONS:]
+            FeatureHead(channels, self.settings.classes) for channels in _CHANNELS
         )
         self.auxiliary = {DISCRIMINATOR: self.discriminator}
 

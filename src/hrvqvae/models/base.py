@@ -16,7 +16,6 @@ from torch.nn.functional import pad
 from hrvqvae.config import Grid, ModelConfig
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.quantities import counted
 
 Encode = Callable[[Tensor], Codes]  # its argument: images (B, C, Y, X)
 
@@ -45,14 +44,9 @@ def to_unit_images(images: Tensor, channels: int, *, training: bool = False) -> 
     Values are not checked in a traced graph, nor in training on a GPU, where the check would wait
     for the GPU.
     """
-    if images.dim() != 4:
-        raise InputError(f"images have {images.dim()} dimensions; expected 4: (B, C, Y, X)")
-    if images.shape[1] != channels:
-        raise InputError(f"images have {images.shape[1]} channels; this model takes {channels}")
-    if images.shape[2] < 1 or images.shape[3] < 1:
-        raise InputError(
-            f"images are {images.shape[2]}x{images.shape[3]} pixels; at least 1x1 is needed"
-        )
+    if images.dim() != 4 or images.shape[1] != channels or 0 in images.shape[2:]:
+        shape = tuple(images.shape)
+        raise InputError(f"images have the shape {shape}; this model takes (B, {channels}, Y, X)")
     if images.dtype == torch.uint8:
         return images.float() / 255
     if not images.is_floating_point():
@@ -80,26 +74,11 @@ def pad_to_grid(images: Tensor, padding: int, height: int, width: int) -> Tensor
     return pad(images * 2 - 1, (padding, right, padding, below), mode="replicate")
 
 
-def resolve_size(size: Grid | None, height: int, width: int, padding: int) -> Grid:
-    """Return the size of a decoded image (None: the largest size that fits).
-
-    Raises InputError if the size does not fit into the decoder's output of height x width pixels
-    without the padding.
+def crop_padding(decoded: Tensor, padding: int, size: Grid) -> Tensor:
+    """Return the images of a size that a decoder's output contains, without the padding, in
+    float32.
     """
-    largest = (height - 2 * padding, width - 2 * padding)
-    height, width = size or largest
-    if not (1 <= height <= largest[0] and 1 <= width <= largest[1]):
-        raise InputError(
-            f"size {height}x{width} does not fit these codes; at most {largest[0]}x{largest[1]}"
-        )
-    return height, width
-
-
-def crop_padding(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
-    """Return a decoder's output without the padding, in float32; arguments and errors as in
-    `resolve_size`.
-    """
-    height, width = resolve_size(size, decoded.shape[-2], decoded.shape[-1], padding)
+    height, width = size
     return decoded[..., padding : padding + height, padding : padding + width].float()
 
 
@@ -137,9 +116,7 @@ class Autoencoder(nn.Module, ABC):
         """
         count = self.check_levels(len(codes) if levels is None else levels)
         if len(codes) < count:
-            raise InputError(
-                f"levels is {count}, and the codes have {counted(len(codes), 'level')}"
-            )
+            raise InputError(f"levels is {count}, and the codes have only {len(codes)}")
         return codes[:count]
 
     @abstractmethod
@@ -168,11 +145,9 @@ class Autoencoder(nn.Module, ABC):
         """Return the index of each code's codeword in its level, in the same shapes."""
         return codes
 
-    def initialize(
-        self, images: Tensor, rng: torch.Generator, batch_size: int | None = None
-    ) -> None:
-        """Initialize codebooks from training images; usage counts are scaled to `batch_size` (None:
-        to the images).
+    def initialize(self, images: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
+        """Initialize codebooks from training images; each latent adds `weight` to the count of its
+        codeword.
         """
 
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:

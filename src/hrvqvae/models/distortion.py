@@ -59,10 +59,11 @@ class Report:
 
     def captions(self) -> list[str]:
         """Return a line per prefix of the levels that the system decodes, with its error."""
-        mse = {
-            level_names(range(count)): level.mse for count, level in enumerate(self.levels, start=1)
-        }
-        return [f"{name}: MSE {error:.2e}" for name, error in mse.items() if error is not None]
+        return [
+            f"{level_names(range(count))}: MSE {level.mse:.2e}"
+            for count, level in enumerate(self.levels, start=1)
+            if level.mse is not None
+        ]
 
 
 @torch.inference_mode()

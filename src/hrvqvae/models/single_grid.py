@@ -48,26 +48,9 @@ class SingleGridAutoencoder(Autoencoder):
         dim = self.quantizer.config.dim
         self.encoder = Encoder(config, channels, dim, config.stride)
         self.decoder = Decoder(config, channels, dim, config.stride)
-        self._progressive: list[ConditionalDecoder] = []  # in a list it is no submodule
+        #: decodes fewer than all levels (None: the plain decoder does)
+        self.progressive_decoder: ConditionalDecoder | None = None
         self._classes: Tensor | None = None
-
-    @property
-    def linked_codebooks(self) -> tuple[Tensor, ...]:
-        """The codebooks (m^l, m, D) of levels l = 0, 1, ... if there are several levels, all
-        linked, else ().
-        """
-        quantizer = self.quantizer
-        if not isinstance(quantizer, ResidualQuantizer):
-            return ()
-        levels = quantizer.config.levels
-        if levels == 1 or levels != quantizer.config.group_size:
-            return ()
-        return tuple(codebooks.codewords for codebooks in quantizer.levels)
-
-    @property
-    def progressive_decoder(self) -> ConditionalDecoder | None:
-        """The decoder of prefixes, if there is one (`use_progressive_decoder`)."""
-        return self._progressive[0] if self._progressive else None
 
     def latents(self, images: Tensor) -> Tensor:
         """Return the latents z (B, H, W, D) float32 of images (B, C, Y, X) float32 in [0, 1]."""
@@ -84,7 +67,7 @@ class SingleGridAutoencoder(Autoencoder):
             [self.quantizer.lookup(codes[:prefix], check=False) for prefix in self.prefixes]
         )
 
-    def pixels(self, latents: Tensor, size: Grid | None, levels: Tensor | None = None) -> Tensor:
+    def pixels(self, latents: Tensor, size: Grid, levels: Tensor | None = None) -> Tensor:
         """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from quantized latents
         (B, H, W, D).
 
@@ -123,7 +106,7 @@ class SingleGridAutoencoder(Autoencoder):
         check_codes(codes, self.config.num_symbols)
         is_whole = len(codes) == self.prefixes[-1]
 
-        def decode_tile(codes: Codes, size: Grid | None) -> Tensor:
+        def decode_tile(codes: Codes, size: Grid) -> Tensor:
             latents = self.quantizer.lookup(codes, check=False)
             count = None if is_whole else torch.tensor(len(codes), device=latents.device)
             return ((self.pixels(latents, size, count) + 1) / 2).clamp(0, 1)
@@ -136,11 +119,9 @@ class SingleGridAutoencoder(Autoencoder):
         return self.quantizer.codeword_indices(codes)
 
     @torch.no_grad()
-    def initialize(
-        self, images: Tensor, rng: torch.Generator, batch_size: int | None = None
-    ) -> None:
+    def initialize(self, images: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
         latents = self.latents(to_unit_images(images, self.channels))
-        self.quantizer.initialize(latents, rng, (batch_size or len(images)) / len(images))
+        self.quantizer.initialize(latents, rng, weight)
 
     @torch.no_grad()
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
@@ -164,7 +145,8 @@ class SingleGridAutoencoder(Autoencoder):
         It is no submodule: `parameters()`, `state_dict()`, `train()` and `eval()` leave it out. So
         the digest of the model's weights stays, and with it what belongs to them: priors, files.
         """
-        self._progressive = [decoder]
+        # the method of nn.Module would make it a submodule
+        object.__setattr__(self, "progressive_decoder", decoder)
 
     def of_classes(self, classes: Tensor | None) -> Self:
         """Return this autoencoder, sharing its networks, for images of classes (B,) int64, which a
@@ -175,6 +157,6 @@ class SingleGridAutoencoder(Autoencoder):
         return model
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        for decoder in self._progressive:  # follows the model to its device
-            decoder._apply(fn)  # type: ignore[no-untyped-call]
+        if self.progressive_decoder is not None:  # follows the model to its device
+            self.progressive_decoder._apply(fn)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import Grid, NetworkConfig
-from hrvqvae.models.base import resolve_size
 from hrvqvae.quantize import Codes
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
 _TILE = 1024  # pixels per side
@@ -49,21 +49,24 @@ def compute_halo(networks: nn.Module, padding: int, stride: int) -> int:
     return max(reach + shift, cropped)
 
 
-def divide_grid(grid: Grid, side: int, margin: int) -> list[Tile]:
-    """Divide a grid into tiles of about the same size, at most `side` positions per side, with
-    halos of `margin`.
-    """
+def _iterate_tiles(
+    grid: Grid, stride: int, networks: nn.Module, config: NetworkConfig, action: str
+) -> Iterator[Tile]:
+    """Yield tiles of about the same size, with a progress bar."""
+    side = max(1, _TILE // stride)
+    halo = compute_halo(networks, config.padding, stride)
 
     def divide_axis(length: int) -> Iterator[tuple[slice, slice, slice]]:
         count = -(-length // side)
         for tile in range(count):
             first = length * tile // count
             last = length * (tile + 1) // count
-            begin = max(0, first - margin)
-            end = min(length, last + margin)
+            begin = max(0, first - halo)
+            end = min(length, last + halo)
             yield slice(first, last), slice(begin, end), slice(first - begin, last - begin)
 
-    return [Tile(*zip(*axes, strict=True)) for axes in product(*map(divide_axis, grid))]
+    tiles = [Tile(*zip(*axes, strict=True)) for axes in product(*map(divide_axis, grid))]
+    return tracked(tiles, f"{action} tiles", len(tiles), lambda _: 1)
 
 
 def index_area(area: Area, factor: int = 1) -> Any:
@@ -71,15 +74,6 @@ def index_area(area: Area, factor: int = 1) -> Any:
     grid has `factor` per axis.
     """
     return ..., *(slice(factor * part.start, factor * part.stop) for part in area)
-
-
-def _track_tiles(
-    grid: Grid, stride: int, networks: nn.Module, config: NetworkConfig, action: str
-) -> Iterator[Tile]:
-    tiles = divide_grid(
-        grid, max(1, _TILE // stride), compute_halo(networks, config.padding, stride)
-    )
-    return tracked(tiles, f"{action} tiles", len(tiles), lambda _: 1)
 
 
 def encode(
@@ -100,7 +94,7 @@ def encode(
     codes = [
         torch.empty(len(images), *grid, dtype=torch.long, device=images.device) for grid in grids
     ]
-    for core, extended, core_in_extended in _track_tiles(
+    for core, extended, core_in_extended in _iterate_tiles(
         grids[0], stride, networks, config, "encode"
     ):
         tile_codes = encode_tile(images[index_area(extended, stride)])
@@ -110,7 +104,7 @@ def encode(
 
 
 def decode(
-    decode_tile: Callable[[Codes, Grid | None], Tensor],
+    decode_tile: Callable[[Codes, Grid], Tensor],
     codes: Codes,
     size: Grid | None,
     config: NetworkConfig,
@@ -121,32 +115,40 @@ def decode(
 
     Raises InputError if the size does not fit; None is the largest size.
     """
-    if (
-        torch.compiler.is_compiling()
-        or codes[-1].shape[1:].numel() * config.stride**2 <= _MAX_UNDIVIDED
-    ):
-        return decode_tile(codes, size)
+    # of the images without their padding
+    finest_rows, finest_columns = codes[-1].shape[1:]
+    most_rows = finest_rows * config.stride - 2 * config.padding
+    most_columns = finest_columns * config.stride - 2 * config.padding
+    height, width = size or (most_rows, most_columns)
+    if not (1 <= height <= most_rows and 1 <= width <= most_columns):
+        raise InputError(
+            f"size {height}x{width} does not fit these codes; at most {most_rows}x{most_columns}"
+        )
+    area = finest_rows * finest_columns * config.stride**2
+    if torch.compiler.is_compiling() or area <= _MAX_UNDIVIDED:
+        return decode_tile(codes, (height, width))
+
     grid = (codes[0].shape[1], codes[0].shape[2])
     factors = [level_codes.shape[1] // grid[0] for level_codes in codes]
     stride = config.stride * factors[-1]
-    size = resolve_size(size, grid[0] * stride, grid[1] * stride, config.padding)
     images: Tensor | None = None
-    for core, extended, core_in_extended in _track_tiles(grid, stride, networks, config, "decode"):
-        if any(part.start * stride >= side for part, side in zip(core, size, strict=True)):
-            continue  # the tile lies outside an image of this size
+    for core, extended, core_in_extended in _iterate_tiles(
+        grid, stride, networks, config, "decode"
+    ):
         pairs = zip(codes, factors, strict=True)
         tile_codes = tuple(
             level_codes[index_area(extended, factor)] for level_codes, factor in pairs
         )
-        # `decode_tile` crops the padding at the top left of a tile as of an image, so the first
-        # decoded pixel is that of the extended area. Pixels end with the core, or the image.
-        axes = zip(core, extended, size, strict=True)
-        height, width = (
-            min(part.stop * stride, side) - extended_part.start * stride
-            for part, extended_part, side in axes
-        )
-        decoded = decode_tile(tile_codes, (height, width))
-        images = decoded.new_empty(*decoded.shape[:2], *size) if images is None else images
-        images[index_area(core, stride)] = decoded[index_area(core_in_extended, stride)]
+        # `decode_tile` crops the padding above and to the left of a tile, as of an image. So the
+        # first decoded pixel is that of the extended area.
+        rows, columns = (stride * (part.stop - part.start) for part in extended)
+        decoded = decode_tile(tile_codes, (rows, columns))
+        if images is None:
+            images = decoded.new_empty(*decoded.shape[:2], height, width)
+
+        # the last cores reach beyond the image
+        target = images[index_area(core, stride)]
+        part = decoded[index_area(core_in_extended, stride)]
+        target.copy_(part[..., : target.shape[-2], : target.shape[-1]])
     assert images is not None
     return images

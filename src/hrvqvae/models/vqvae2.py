@@ -87,7 +87,7 @@ class VQVAE2(Autoencoder):
                 inputs = torch.cat([inputs, condition], dim=1)
             yield quantizer, self.projections[level](inputs).movedim(1, -1).float()
 
-    def _decode_codewords(self, codewords: list[Tensor], size: Grid | None) -> Tensor:
+    def _decode_codewords(self, codewords: list[Tensor], size: Grid) -> Tensor:
         """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from the codewords of
         each grid.
         """
@@ -131,7 +131,7 @@ class VQVAE2(Autoencoder):
         codes = self.take_prefix(codes, levels)
         check_codes(codes, self.config.num_symbols, scale=2)  # each grid doubles rows and columns
 
-        def decode_tile(tile: Codes, size: Grid | None) -> Tensor:
+        def decode_tile(tile: Codes, size: Grid) -> Tensor:
             pairs = zip(self.quantizers, tile, strict=True)
             codewords = [
                 quantizer.lookup((grid_codes,), check=False) for quantizer, grid_codes in pairs
@@ -141,15 +141,12 @@ class VQVAE2(Autoencoder):
         return tiles.decode(decode_tile, codes, size, self.config, self)
 
     @torch.no_grad()
-    def initialize(
-        self, images: Tensor, rng: torch.Generator, batch_size: int | None = None
-    ) -> None:
+    def initialize(self, images: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
         codewords: list[Tensor] = []
         for quantizer, latents in self._iterate_grids(
             to_unit_images(images, self.channels), codewords
         ):
-            # usage counts as in a training batch
-            quantizer.initialize(latents, rng, weight=(batch_size or len(images)) / len(images))
+            quantizer.initialize(latents, rng, weight)
             codewords.append(quantizer.lookup(quantizer.encode(latents)))
 
     @torch.no_grad()

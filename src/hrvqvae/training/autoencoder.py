@@ -173,8 +173,9 @@ class AutoencoderTask(ImageTask):
         stream = batches(self.images, batch_size=min(num_images, batch_size), seed=seed)
         chunks = islice(stream, -(-num_images // batch_size))
         images = torch.cat([batch.images for batch in chunks])[:num_images]
+        weight = batch_size / len(images)  # the counts are as in a training batch
         with self.compute.autocast():
-            model.initialize(self.compute.place_images(images), make_step_rng(seed, 0), batch_size)
+            model.initialize(self.compute.place_images(images), make_step_rng(seed, 0), weight)
 
     def build_objective(self) -> Mapping[str, nn.Module]:
         self.objective = self.compute.place_model(build_objective(self.config))
