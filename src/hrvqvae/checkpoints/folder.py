@@ -63,8 +63,9 @@ from hrvqvae.utils.errors import (
 )
 from hrvqvae.utils.outputs import remove_temporaries, write_atomic
 
-PROGRESSIVE = "prefixes"  # folder of the decoder of prefixes with the least squared error
-GENERATION = "generation"  # folder of the decoder of prefixes for samples and completions
+# folders of the further decoders, which decode the first levels
+PROGRESSIVE = "prefixes"  # of the progressive decoder, for reconstructions
+GENERATION = "generation"  # of the decoder of samples
 DECODERS = (PROGRESSIVE, GENERATION)
 _NUM_CHECKPOINTS = 2
 _SHIPPED = Path(__file__).parent.parent / "weights"  # one folder per model, as `export` writes them
@@ -204,8 +205,8 @@ class RunFolder:
     ) -> tuple[Autoencoder, Config]:
         """Return the autoencoder in evaluation mode, and its configuration; see `hrvqvae.load`.
 
-        `decoder` names the decoder of prefixes to use, if the run has it. With None, the
-        autoencoder's decoder decodes them.
+        `decoder` is PROGRESSIVE or GENERATION: the decoder of the first levels, if the run has it.
+        With None, the autoencoder's own decoder decodes them.
 
         Raises:
             InputError: config.yaml describes another model, `beam` is given for a model with a
@@ -239,7 +240,7 @@ class RunFolder:
         decoder: str | None = None,
     ) -> Autoencoder:
         """Return an autoencoder that decodes samples. It shares the networks of `autoencoder`, but
-        decodes prefixes with the decoder of samples, if there is one for these levels.
+        decodes the first levels with the decoder of samples, if there is one for these levels.
 
         Args:
             config: The configuration that `load` returned.
@@ -272,8 +273,8 @@ class RunFolder:
         )
 
     def _use_decoder(self, model: Autoencoder, config: Config, name: str) -> Config:
-        """Let a model decode prefixes with a decoder of this run. Return the configuration with the
-        settings of the decoder.
+        """Let a model decode the first levels with the decoder in the folder `name` of this run.
+        Return the configuration with the settings of the decoder.
         """
         folder = decoder_folder(self.path, name)
         weights, meta = folder.read_network(name, self.digest)
@@ -409,7 +410,7 @@ def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
 
 
 def decoder_folder(run: str | Path, name: str) -> RunFolder:
-    """Return the folder of a run's decoder of prefixes, PROGRESSIVE or GENERATION."""
+    """Return the folder of a run's further decoder, PROGRESSIVE or GENERATION."""
     return RunFolder(Path(run) / name)
 
 

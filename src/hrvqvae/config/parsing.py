@@ -31,9 +31,9 @@ OWN_IMAGES = "mine"  # `data.dataset` of images that are not the published set o
 # Fields of a training that do not change its result: where it computes, and how often it logs,
 # evaluates and saves.
 RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
-# Fields of the data that a resumed run may change too: where and how it is read.
+# Fields that a resumed run may change too: where the images are, and how they are read.
 _READING = {f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb")}
-_NAMED = ("python:", "hub:")  # of `data.datasets`: beginnings of `data.root` that is no path
+_NAMED = ("python:", "hub:")  # a `data.root` that begins so is no path (`data.datasets`)
 # Fields in the files of shipped models, which have no meaning any more.
 _EARLIER = {
     "model.train_prefixes",
@@ -183,7 +183,7 @@ def mark_own_images(config: Config) -> Config:
     if not root or name not in DATASETS or DATASETS.get(name).takes_any_folder:
         return config
 
-    # The function that `read` names refuses the files of other sets, so any folder may be the set.
+    # A data set with a function `read` may lie in any folder: the function refuses other files.
     has_reader = DATASETS.get(name).read and not root.startswith(_NAMED)
     if has_reader or (expand_home(root) / name).is_dir():
         return config

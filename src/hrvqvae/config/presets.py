@@ -38,7 +38,7 @@ def _build_preset(
 ) -> Preset:
     values = {"name": name} | {field: value for field, (value, _) in settings.items()}
     config = default_config(system.name, values.get("prior.network.kind", DEFAULT_PRIOR))
-    fields = flatten(config)  # a printed table has further fields, which this system lacks
+    fields = flatten(config)  # a printed table may have fields that this system lacks
     config = config.replace(**{field: value for field, value in values.items() if field in fields})
     sources = {field: source for field, (_, source) in settings.items()}
     return Preset(config=config, sources=sources, about=about, notes=notes)
@@ -64,7 +64,7 @@ def _list_parts() -> dict[str, tuple[System, Settings, str, tuple[str, ...]]]:
     for system in SYSTEMS.entries():
         settings_of = dict[str, Settings]({"": {}})
         for dataset in DATASETS.entries():
-            if dataset.column:  # without a column, it has no presets
+            if dataset.column:  # a data set without a column has no presets
                 merged = _merge_settings(system, dataset)
                 notes = dataset.notes + system.notes
                 settings_of[dataset.name] = merged

@@ -58,8 +58,8 @@ def compute_adaptive_weight(
 
 
 def fix_gradient(loss: Tensor, at: Tensor, *, retain_graph: bool = False) -> Tensor:
-    """Compute the gradient of a scalar loss with respect to `at`, and return the loss with this
-    fixed gradient, and with no other: none of the parameters of the loss's network.
+    """Return a scalar loss whose gradient with respect to `at` is computed now. It has no other
+    gradient: the parameters of the loss's network get none.
 
     The adaptive weight and the update both differentiate the loss. With the fixed gradient, the
     loss's network runs backward only once. Its graph is freed unless it is retained.
@@ -190,7 +190,7 @@ class FeatureDiscriminator(nn.ModuleList):
 
     def forward(self, features: Sequence[Tensor], classes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores (R, B) of R resolutions, and the mean cross-entropy of the classes, a
-        scalar. That of an image without a class is 0.
+        scalar. The cross-entropy of an image without a class is 0.
         """
         coarse = features[-len(self) :]
         outputs = [head(part, classes) for head, part in zip(self, coarse, strict=True)]

@@ -32,8 +32,7 @@ class Reconstructed:
     images: Tensor  #: reconstructions (B, C, Y, X) float32, not clamped to [0, 1], with gradient
     codes: Codes
     #: Scalars by name; training minimizes their sum. "reconstruction" is the mean squared error
-    #: over pixel values in
-    #: [-1, 1], without padding; the other losses are on the same scale.
+    #: over pixel values in [-1, 1], without padding; the other losses are on the same scale.
     losses: Mapping[str, Tensor]
 
 
@@ -151,8 +150,8 @@ class Autoencoder(nn.Module, ABC):
         """
 
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
-        """Restart dead codewords from a training batch, of which each process has its part; return
-        how many were restarted.
+        """Restart dead codewords from this process's part of a training batch, and from those of
+        the other processes; return how many were restarted.
         """
         return 0
 

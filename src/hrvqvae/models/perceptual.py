@@ -68,8 +68,8 @@ def make_fast(network: Any) -> nn.Module:
     trained any more.
 
     Each batch normalization is folded into the convolution before it. A depthwise convolution of
-    stride 2 becomes one of stride 1, of which every other output is kept, because on a CPU the
-    gradient of stride 2 takes ten times as long.
+    stride 2 becomes a convolution of stride 1, of which every other output is kept. On a CPU, the
+    gradient of stride 2 would take ten times as long.
     """
     norm_of = {
         "_conv_stem": "_bn0",
@@ -161,7 +161,7 @@ class EfficientNetDistance(PerceptualDistance):
         return compare_features(self.features(images), self.features(others))
 
 
-DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}
+DISTANCES = {LPIPS.name: LPIPS, EFFICIENTNET: EfficientNetDistance}
 
 
 def choose_perceptual(section: Section | None = None) -> str:

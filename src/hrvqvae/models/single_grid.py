@@ -140,7 +140,7 @@ class SingleGridAutoencoder(Autoencoder):
         return model
 
     def use_progressive_decoder(self, decoder: ConditionalDecoder) -> None:
-        """Use a conditional decoder, on the model's device, to decode prefixes.
+        """Decode fewer than all levels with a conditional decoder, which is on the model's device.
 
         It is no submodule: `parameters()`, `state_dict()`, `train()` and `eval()` leave it out. So
         the digest of the model's weights stays, and with it what belongs to them: priors, files.

@@ -1,9 +1,9 @@
 """Encode and decode large images in tiles: the same results, with memory that does not grow with
 the image.
 
-A tile has a core and a halo, the surroundings on which the core's codes or pixels depend. Both are
-computed, and the core is kept. Lengths are positions of the coarsest grid unless a line says
-pixels; a position has `stride` pixels.
+A tile has a core and a halo: the surroundings on which the core's codes or pixels depend. Core and
+halo are computed, and the core is kept. Lengths are positions of the coarsest grid unless a line
+says pixels. Along a side, a position has `stride` pixels.
 """
 
 from collections.abc import Callable, Iterator
@@ -70,8 +70,8 @@ def _iterate_tiles(
 
 
 def index_area(area: Area, factor: int = 1) -> Any:
-    """Return the index of an area in pixels or codes (..., Y, X), of which a position of the area's
-    grid has `factor` per axis.
+    """Return the index of an area in a tensor (..., Y, X) of pixels or codes, which has `factor`
+    rows and columns per position of the area.
     """
     return ..., *(slice(factor * part.start, factor * part.stop) for part in area)
 
@@ -82,8 +82,11 @@ def encode(
     config: NetworkConfig,
     networks: nn.Module,
 ) -> Codes:
-    """Return the codes of images (B, C, Y, X); `encode_tile` encodes a tile, perhaps in its first
-    levels only, by the convolutions of `networks`.
+    """Return the codes of images (B, C, Y, X).
+
+    Args:
+        encode_tile: Encodes the images of a tile, all levels or the first ones.
+        networks: The networks whose convolutions `encode_tile` uses.
     """
     # a traced graph can't depend on the size
     if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _MAX_UNDIVIDED:
@@ -110,10 +113,15 @@ def decode(
     config: NetworkConfig,
     networks: nn.Module,
 ) -> Tensor:
-    """Return the images (B, C, Y, X) of codes; `decode_tile` decodes codes to a size by
-    convolutions of `networks`.
+    """Return the images (B, C, Y, X) of codes.
 
-    Raises InputError if the size does not fit; None is the largest size.
+    Args:
+        decode_tile: Decodes the codes of a tile to images of a size.
+        size: Height and width (None: the largest size).
+        networks: The networks whose convolutions `decode_tile` uses.
+
+    Raises:
+        InputError: The size does not fit the codes.
     """
     # of the images without their padding
     finest_rows, finest_columns = codes[-1].shape[1:]

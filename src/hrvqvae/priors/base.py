@@ -41,26 +41,20 @@ class Level:
         """The index of the level; 0 is the coarsest."""
         return len(self.coarser)
 
-    @property
-    def labels(self) -> int:
-        """The number of labels: one per class, and one for "no class" if the prior is also trained
-        without classes.
-        """
-        return self.classes + self.unconditional
-
 
 @dataclass
 class LogitSteps:
-    """Computes the logits of a prior position by position: here the whole network for each.
+    """Computes the logits of a prior position by position, to draw codes.
 
-    A network whose features can be kept from position to position has steps of its own.
+    This class runs the whole network at every position. A subclass that keeps the features of
+    earlier positions is faster.
     """
 
     prior: Any  #: in evaluation mode
     codes: Sequence[Tensor]  #: (B, H, W) of each level of the prior; the caller writes drawn codes
     coarser: Sequence[Tensor]  #: codeword indices (K * B, H_j, W_j) of each coarser level
     label: Tensor | None  #: (K * B,), or None without classes
-    mixing: Tensor  #: (H, W, K) weights of each image's labels; each enters the network once
+    mixing: Tensor  #: (H, W, K) weights of each image's labels (`sampling.expand_labels`)
 
     @property
     def num_labels(self) -> int:
@@ -127,7 +121,8 @@ class Prior(nn.Module, ABC):
         self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
         self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
         if self.level.classes:
-            self.classes = nn.Embedding(self.level.labels, hidden)
+            labels = self.level.classes + self.level.unconditional  # the last is "no class"
+            self.classes = nn.Embedding(labels, hidden)
         if self.level.copies:
             self.copies = nn.Embedding(self.level.copies + 1, hidden, padding_idx=0)
             nn.init.zeros_(self.copies.weight)

@@ -56,7 +56,7 @@ def sample_codes(
     The codes are drawn on the device of the priors and returned on the CPU.
     A sample depends on its index and the seed, not on the batch. Labels are (B,), None if the
     priors have no classes. Kept codes of levels without a prior are ignored. Raises InputError if a
-    parameter is out of range or a label is missing.
+    prior does not support guidance.
     """
     params.check(priors)
     levels = [level for prior in priors for level in prior.levels]

@@ -215,7 +215,7 @@ class CachedSteps(LogitSteps):
         previous_sum = self.sum
 
         # begin this position
-        super().start(row, column)
+        self.place = (row, column)
         self.sum = torch.zeros_like(previous_sum)
         self.index = 0
         self.next_level = 0
@@ -238,10 +238,10 @@ class CachedSteps(LogitSteps):
 
     def _add_codes(self, stop: int) -> None:
         """Add the embeddings of the current position's levels before `stop` to its sum."""
-        for number in range(self.next_level, stop):
-            code = self.codes[number][:, *self.place]
-            self.index = self.index * self.prior.levels[number].symbols + code
-            self.sum = self.sum + self.prior.embeddings.look_up(number, self.index)
+        for level in range(self.next_level, stop):
+            code = self.codes[level][:, *self.place]
+            self.index = self.index * self.prior.levels[level].symbols + code
+            self.sum = self.sum + self.prior.embeddings.look_up(level, self.index)
         self.next_level = stop
 
     def logits(self, level: int) -> Tensor:

@@ -58,7 +58,7 @@ class CachedSteps(LogitSteps):
         }
 
     def start(self, row: int, column: int) -> None:
-        super().start(row, column)
+        self.place = (row, column)
         prior = self.prior
         width = prior.level.grid[1]
         position = row * width + column
@@ -142,23 +142,18 @@ class PixelSNAIL(Prior):
         )
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 
+        # by the number of blocks before them; the last follows all blocks
+        self.attention_after = {
+            round(number * config.residual_blocks / attentions): attention
+            for number, attention in enumerate(self.attentions, start=1)
+        }
+
     def embed_coarser(self, coarser: Sequence[Tensor]) -> Tensor:
         maps = [
             interpolate(embedding(indices).movedim(-1, 1), self.level.grid)
             for embedding, indices in zip(self.coarser, coarser, strict=True)
         ]
         return self.context(sum(maps[1:], maps[0]))
-
-    @property
-    def attention_after(self) -> dict[int, nn.Module]:
-        """The attention layers, by the number of blocks before them; the last follows all
-        blocks.
-        """
-        count = len(self.attentions)
-        return {
-            round(number * len(self.blocks) / count): attention
-            for number, attention in enumerate(self.attentions, start=1)
-        }
 
     def level_logits(
         self,
@@ -169,12 +164,11 @@ class PixelSNAIL(Prior):
     ) -> tuple[Tensor, ...]:
         base = self.compute_base(coarser, label, len(codes[0]), copies)
         features = self.first(self.embedding(codes[0]).movedim(-1, 1)) + base
-        attentions = self.attention_after
         conditions = self.conditions(base).chunk(len(self.blocks), dim=1)
         for index, (block, condition) in enumerate(
             zip(self.blocks, conditions, strict=True), start=1
         ):
             features = block(features, condition)
-            if index in attentions:
-                features = attentions[index](features)
+            if index in self.attention_after:
+                features = self.attention_after[index](features)
         return (self.head(elu(features)),)

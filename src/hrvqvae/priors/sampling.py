@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrvqvae.config import Grid
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.guidance import Guidance, format_guidance, list_weights
 from hrvqvae.utils.errors import InputError, NonFiniteError, require
@@ -31,7 +30,7 @@ class SamplingParams:
     #: draw only from the fewest likeliest codes that together reach this probability (1: all)
     top_p: float = 1.0
     #: w in the mixed logits u + w (c - u), from 0 to 1000, or w of the first and of the last
-    #: position (`weigh_positions`); c are the logits for the class, u the logits for "no class" (1:
+    #: position (`expand_labels`); c are the logits for the class, u the logits for "no class" (1:
     #: c alone, 0: u alone)
     guidance: Guidance = 1.0
     #: draw and decode only this many levels, coarse first (None: all)
@@ -62,10 +61,11 @@ class SamplingParams:
 
 
 def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Return the codes (B,) at which the cumulative distributions exceed the uniform numbers.
+    """Return the codes (B,) at which the cumulative distributions exceed the uniform numbers, and
+    the totals (B, 1) of the distributions.
 
-    Of equally likely codes, top-k and top-p prefer the smaller. The second result (B, 1) is NaN for
-    images without a distribution: a logit is NaN or +inf, or all logits are -inf.
+    Of equally likely codes, top-k and top-p prefer the smaller. A total is NaN if there is no
+    distribution: a logit is NaN or +inf, or all logits are -inf.
 
     Args:
         logits: (B, m).
@@ -96,31 +96,25 @@ def _keep_likeliest(shares: Tensor, params: SamplingParams) -> Tensor:
     return torch.zeros_like(shares).scatter_(-1, order, ordered)
 
 
-def weigh_positions(guidance: Guidance, grid: Grid) -> Tensor:
-    """Return the weights (H, W) float64 of the positions of a grid.
-
-    Between the first and the last position in raster order they change with the square root of the
-    position.
-    """
-    weights = list_weights(guidance)
-    share = torch.linspace(0, 1, grid[0] * grid[1], dtype=torch.float64, device="cpu").sqrt()
-    return (weights[0] + (weights[-1] - weights[0]) * share).view(grid)
-
-
 def expand_labels(
     level: Level, label: Tensor | None, guidance: Guidance
 ) -> tuple[Tensor | None, Tensor]:
     """Return the labels that guidance needs for a batch with labels (B,), and the factors that mix
     the logits.
 
-    The mixed logits are w c + (1 - w) u, with c for the class and u for "no class". So the network
-    takes K * B inputs: the whole batch with the class labels, then the whole batch with "no class".
-    Inputs whose factor is 0 at every position are left out. Labels are (K * B,) int64, None if the
-    prior has no classes; factors (H, W, K) float32 of sum 1. A prior without "no class" is not
-    guided (`SamplingParams.check`): w is 1.
+    The mixed logits are w c + (1 - w) u, with c for the class and u for "no class". From the first
+    to the last position in raster order, w changes with the square root of the position. So the
+    network takes K * B inputs: the whole batch with the class labels, then the whole batch with "no
+    class". Inputs whose factor is 0 at every position are left out.
+
+    Labels are (K * B,) int64, None if the prior has no classes; factors (H, W, K) float32 of sum 1.
+    A prior without "no class" is not guided (`SamplingParams.check`): w is 1.
     """
     device = None if label is None else label.device
-    weights = weigh_positions(guidance, level.grid)
+    ends = list_weights(guidance)  # of the first and the last position, or one for all
+    height, width = level.grid
+    share = torch.linspace(0, 1, height * width, dtype=torch.float64, device="cpu").sqrt()
+    weights = (ends[0] + (ends[-1] - ends[0]) * share).view(height, width)
     mixing = torch.stack([weights, 1 - weights], dim=-1).float()
     if label is None or not level.unconditional:
         return label, mixing[..., :1].to(device)
@@ -162,29 +156,30 @@ def draw_positions(
     height, width = prior.level.grid
     some_are_kept = any(mask.any() for mask in kept)
     failed = torch.zeros_like(codes[0][:, 0, 0], dtype=torch.bool)
-    # A draw chooses a leaf, and with it a code of each of its levels: of each draw, the codes (n,)
-    # of its levels for each of its n leaves.
-    splits = []
-    for together in prior.draws:
-        drawn_symbols = symbols[together.start : together.stop]
-        choices = torch.arange(math.prod(drawn_symbols), device=failed.device)
-        splits.append(torch.unravel_index(choices, tuple(drawn_symbols)))
+
+    # A draw chooses one of n leaves, and so a code of each level of the draw: per draw and level,
+    # the codes (n,) of the leaves.
+    codes_of_leaves = []
+    for drawn_levels in prior.draws:
+        sizes = symbols[drawn_levels.start : drawn_levels.stop]
+        leaves = torch.arange(math.prod(sizes), device=failed.device)
+        codes_of_leaves.append(torch.unravel_index(leaves, tuple(sizes)))
     for row in range(height):
         for column in range(width):
             network.start(row, column)
-            for together, split in zip(prior.draws, splits, strict=True):
-                logits = network.logits(together.start)
+            for drawn_levels, leaf_codes in zip(prior.draws, codes_of_leaves, strict=True):
+                logits = network.logits(drawn_levels.start)
 
-                # only what agrees with the kept codes can be drawn
+                # only leaves that agree with the kept codes can be drawn
                 if some_are_kept:
-                    for level, choices in zip(together, split, strict=True):
-                        differs = choices != codes[level][:, row, column, None]
+                    for level, level_codes in zip(drawn_levels, leaf_codes, strict=True):
+                        differs = level_codes != codes[level][:, row, column, None]
                         is_kept = kept[level][:, row, column, None]
                         logits = logits.masked_fill(differs & is_kept, -torch.inf)
-                uniform = uniforms[together.start][:, row, column, None]
-                drawn, total = draw(logits, uniform, params)
-                for level, choices in zip(together, split, strict=True):
-                    codes[level][:, row, column] = choices[drawn]
+                uniform = uniforms[drawn_levels.start][:, row, column, None]
+                leaf, total = draw(logits, uniform, params)
+                for level, level_codes in zip(drawn_levels, leaf_codes, strict=True):
+                    codes[level][:, row, column] = level_codes[leaf]
                 failed |= total[:, 0].isnan()
 
     # checked once at the end, because each check waits for a GPU

@@ -207,6 +207,8 @@ class PriorTask(Task):
             self.num_samples, training.batch_size, training.seed, first_step, ranks
         )
         for samples in stream:
+            # A sample is a training image of a copy: first all of copy 0, then all of copy 1, ...
+            # The maps hold the held-out images of each copy too.
             copies, rows = np.divmod([index for index, _ in samples], len(self.train_indices))
             indices = copies * self.num_images + self.train_indices[rows]
             batch = read_batch(self.maps, self.model, self.levels, indices)
