@@ -139,7 +139,7 @@ class Prior(nn.Module, ABC):
         """
         positions = self.rows[:, None] + self.columns[None]
         features = positions.permute(2, 0, 1).expand(batch, -1, -1, -1)
-        labels = list[Tensor]()
+        labels: list[Tensor] = []
         if self.classes is not None:
             labels.append(self.classes(label))
         if self.copies is not None and copies is not None:
