@@ -212,7 +212,7 @@ def test_a_training_step_of_the_layer(name, device):
     with fake_gpu() as waits, no_autocast():
         with torch.device(device):
             layer = TreeVQ(8, 4, 4, start_vectors=64, **LAYERS[name])
-        layer.schedule.finish_start()
+        layer.schedule.set_steps(1)
         features = torch.zeros(4, 16, 8, device=device, requires_grad=True)
         waits.places.clear()
         quantized, indices, loss = layer(features)

@@ -121,13 +121,14 @@ def test_the_last_step_of_a_fit_is_a_refit():
         assert error(TreeVQ(DIM, 16, 1).fit(vectors, passes=passes), vectors) < 1e-10
 
 
-def test_arrays_files_and_batches_are_alike(tmp_path):
+def test_arrays_files_and_batches_are_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "MOST_VALUES", 400 * DIM)
     vectors = vectors_of(1_000).half()
     np.save(tmp_path / "vectors.npy", vectors.numpy())
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
 
     def fit(given, seed=0):
-        return layer().eval().fit(given, passes=2, batch=400, seed=seed)
+        return layer().eval().fit(given, passes=2, seed=seed)
 
     expected = fit(vectors)
     batches = [vectors[:800].double(), mapped[800:]]
@@ -142,7 +143,7 @@ def test_training_goes_on_from_there():
     vectors = vectors_of(2_000)
     tree = layer(restart_every=0)
     with torch.device("meta"):  # a default for new tensors
-        tree.fit(vectors, batch=500)
+        tree.fit(vectors.split(500))
     fitted = copy.deepcopy(tree)
     for seed in range(5):
         tree(vectors_of(500, seed=seed))
@@ -183,7 +184,7 @@ def test_a_codebook_that_gets_no_data_waits_for_its_first():
     assert sorted(second.count.sum(1).tolist()) == [0, 20]
     assert second.codewords.isfinite().all()
     empty = int(second.count.sum(1).argmin())
-    first.set_codewords(empty, torch.full((2,), 9.0), torch.tensor([5.0]))
+    first.set_codewords(torch.full((2,), 9.0), torch.tensor([5.0]), empty)
     latents = torch.full((1, 2), 8.0)
     quantizer.train()(latents)
     child = int(second.count[empty].argmax())

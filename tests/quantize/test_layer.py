@@ -338,7 +338,7 @@ def test_what_it_is_given_is_checked():
     other_level = indices - torch.tensor([0, 1, 0])
     decode = vq.get_output_from_indices
     for call, arguments, line in (
-        (vq, (x.movedim(-1, 1),), r"\(2, 6, 5\); the layer has 6 channels"),
+        (vq, (x.movedim(-1, 1),), "latents have 5 channels; the codebooks have 6"),
         (decode, (indices.repeat(1, 1, 2),), "6 levels of codes given; this model has 1 to 3"),
         (decode, (indices + SIZE,), "level 1 has code"),
         (decode, (other_level,), "level 2 has code -1"),

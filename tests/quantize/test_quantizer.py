@@ -51,7 +51,7 @@ def random_quantizer(config, **changes):
         shape = book.codewords.flatten(0, 1).shape
         vectors = torch.randn(shape, generator=random) * 0.6**level
         counts = torch.rand(len(vectors), generator=random) + 1
-        book.set_codewords(slice(None), vectors, counts)
+        book.set_codewords(vectors, counts)
     return quantizer
 
 
@@ -73,7 +73,7 @@ def starve(book, paths):
     """Move codewords to where nothing is, with small counts."""
     count = len(paths)
     far = torch.full((count, book.codewords.shape[-1]), FAR)
-    book.set_codewords(paths, far, torch.full((count,), 1e-4))
+    book.set_codewords(far, torch.full((count,), 1e-4), paths)
 
 
 def assert_means(book):
@@ -155,7 +155,7 @@ def test_moving_averages_agree_with_the_oracle(config):
 def test_a_vector_that_overflowed_moves_no_codeword(bad):
     """As on a GPU, where no vector is checked; nor does it in a batch after it."""
     book = LevelCodebooks(QuantizerConfig(dim=2, decay=0.5), 1, 3)
-    book.set_codewords(slice(None), torch.tensor([[1.0, 1], [2, 2], [3, 3]]), torch.ones(3))
+    book.set_codewords(torch.tensor([[1.0, 1], [2, 2], [3, 3]]), torch.ones(3))
 
     def update(vectors, index):
         update_codebooks([book], [torch.tensor(vectors)], [torch.tensor(index)])

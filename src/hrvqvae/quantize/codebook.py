@@ -8,6 +8,7 @@ without vectors stays where it is, since n and s decay alike.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,9 @@ class LevelCodebooks(nn.Module):
         """Return the codewords of indices (...) int64: (..., D)."""
         return self.codewords.flatten(0, 1)[index]
 
-    def set_codewords(self, index: Tensor | slice, vectors: Tensor, count: Tensor) -> None:
-        """Set the codewords of indices (K,) to vectors (K, D), with counts (K,), or to what can be
-        broadcast to these shapes; sums follow from both.
+    def set_codewords(self, vectors: Tensor, count: Tensor, index: Any = ...) -> None:
+        """Set the codewords of indices (K,) (default: all) to vectors (K, D), with counts (K,), or
+        to what can be broadcast to these shapes; sums follow from both.
         """
         self.codewords.flatten(0, 1)[index] = vectors
         self.count.view(-1)[index] = count
@@ -83,7 +84,7 @@ class LevelCodebooks(nn.Module):
                 start[first : first + self.size] = centers
                 index[members] = first + nearest
         count = vq.counts(index, self.num_codewords).float()
-        self.set_codewords(slice(None), start, count * weight)
+        self.set_codewords(start, count * weight)
 
     def restart_dead_codes(
         self, residual: Tensor, index: Tensor, below: float, rng: torch.Generator
@@ -103,9 +104,7 @@ class LevelCodebooks(nn.Module):
 
         # vectors of living codewords, in codebooks that have dead ones
         book_of_vector = index // self.size
-        is_living = ~dead.view(-1)[index]
-        has_dead = dead.any(1)[book_of_vector]
-        is_candidate = is_living & has_dead
+        is_candidate = dead.any(1)[book_of_vector] & ~dead.view(-1)[index]
         candidates = is_candidate.nonzero().flatten()
         for book, positions in vq.members_of_books(book_of_vector[candidates]):
             vectors = candidates[positions]
@@ -114,7 +113,7 @@ class LevelCodebooks(nn.Module):
             order = torch.randperm(len(vectors), generator=rng)
             drawn = vectors[order[: len(target)]]
             mean_count = book_count[book] / self.size
-            self.set_codewords(target, residual[drawn], mean_count)
+            self.set_codewords(residual[drawn], mean_count, target)
             moved.append(target)
             source.append(index[drawn])
         return torch.cat(moved), torch.cat(source)

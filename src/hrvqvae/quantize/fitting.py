@@ -25,21 +25,20 @@ _ENOUGH_PER_CODEWORD = 8
 _PSEUDO_VECTORS = 2.0
 
 
-def batches_of(vectors: Vectors, dim: int, batch: int = 65_536) -> Iterator[Tensor]:
-    """Yield float32 batches, of at most 64 MiB, of an array (N, D) or several.
+def batches_of(vectors: Vectors, dim: int) -> Iterator[Tensor]:
+    """Yield float32 batches of an array (N, D) or several, at most 65,536 vectors and 64 MiB each.
+    An empty array is an empty batch.
 
     Raises InputError for other shapes, and NonFiniteError for NaN.
     """
-    most_vectors = max(1, MOST_VALUES // dim)
-    batch = min(batch, most_vectors)
+    most_vectors = max(1, min(65_536, MOST_VALUES // dim))
     arrays: Iterable[Any] = [vectors] if hasattr(vectors, "shape") else vectors
     for array in arrays:
         shape = tuple(array.shape)
         if len(shape) != 2 or shape[1] != dim:
             raise InputError(f"vectors have the shape {shape}; it must be (N, {dim})")
-        for first in range(0, shape[0], batch):
-            stop = first + batch
-            rows = array[first:stop]
+        for first in range(0, max(1, shape[0]), most_vectors):
+            rows = array[first : first + most_vectors]
             if not isinstance(rows, Tensor):
                 rows = torch.from_numpy(np.array(rows, np.float32))
             if not rows.isfinite().all():
@@ -50,18 +49,20 @@ def batches_of(vectors: Vectors, dim: int, batch: int = 65_536) -> Iterator[Tens
 @torch.no_grad()
 def fit(
     quantizer: ResidualQuantizer,
-    batches: Callable[[], Iterator[Tensor]],
+    vectors: Vectors,
     start: int,
     passes: int,
     seed: int,
 ) -> None:
-    """Fit all levels to the vectors of `batches()`, after a k-means start on `start` of them.
+    """Fit all levels to vectors, after a k-means start on `start` of them.
 
     Each pass is a step of Lloyd's algorithm with the quantizer's own search, with `_split_fullest`
     between the passes.
     """
-    rng = torch.Generator().manual_seed(int(seed))
-    sample, num_vectors, largest_batch = _draw_sample(batches(), start, rng)
+    rng = torch.Generator().manual_seed(seed)
+    dim = quantizer.config.dim
+    batches = batches_of(vectors, dim)
+    sample, num_vectors, largest_batch = _draw_sample(batches, start, dim, rng)
     if num_vectors == 0:
         raise InputError("no vectors to fit to")
     waiting("k-means start")
@@ -72,19 +73,21 @@ def fit(
         for index in range(passes):
             if index > 0:
                 _split_fullest(quantizer, rng, num_vectors, weight)
-            counts, totals = _sum_residuals(quantizer, batches(), advance)
+            batches = batches_of(vectors, dim)
+            counts, totals = _sum_residuals(quantizer, batches, advance)
             _refit(quantizer.levels, counts, totals, weight)
 
 
 def _draw_sample(
     batches: Iterator[Tensor],
     size: int,
+    dim: int,
     rng: torch.Generator,
 ) -> tuple[Tensor, int, int]:
     """Return a uniform sample of at most `size` vectors, on the CPU, the number of all vectors and
     that of the largest batch.
     """
-    sample = torch.empty(0)  # gets its width from the first batch
+    sample = torch.empty(0, dim)
     keys = torch.empty(0, dtype=torch.float64)
     num_vectors = 0
     largest_batch = 1
@@ -94,7 +97,6 @@ def _draw_sample(
         largest_batch = max(largest_batch, len(batch))
         new_keys = torch.rand(len(batch), generator=rng, dtype=torch.float64)
         keys = torch.cat([keys, new_keys])
-        sample = sample.reshape(-1, batch.shape[1])
         sample = torch.cat([sample, batch.cpu()])
         keys, kept = keys.topk(min(size, len(keys)))
         sample = sample[kept]
@@ -110,16 +112,15 @@ def _sum_residuals(
     (num_books, m, D) of the residuals that did.
     """
     levels = quantizer.levels
-    # float64: beside the sum of millions float32 loses small residuals
+    # in float64: beside the sum of millions float32 loses small residuals
     counts = [torch.zeros_like(level.count, dtype=torch.float64) for level in levels]
     totals = [torch.zeros_like(level.codewords, dtype=torch.float64) for level in levels]
     for batch in batches:
         vectors = batch.to(counts[0].device)
         indices, _, residuals = quantizer.descend(vectors)
-        for level, index in enumerate(indices):
-            counts[level] += vq.counts(index, levels[level].num_codewords).view_as(counts[level])
-            total = totals[level].flatten(0, 1)
-            total.index_add_(0, index, residuals[level].double())
+        for count, total, index, residual in zip(counts, totals, indices, residuals, strict=False):
+            count += vq.counts(index, count.numel()).view_as(count)
+            total.flatten(0, 1).index_add_(0, index, residual.double())
         advance(len(batch))
     return counts, totals
 
@@ -162,7 +163,7 @@ def _refit(
             shift = codewords - level.codewords + parent_shift
             parent_shift = shift.flatten(0, 1).unsqueeze(1)
         vectors = codewords.flatten(0, 1)
-        level.set_codewords(slice(None), vectors, count.flatten() * weight)
+        level.set_codewords(vectors, count.flatten() * weight)
 
 
 def _split_fullest(
@@ -193,8 +194,6 @@ def _split_fullest(
         most_count = weight * (most_vectors + 0.5)
         is_full = codebooks.count.gather(1, partner) > most_count
         book, child = (unused & is_full).nonzero(as_tuple=True)
-        if not len(book):
-            continue
         target = book * codebooks.size + child
         source = book * codebooks.size + partner[book, child]
         codewords = codebooks.lookup(source)
@@ -204,8 +203,8 @@ def _split_fullest(
         offset = noise.to(codewords.device) * spread / 20
 
         # The copy of the subtree gets half its counts, as `target` has half the count of `source`.
-        codebooks.set_codewords(target, codewords + offset, half)
+        codebooks.set_codewords(codewords + offset, half, target)
         quantizer.copy_subtrees(level, source, target)
         # Now both have the same count, and the subtree of `source` gets the halved counts back.
-        codebooks.set_codewords(source, codewords - offset, half)
+        codebooks.set_codewords(codewords - offset, half, source)
         quantizer.copy_subtrees(level, target, source)

@@ -31,7 +31,7 @@ def counts(index: Tensor, num_codewords: int) -> Tensor:
 
 def perplexity(count: Tensor) -> float:
     """Return exp(entropy) of the shares of the counts, from 1 to the number of codewords."""
-    share = count.double() / count.sum().clamp(min=1)
+    share = count.double() / count.sum()
     entropy = torch.special.entr(share).sum()
     return float(torch.exp(entropy))
 

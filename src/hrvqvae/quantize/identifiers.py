@@ -1,9 +1,9 @@
 """Unique indices of items: items that share a leaf are matched to different leaves near them.
 
-Items alone in their leaf keep it. All others are matched to free leaves among the nearest few of
-each, so that the sum of squared errors is least (scipy's minimum weight full matching). An item may
-also stay without a leaf, at the cost of its farthest candidate; it takes part in the next round,
-with four times as many candidates.
+Items alone in their leaf keep it. The others are matched in rounds to free leaves, so that the sum
+of squared errors is least (scipy's minimum weight full matching). A round knows the nearest leaves
+of each item, its candidates. An item may also stay without a leaf, at the cost of its farthest
+candidate; it takes part in the next round, with four times as many candidates.
 """
 
 import math
@@ -16,7 +16,7 @@ from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
 
-_CANDIDATES = 16  # leaves per item in the first round
+_CANDIDATES = 16  # per item in the first round
 _MAX_EDGES = 2**18  # candidates of all items in a round; other items wait
 
 
@@ -26,41 +26,37 @@ def unique_indices(quantizer: ResidualQuantizer, vectors: Tensor, indices: Tenso
     """
     sizes = quantizer.config.sizes
     num_leaves = math.prod(sizes)
-    device = quantizer.levels[0].count.device
-    leaves = number_of(indices, sizes)
-    if len(leaves) > num_leaves:
+    if len(vectors) > num_leaves:
         raise InputError(
-            f"{len(leaves)} vectors can't have unique indices: there are {num_leaves} leaves"
+            f"{len(vectors)} vectors can't have unique indices: there are {num_leaves} leaves"
         )
+    leaves = number_of(indices, sizes)
 
-    # items that share a leaf; the leaf is free until an item is matched to it
+    # items that share a leaf; none of them has it yet
     _, inverse, counts = torch.unique(leaves, return_inverse=True, return_counts=True)
     is_shared = counts[inverse] > 1
     taken = leaves[~is_shared]
-    shared = is_shared.nonzero().flatten()
-    vectors = vectors[shared]
+    waiting = is_shared.nonzero().flatten()
 
-    unplaced = torch.arange(len(shared))
-    count = max(_CANDIDATES, quantizer.config.beam)
-    count = min(count, num_leaves)
-    while len(unplaced):
-        # match the items of this round to free leaves; those after them wait
+    count = min(max(_CANDIDATES, quantizer.config.beam), num_leaves)
+    while len(waiting):
+        # candidates of the items of this round, the taken ones at infinite cost
         most_items = max(1, _MAX_EDGES // count)
-        now, later = unplaced.tensor_split([most_items])
-        candidates, costs = _nearest_leaves(quantizer, vectors[now].to(device), count)
+        items, later = waiting.tensor_split([most_items])
+        candidates, costs = _nearest_leaves(quantizer, vectors[items], count)
         farthest = costs.amax(1)
-        if count == num_leaves:  # the last round: each item must have a leaf
-            farthest.fill_(torch.inf)
         is_taken = torch.isin(candidates, taken)
         costs = costs.masked_fill(is_taken, torch.inf)
+        if count == num_leaves:  # the last round: each item must have a leaf
+            farthest.fill_(torch.inf)
         leaf = _match(candidates, costs, farthest)
 
         # items without a leaf go on, after those that have waited
-        placed = leaf >= 0
-        leaves[shared[now[placed]]] = leaf[placed]
-        taken = torch.cat([taken, leaf[placed]])
-        unplaced = torch.cat([later, now[~placed]])
-        if not placed.all():
+        has_leaf = leaf >= 0
+        leaves[items[has_leaf]] = leaf[has_leaf]
+        taken = torch.cat([taken, leaf[has_leaf]])
+        waiting = torch.cat([later, items[~has_leaf]])
+        if not has_leaf.all():
             count = min(count * 4, num_leaves)
     return torch.stack(torch.unravel_index(leaves, sizes), -1)
 
@@ -82,22 +78,22 @@ def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
     count = len(candidates)
     leaves, leaf_at = torch.unique(candidates, return_inverse=True)
 
-    # columns of the matrix: all leaves, then for each item the choice of no leaf
+    # The matrix of costs has a row per item. Its columns are all leaves, and after them one column
+    # per item: the choice of no leaf.
     no_leaf = len(leaves) + torch.arange(count)
     all_columns = torch.cat([leaf_at, no_leaf.unsqueeze(1)], 1)
     all_costs = torch.cat([costs, farthest.unsqueeze(1)], 1)
 
-    # its entries
-    item, place = all_costs.isfinite().nonzero(as_tuple=True)
-    columns = all_columns[item, place]
-    weights = all_costs[item, place]
-    # A weight of zero would be no edge. All matchings have as many edges: a constant changes none.
-    # A constant of the weights' own size rounds away little of them.
-    weights += weights.max() + 1e-30
+    # Only finite costs are in the matrix. scipy takes a zero for an absent cost, so a constant is
+    # added. It changes no choice, since every item gets one column. It is as large as the costs,
+    # since a larger one would round their digits away.
+    item, choice = all_costs.isfinite().nonzero(as_tuple=True)
+    column = all_columns[item, choice]
+    cost = all_costs[item, choice]
+    cost += cost.max() + 1e-30
 
-    shape = (count, len(leaves) + count)
-    places = (item.numpy(), columns.numpy())
-    matrix = csr_matrix((weights.numpy(), places), shape=shape)
+    entries = (cost.numpy(), (item.numpy(), column.numpy()))
+    matrix = csr_matrix(entries, shape=(count, len(leaves) + count))
     _, chosen = min_weight_full_bipartite_matching(matrix)
     leaf_of_column = torch.cat([leaves, torch.full((count,), -1)])
     return leaf_of_column[torch.as_tensor(chosen, dtype=torch.long)]
@@ -108,8 +104,8 @@ def number_of(codes: Tensor, sizes: Sequence[int]) -> Tensor:
     inverse of torch.unravel_index. torch raises an error from 2^63 leaves on.
     """
     leaves_below = [math.prod(sizes[level:]) for level in range(len(sizes) + 1)]
-    strides = torch.tensor(leaves_below, device=codes.device)
-    return (codes * strides[1:]).sum(-1)
+    strides = torch.tensor(leaves_below, device=codes.device)[1:]
+    return (codes * strides).sum(-1)
 
 
 def _nearest_leaves(
@@ -120,6 +116,7 @@ def _nearest_leaves(
     """
     config = quantizer.config
     codebooks = [level.codewords for level in quantizer.levels]
+    vectors = vectors.to(codebooks[0].device)
     indices = search_tensors(vectors, codebooks, count, config.coarse_weight, count)
     codes = [index % size for index, size in zip(indices, config.sizes, strict=True)]
     leaf = number_of(torch.stack(codes, -1), config.sizes)

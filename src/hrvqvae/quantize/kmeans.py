@@ -6,12 +6,8 @@ from torch import Tensor
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.search import search
 
-# With more than _MANY clusters, k-means has fewer iterations, and one round of seeding draws
-# several seeds.
+# with more clusters, k-means takes less time: fewer iterations, and several seeds per round
 _MANY = 512
-_ITERATIONS = 20
-_ITERATIONS_OF_MANY = 5
-_ROUNDS = 64
 
 
 def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> Tensor:
@@ -21,7 +17,7 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
     More than 512 seeds are drawn in about 64 rounds. With fewer distinct vectors than seeds there
     are duplicates.
     """
-    seeds_per_round = num_clusters // _ROUNDS if num_clusters > _MANY else 1
+    seeds_per_round = num_clusters // 64 if num_clusters > _MANY else 1
     squares = vectors.square().sum(-1)
     new = torch.randint(len(vectors), (1,), generator=rng)
     new = new.to(vectors.device)
@@ -66,8 +62,7 @@ def kmeans(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> tuple[Te
     with torch.autocast(vectors.device.type, enabled=False):
         centers = seed_clusters(vectors, num_clusters, rng)
     (nearest,) = search(vectors, [centers.unsqueeze(0)])
-    iterations = _ITERATIONS_OF_MANY if num_clusters > _MANY else _ITERATIONS
-    for _ in range(iterations):
+    for _ in range(5 if num_clusters > _MANY else 20):
         sizes = vq.counts(nearest, num_clusters).to(vectors.dtype)
         sums = torch.zeros_like(centers).index_add_(0, nearest, vectors)
         means = vq.means_or_kept(sizes, sums, centers)  # an empty cluster keeps its center

@@ -13,7 +13,6 @@ Shapes: D channels, L levels, m codewords per codebook; positions are all other 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,10 +30,6 @@ from hrvqvae.quantize.schedule import CodebookSchedule, restart_due, track_moves
 from hrvqvae.utils.errors import InputError
 
 PADDING = -1  # index at masked positions
-# default size of the k-means start
-_VECTORS_PER_CODEWORD = 8
-_MIN_VECTORS = 4_096
-_MAX_VECTORS = 65_536
 
 
 class TreeVQ(nn.Module):
@@ -112,11 +107,9 @@ class TreeVQ(nn.Module):
         )
         self.channel_dim = -1 if channel_last else 1
         self.quantizer = ResidualQuantizer(config)
-        usual = _VECTORS_PER_CODEWORD * max(config.num_codewords)
-        usual = min(usual, _MAX_VECTORS, MOST_VALUES // dim)
-        start = start_vectors or max(_MIN_VECTORS, usual)
+        usual = min(8 * max(config.num_codewords), 65_536, MOST_VALUES // dim)
+        self.schedule = CodebookSchedule(start_vectors or max(4_096, usual))
         self.total_steps = total_steps
-        self.schedule = CodebookSchedule(start)
 
     @classmethod
     def from_codebook(
@@ -152,7 +145,7 @@ class TreeVQ(nn.Module):
         leaves = marked.argsort()[:, :num_words]
         paths = torch.unravel_index(leaves, [codewords] * depth)
         layer.paths = nn.Buffer(torch.stack(paths, -1))
-        layer.schedule.finish_start()
+        layer.schedule.set_steps(1)
         return layer.freeze()
 
     def leaf_of(self, indices: Tensor) -> Tensor:
@@ -212,15 +205,9 @@ class TreeVQ(nn.Module):
             mean over all unmasked values.
 
         Raises:
-            InputError: Wrong number of channels.
+            InputError: Wrong number of channels, on a CPU. On a GPU torch raises its own error.
             NonFiniteError: A feature is NaN or infinite. On a GPU the loss is NaN instead.
         """
-        dim = self.quantizer.config.dim
-        if features.shape[self.channel_dim] != dim:
-            raise InputError(
-                f"features are {tuple(features.shape)}; the layer has {dim} channels"
-                f" (channel_last={self.channel_dim < 0})"
-            )
         inputs = features.movedim(self.channel_dim, -1)  # (B, ..., D)
         positions = inputs.shape[:-1]
         vectors = inputs.flatten(0, -2) if mask is None else inputs[mask]
@@ -235,15 +222,18 @@ class TreeVQ(nn.Module):
         quantized = result.latents.to(features.dtype)
         indices = torch.stack(result.codes, -1)
 
-        # in the shape of the input, with padding where the mask is False
-        if mask is None:
-            quantized = quantized.view(*positions, dim)
-            indices = indices.view(*positions, indices.shape[-1])
-        else:
-            scattered = quantized.new_zeros(*positions, dim)
-            quantized = scattered.masked_scatter(mask.unsqueeze(-1), quantized)
-            padded = indices.new_full((*positions, indices.shape[1]), PADDING)
-            indices = padded.masked_scatter(mask.unsqueeze(-1), indices)
+        def restore_positions(values: Tensor, padding: int) -> Tensor:
+            """Return values (N, ...) in the positions of the input, with padding where the mask is
+            False.
+            """
+            shape = (*positions, values.shape[-1])
+            if mask is None:
+                return values.view(shape)
+            padded = values.new_full(shape, padding)
+            return padded.masked_scatter(mask.unsqueeze(-1), values)
+
+        quantized = restore_positions(quantized, 0)
+        indices = restore_positions(indices, PADDING)
         return quantized.movedim(-1, self.channel_dim), indices, loss
 
     def _learn(self, vectors: Tensor) -> Quantized:
@@ -264,8 +254,8 @@ class TreeVQ(nn.Module):
                 with torch.device("cpu"), track_moves(quantizer):
                     quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
                 if len(sample) == schedule.start_vectors:
-                    # sets the steps to 1, last: a fit that Ctrl-C has ended is made again
-                    schedule.finish_start()
+                    # last, so that a start that Ctrl-C has ended is made again
+                    schedule.set_steps(1)
         result: Quantized = quantizer(vectors)
 
         # restarts, on a batch of all processes
@@ -288,9 +278,7 @@ class TreeVQ(nn.Module):
         self.quantizer.frozen = False
         return self
 
-    def fit(
-        self, vectors: Vectors, *, passes: int = 10, batch: int = 65_536, seed: int = 0
-    ) -> TreeVQ:
+    def fit(self, vectors: Vectors, *, passes: int = 10, seed: int = 0) -> TreeVQ:
         """Fit the codebooks to an array or to batches, in any mode; return the layer.
 
         First, k-means fits the codebooks to `start_vectors` random vectors. Each pass over all
@@ -302,7 +290,6 @@ class TreeVQ(nn.Module):
             vectors: array or tensor (N, D) of a floating type, which may be memory-mapped, or a
                 collection of them that can be iterated several times.
             passes: number of passes over all vectors.
-            batch: most vectors read at once, if they fit into 64 MiB.
             seed: random seed.
 
         Raises:
@@ -313,9 +300,8 @@ class TreeVQ(nn.Module):
         if isinstance(vectors, Iterator):
             raise InputError("vectors are an iterator, which ends after one pass; give a list")
         with torch.device("cpu"):  # whatever the default is
-            batches = partial(batches_of, vectors, self.quantizer.config.dim, batch)
-            fit(self.quantizer, batches, self.schedule.start_vectors, passes, seed)
-        self.schedule.finish_start()
+            fit(self.quantizer, vectors, self.schedule.start_vectors, passes, seed)
+        self.schedule.set_steps(1)
         return self
 
     def encode(self, vectors: Vectors) -> Tensor:
@@ -323,9 +309,8 @@ class TreeVQ(nn.Module):
         as an iterator.
         """
         device = self.quantizer.levels[0].count.device
-        config = self.quantizer.config
-        indices = [torch.empty(0, config.levels, dtype=torch.long, device="cpu")]
-        for chunk in batches_of(vectors, config.dim):
+        indices = []
+        for chunk in batches_of(vectors, self.quantizer.config.dim):
             codes = self.quantizer.encode(chunk.to(device))
             indices.append(torch.stack(codes, -1).cpu())
         return torch.cat(indices)
@@ -338,10 +323,8 @@ class TreeVQ(nn.Module):
         possible. Takes the vectors of `fit`, and an empty array too. Raises as `fit` does, and
         InputError for more vectors than leaves.
         """
-        dim = self.quantizer.config.dim
         with torch.device("cpu"):
-            empty = torch.empty(0, dim, dtype=torch.float32)
-            items = torch.cat([empty, *batches_of(vectors, dim)])
+            items = torch.cat([*batches_of(vectors, self.quantizer.config.dim)])
             return unique_indices(self.quantizer, items, self.encode(items))
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:

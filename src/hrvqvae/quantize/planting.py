@@ -1,11 +1,11 @@
-"""Plant a tree on a trained flat codebook.
+"""Plant a tree on a trained flat codebook: make its codewords the leaves of a tree.
 
 The K codewords of a flat codebook are divided into m groups of equal size. Each group is divided
 again, and so on, until a group is a single codeword: a leaf of the tree. The vector of a group is
 the mean of its leaves. The codeword of a child is the vector of the child minus that of its parent.
 Such a tree is known from tree-structured vector quantization (Gersho and Gray 1992, chapter 12).
 
-A codeword of the flat codebook is told by its row, 0 to K - 1.
+The row of a codeword is its number in the flat codebook, 0 to K - 1.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,9 @@ def plant(levels: Sequence[LevelCodebooks], codebook: Tensor, counts: Tensor) ->
         counts: (K,), how often each row is used.
 
     Returns:
-        The row of each leaf, (leaves,). Beyond K leaves, a leaf repeats the row of an earlier
-        sibling. So the search never chooses it. It is told by the row plus K.
+        The row of each leaf, (leaves,). If there are more than K leaves, some repeat the row of an
+        earlier child of the same node. The search takes the first of equal children, so it never
+        chooses a repetition. The row of a repetition is returned plus K.
     """
     vectors = codebook.double()
     num_rows, dim = vectors.shape
@@ -48,19 +49,20 @@ def plant(levels: Sequence[LevelCodebooks], codebook: Tensor, counts: Tensor) ->
     leaf_vectors = vectors[rows]
     leaf_weights = (weights / rows.bincount())[rows]
 
-    node_vectors = torch.zeros(1, dim)  # of the coarser level; here of the root
+    parent_vectors = torch.zeros(1, dim)  # of the root
     for level in levels:
-        # the weighted mean of the leaves below each node
+        # the vector of a node: the weighted mean of the leaves below it
         members = leaf_vectors.view(level.num_codewords, -1, dim)
         member_weights = leaf_weights.view(level.num_codewords, -1, 1)
         node_weights = member_weights.sum(1)
         means = (member_weights * members).sum(1) / node_weights
 
-        # minus the vector of the parent, which is a float32 sum of codewords, as in `lookup`
-        parent_vectors = node_vectors.repeat_interleave(level.size, 0)
+        # Its codeword is what it adds to its parent. The next level continues from the float32 sum
+        # of the codewords, as `lookup` does, so that rounding does not add up.
+        parent_vectors = parent_vectors.repeat_interleave(level.size, 0)
         codewords = means.float() - parent_vectors
-        level.set_codewords(slice(None), codewords, node_weights.flatten())
-        node_vectors = parent_vectors + codewords
+        level.set_codewords(codewords, node_weights.flatten())
+        parent_vectors = parent_vectors + codewords
     return marked_rows
 
 
@@ -88,27 +90,27 @@ def read_leaves(tree: ResidualQuantizer) -> ResidualQuantizer:
     flat = ResidualQuantizer(config.trained)
     groups = split_levels(tree.levels, config.group_size)
     for group, stage in zip(groups, flat.levels, strict=True):
-        # from the root to the leaves, a vector is that of the parent plus a codeword
+        # from the root down, the vector of a node is that of its parent plus its codeword
         vectors = torch.zeros(1, config.dim)
         for level in group:
             parent_vectors = vectors.repeat_interleave(level.size, 0)
             vectors = parent_vectors + level.codewords.flatten(0, 1)
-        leaf_counts = group[-1].count.flatten()
-        stage.set_codewords(slice(None), vectors, leaf_counts)
+        stage.set_codewords(vectors, group[-1].count.flatten())
     return flat
 
 
 def _order_rows(vectors: Tensor, weights: Tensor, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return the rows (n,) in the order of the leaves of a tree, as `plant` does.
+    """Return rows (n,) in the order of the leaves of a tree, with repetitions as `plant` returns
+    them.
 
     Vectors (K, D) and weights (K,) are those of all rows, `sizes` the children per node at each
     level of the tree.
     """
     size, *finer_sizes = sizes
     if not finer_sizes:
-        # the rows are the children of a single node, and the first row fills it up
-        repeated = rows[:1].repeat(size - len(rows))
-        return torch.cat([rows, repeated + len(vectors)])
+        # the rows are the children of one node, and its missing children repeat the first row
+        repetitions = rows[:1].repeat(size - len(rows))
+        return torch.cat([rows, repetitions + len(vectors)])
 
     # each group of rows is a subtree
     groups = divide(vectors[rows], weights[rows], size)
@@ -143,33 +145,34 @@ def assign_evenly(costs: Tensor, sizes: Sequence[int], prices: Tensor) -> Tensor
     Args:
         costs: (n, m), what each point costs in each group.
         sizes: number of points of each group, n in all.
-        prices: (m,), begin with zeros. A call improves them in place, for the next call.
+        prices: (m,), added to the costs of each group: a high price keeps points out of a group
+            that too many prefer. Zeros at first; a call improves them in place, for the next call.
 
     Returns:
         The group (n,) of each point.
     """
-    # A point prefers the group of the least cost plus price: its difference is negative. A group
-    # has `size` places, so its price moves zero midway between the last difference inside and the
-    # first outside.
+    # A point prefers a group whose cost plus price is the least, so `excess` is negative for it.
+    # Sorted by excess, the points of a group of `size` should end where the excess is zero. So the
+    # price moves by the excess midway between the last point inside and the first outside.
     for group, size in enumerate(sizes):
-        differences = _compare_with_others(costs + prices, group).sort().values
-        prices[group] -= differences[size - 1 : size + 1].mean()
+        excess = _compare_with_others(costs + prices, group).sort().values
+        prices[group] -= excess[size - 1 : size + 1].mean()
 
-    # Later prices have changed what points prefer. So fill the groups one after the other, each
-    # with the points that gain most by it.
+    # A price that moved later has changed what points prefer, so the groups are not yet even. Fill
+    # one after the other, each with the points that gain most by it.
     priced = costs + prices
     groups = torch.zeros(len(costs), dtype=torch.long)
     for group, size in enumerate(sizes):
         members = _compare_with_others(priced, group).argsort()[:size]
         groups[members] = group
 
-        # this group is no choice for other points, and its points are last in each later order
+        # The group is no choice for other points. Its points, now NaN, come last in every order.
         priced[:, group] = torch.inf
         priced[members] = torch.nan
     return groups
 
 
 def _compare_with_others(priced: Tensor, group: int) -> Tensor:
-    """Return for each point the price of a group minus the best price of the other groups."""
+    """Return for each point the price of a group minus the least price of the other groups."""
     others = priced.index_fill(1, torch.tensor(group), torch.inf)
     return priced[:, group] - others.amin(1)

@@ -119,13 +119,13 @@ class ResidualQuantizer(Quantizer):
     def encode(self, latents: Tensor, levels: int | None = None) -> Codes:
         """Return the codes of the first levels (default: all); see `Quantizer.encode`."""
         z = latents.flatten(0, -2).float()
-        searched = self.levels[:levels]
-        indices: Iterable[Tensor]
-        if len(searched) <= self._levels_per_search:  # a single search needs no residuals
-            indices = self.search(z, [level.codewords for level in searched])
-        else:
-            indices, _, _ = self.descend(z, levels)
-        return self._codes(indices, latents)
+
+        # the last search alone needs no codewords and no residuals after it
+        wanted = self.levels[:levels]
+        last = split_levels(wanted, self._levels_per_search)[-1]
+        indices, _, residuals = self.descend(z, len(wanted) - len(last))
+        nearest = self.search(residuals[-1], [level.codewords for level in last])
+        return self._codes([*indices, *nearest], latents)
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         if check:
@@ -210,4 +210,4 @@ class ResidualQuantizer(Quantizer):
             ratio = ratio.repeat_interleave(finer.size)
             count = finer.count.view(-1)[source] * ratio
             codewords = finer.lookup(source)
-            finer.set_codewords(target, codewords, count)
+            finer.set_codewords(codewords, count, target)

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from hrvqvae import distributed
 from hrvqvae.quantize.codebook import LevelCodebooks
 
-# share of a training after which nothing restarts: codewords would have no time to adapt
-RESTART_SHARE = 0.9
-
 Moved = list[tuple[LevelCodebooks, Tensor]]  # which codewords of each level have moved
 
 
 def restart_due(step: int, every: int, share: float) -> bool:
-    """Return whether dead codewords restart at a step, when `share` of the training is done."""
-    return every > 0 and share < RESTART_SHARE and step % every == 0
+    """Return whether dead codewords restart at a step, when `share` of the training is done.
+
+    In the last tenth none do: they would have no time to adapt.
+    """
+    return every > 0 and share < 0.9 and step % every == 0
 
 
 class CodebookSchedule(nn.Module):
@@ -40,6 +40,8 @@ class CodebookSchedule(nn.Module):
         self.progress = nn.Buffer(torch.zeros((), dtype=torch.float32))
 
     def set_steps(self, steps: int) -> None:
+        """Set the number of steps, 1 or more: the start is finished."""
+        self.waiting = []
         self.steps = steps
         self.progress.fill_(steps)
 
@@ -65,11 +67,6 @@ class CodebookSchedule(nn.Module):
         chosen = order[: self.start_vectors].to(collected.device)
         return collected[chosen], len(batch) / len(chosen)
 
-    def finish_start(self) -> None:
-        """Drop the waiting vectors and count the first step."""
-        self.waiting = []
-        self.set_steps(1)
-
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
         # in an average of models a fraction: a share of a model that has started counts as started
@@ -87,7 +84,7 @@ def track_moves(module: nn.Module) -> Iterator[Moved]:
     moved: Moved = []
     yield moved
     for book, old in zip(books, before, strict=True):
-        distributed.broadcast(book.state_dict().values())
+        distributed.broadcast(book.buffers())
         rows = (book.codewords != old).any(-1)
         moved.append((book, rows))
 
@@ -96,9 +93,8 @@ def track_moves(module: nn.Module) -> Iterator[Moved]:
 def copy_moved(moved: Moved, averaged: nn.Module) -> None:
     """Copy moved codewords, with their counts and sums, to an average of their model."""
     for (book, rows), copy in zip(moved, _codebooks_of(averaged), strict=False):
-        state = copy.state_dict()
-        for name, values in book.state_dict().items():
-            state[name][rows] = values[rows]
+        for values, averages in zip(book.buffers(), copy.buffers(), strict=True):
+            averages[rows] = values[rows]
 
 
 def _codebooks_of(module: nn.Module) -> Sequence[LevelCodebooks]:

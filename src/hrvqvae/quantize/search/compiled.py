@@ -30,7 +30,7 @@ Every loop searches vectors[first:last], for one of several threads, and writes 
 a row per level (`_LEVEL`), so one compilation fits every number of levels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from hrvqvae.quantize.search import simd
 from hrvqvae.quantize.search.simd import COLUMNS, LANES, ROWS, SIDE_BY_SIDE
@@ -53,8 +52,7 @@ _CHUNK = 128  # vectors that share one pass over a flat codebook
 _LARGEST_KEY = np.int64(2**63 - 1)
 # codebooks (num_books, padded_size, padded_dim) of a level in memory; `linked` is 1, or 0 if the
 # level has a single codebook
-_FIELDS = ("address", "size", "padded_size", "linked")
-_LEVEL = np.dtype([(field, np.int64) for field in _FIELDS])
+_LEVEL = np.dtype([(name, np.int64) for name in ("address", "size", "padded_size", "linked")])
 
 
 @compiled()
@@ -228,14 +226,12 @@ def search_compiled(
         raise InputError(f"latents have {latents.shape[1]} channels; the codebooks have {dim}")
     indices = torch.empty(len(codebooks), len(latents), dtype=torch.long, device="cpu")
     vectors = latents.detach().float().contiguous()
-    codebooks = [codebook.detach().float() for codebook in codebooks]
+    codebooks = [codebook.float() for codebook in codebooks]
     one_thread_up_to = ONE_THREAD_UP_TO
     tables = []  # keeps the memory alive to which the addresses of `tree` point
-    loop: Callable[[int, int], float]
     if len(codebooks) == 1:
         codewords = _pad_to(codebooks[0][0], 0, COLUMNS, torch.inf)
-        blocks = codewords.view(-1, COLUMNS, codewords.shape[1])
-        blocks = blocks.mT.contiguous()
+        blocks = codewords.view(-1, COLUMNS, dim).mT.contiguous()
 
         # the larger the codebook, the fewer vectors are worth several threads
         one_thread_up_to = max(1, one_thread_up_to // len(blocks))
@@ -272,7 +268,8 @@ def _pad_to(
     needed.
     """
     missing = -values.shape[dimension] % multiple
-    if missing:
-        after = [0, 0] * (values.ndim - 1 - dimension)
-        values = pad(values, (*after, 0, missing), value=value)
-    return values.contiguous()
+    if missing == 0:
+        return values.contiguous()
+    shape = list(values.shape)
+    shape[dimension] = missing
+    return torch.cat([values, values.new_full(shape, value)], dimension)
