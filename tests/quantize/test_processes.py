@@ -2,7 +2,6 @@
 on whole batches.
 """
 
-import copy
 import inspect
 import subprocess
 import sys
@@ -48,14 +47,12 @@ class Network(nn.Module):
         return (quantized - x)[mask].square().mean() + loss
 
 
-def train(rank, size, ddp=True):
-    """Return the state after some steps, and how many codewords jumped. Without `ddp` a copy goes
-    on after each.
-    """
+def train(rank, size):
+    """Return the state after some steps, and how many codewords jumped."""
     torch.manual_seed(0)
     network = Network()
     trained = network
-    if size > 1 and ddp:
+    if size > 1:
         trained = DistributedDataParallel(network, **NO_BUFFERS)
     optimizer = torch.optim.SGD(network.parameters(), 0.05)
     jumped = 0
@@ -63,12 +60,9 @@ def train(rank, size, ddp=True):
         x, mask = (values.chunk(size)[rank] for values in batch(step))
         before = network.layer.quantizer.levels[0].codewords.detach().clone()
         loss = trained(x, mask)
-        if ddp:
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        else:
-            trained = network = copy.deepcopy(network)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
         moved = (network.layer.quantizer.levels[0].codewords - before).norm(dim=-1)
         jumped += int((moved > 3).sum()) if step > 3 else 0
     return network.state_dict(), jumped
@@ -103,24 +97,12 @@ def test_two_processes_agree_with_each_other_and_with_one(folder):
     assert_close(first, alone, rtol=1e-3, atol=1e-4)
 
 
-def test_a_backend_without_this_device_gives_the_same_codebooks(folder):
-    """Tensors on the CPU where the processes have met for GPUs alone."""
-    for (plain, _), (on_cuda, _) in zip(saved(folder, "plain"), saved(folder, "cuda"), strict=True):
-        assert same(plain, on_cuda)
-
-
 def main(folder, rank):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
     )
     torch.save(train(rank, 2), folder / f"trained-{rank}.pt")
-    torch.save(train(rank, 2, ddp=False), folder / f"plain-{rank}.pt")
-    dist.destroy_process_group()
-    dist.init_process_group(
-        "cuda:gloo", init_method=f"file://{folder / 'cuda'}", rank=rank, world_size=2
-    )
-    torch.save(train(rank, 2, ddp=False), folder / f"cuda-{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -7,11 +7,10 @@ point. Only rank 0 writes and prints.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +23,6 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.locks import lock_folder
 
 T = TypeVar("T")
-
 
 _is_alone = ContextVar("is_alone", default=False)
 
@@ -39,27 +37,11 @@ def working_alone() -> Iterator[None]:
         _is_alone.reset(before)
 
 
-def is_distributed(group: Any = None) -> bool:
-    """Return whether a process group (None: all processes) has several members."""
+def is_distributed() -> bool:
+    """Return whether this process is one of several."""
     if _is_alone.get() or not (dist.is_available() and dist.is_initialized()):
         return False
-    return dist.get_world_size(group) > 1
-
-
-def _group_on(device: torch.device, group: Any) -> Any:
-    """Return the group, or a gloo group of the same processes if the group has no backend for the
-    device.
-    """
-    if device.type in str(dist.get_backend_config(group)):
-        return group
-    return _gloo_group(group or dist.group.WORLD)
-
-
-@cache
-def _gloo_group(group: Any) -> Any:
-    return dist.new_group(
-        dist.get_process_group_ranks(group), backend="gloo", use_local_synchronization=True
-    )
+    return dist.get_world_size() > 1
 
 
 def rank() -> int:
@@ -70,11 +52,6 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if is_distributed() else 1
-
-
-def is_rank_zero() -> bool:
-    """Return whether this process writes and prints."""
-    return rank() == 0
 
 
 @dataclass(frozen=True)
@@ -101,9 +78,8 @@ def rank_slice() -> RankSlice:
 
 def raise_first(error: Exception | None) -> None:
     """Raise in every process the error of the first process that has one, if any."""
-    errors: list[Any] = [error]
+    errors: list[Any] = [error] * world_size()
     if is_distributed():
-        errors = [None] * world_size()
         dist.all_gather_object(errors, error)
     for first in filter(None, errors):
         raise first
@@ -115,7 +91,7 @@ def all_gather_numbers(*values: float) -> list[tuple[float, ...]]:
         return [values]
     rows = torch.zeros(world_size(), len(values), dtype=torch.float64)
     rows[rank()] = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(rows, group=_group_on(rows.device, None))
+    dist.all_reduce(rows)
     return [tuple(row) for row in rows.tolist()]
 
 
@@ -127,17 +103,17 @@ def on_rank_zero(call: Callable[[], T]) -> T:
     if not is_distributed():
         return call()
     outcome: list[Any] = [None, None]  # result, error
-    if is_rank_zero():
+    if rank() == 0:
         try:
             with working_alone():
                 outcome[0] = call()
         except InputError as error:
             outcome[1] = error
-    cpu = torch.device("cpu")
-    dist.broadcast_object_list(outcome, 0, _group_on(cpu, None), cpu)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]  # type: ignore[no-any-return]
+    dist.broadcast_object_list(outcome)
+    result, raised = outcome
+    if raised is not None:
+        raise raised
+    return result  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -148,101 +124,70 @@ def lock_on_rank_zero(folder: Path, wait: Callable[[str], None] | None = None) -
         yield
 
 
-def all_reduce(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]:
+def all_reduce(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the sum of each tensor over the processes, by one all-reduce of tensors of the same
     dtype.
     """
-    if not tensors or not is_distributed(group):
+    if not tensors or not is_distributed():
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat, group=_group_on(flat.device, group))
+    dist.all_reduce(flat)
     sums = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [summed.view_as(tensor) for summed, tensor in zip(sums, tensors, strict=True)]
 
 
 def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the mean of each tensor over the processes, by one all-reduce."""
-    if not is_distributed():
-        return list(tensors)
     return [total / world_size() for total in all_reduce(tensors)]
 
 
 class _PassLoss(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(network.parameters())  # no buffers: nothing else is sent
+        self.weights = nn.ParameterList(network.parameters())  # without buffers: they are not sent
 
     def forward(self, loss: Tensor) -> Tensor:
         return loss
 
 
 def average_gradients(network: nn.Module) -> nn.Module:
-    """Return a module that passes a loss on, and so averages the gradients of a network.
+    """Return a module that maps a loss to itself. The backward pass of the returned loss leaves the
+    mean gradients of all processes in the parameters of the network.
 
-    The backward pass of the returned loss leaves the mean gradients of all processes in the
-    parameters. torch's DistributedDataParallel exchanges them in buckets, while it still runs. The
-    network itself may be called in any way, also several times, before the loss is passed on.
+    The network may be called in any way, also several times, before the loss is passed on.
     """
-    # DistributedDataParallel prepares the exchange in its forward pass, and starts it in hooks of
-    # the parameters. So its forward pass may take the loss instead of the inputs.
-    passing = _PassLoss(network)
     if not is_distributed():
-        return passing
-    # of filters of one channel, whose strides have no meaning
+        return nn.Identity()
+
+    # DistributedDataParallel prepares the exchange of gradients in its forward pass, and starts it
+    # in hooks of the parameters. So its forward pass may take the loss instead of the inputs.
+    # The warning is about filters of one channel, whose strides have no meaning.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return DistributedDataParallel(passing, init_sync=False, static_graph=True)
+    return DistributedDataParallel(_PassLoss(network), init_sync=False, static_graph=True)
 
 
-def all_gather(vectors: Tensor, group: Any = None) -> Tensor:
+def all_gather(vectors: Tensor) -> Tensor:
     """Return the rows of all processes in order of rank: (n, ...), with any n per process, becomes
     (N, ...).
     """
-    if not is_distributed(group):
+    if not is_distributed():
         return vectors
-    size = dist.get_world_size(group)
-    members = _group_on(vectors.device, group)
-    counts = [torch.zeros(1, dtype=torch.long, device=vectors.device) for _ in range(size)]
-    dist.all_gather(counts, torch.full_like(counts[0], len(vectors)), group=members)
+    counts = [torch.zeros(1, dtype=torch.long, device=vectors.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.full_like(counts[0], len(vectors)))
     lengths = torch.cat(counts).tolist()
-    padded = vectors.new_zeros(max(lengths), *vectors.shape[1:])  # all_gather takes one shape
+
+    # all_gather takes tensors of one shape: add rows, and remove them afterwards
+    padded = vectors.new_zeros(max(lengths), *vectors.shape[1:])
     padded[: len(vectors)] = vectors
-    gathered = [torch.empty_like(padded) for _ in range(size)]
-    dist.all_gather(gathered, padded, group=members)
+    gathered = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(gathered, padded)
     return torch.cat([rows[:length] for rows, length in zip(gathered, lengths, strict=True)])
 
 
-def broadcast(tensors: Iterable[Tensor], group: Any = None) -> None:
-    """Overwrite tensors with those of the first process, because sums on a GPU may differ in the
-    last bits.
-    """
-    if is_distributed(group):
-        first = dist.get_process_group_ranks(group)[0]
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of rank 0, because sums on a GPU may differ in the last bits."""
+    if is_distributed():
         for tensor in tensors:
             values = tensor.contiguous()
-            dist.broadcast(values, first, group=_group_on(values.device, group))
+            dist.broadcast(values, 0)
             tensor.copy_(values)
-
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def require_same(named: Mapping[str, Tensor], when: str) -> None:
-    """Raise InputError if a tensor differs between processes. `when` completes the message, as in
-    "at step 50".
-    """
-    if not is_distributed():
-        return
-
-    # a checksum per tensor: the sum of its bits as integers, which does not round
-    checksums = {}
-    for name, tensor in named.items():
-        integers = tensor.detach().reshape(-1).view(_INTEGERS[tensor.element_size()])
-        checksums[name] = int(integers.sum(dtype=torch.int64))
-    gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, checksums)
-    for name in named:
-        if len({checksums[name] for checksums in gathered}) > 1:
-            raise InputError(
-                f"the processes have drifted apart {when}: {name} differs between them;"
-                " give every process the same kind of device"
-            )

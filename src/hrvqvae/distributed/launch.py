@@ -1,6 +1,7 @@
 """Join the processes that torchrun started, and leave them."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -28,7 +29,7 @@ def process_group() -> Iterator[None]:
     the others exit with code 2.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "RANK" not in os.environ or dist.is_initialized():
+    if size == 1 or dist.is_initialized():
         yield
         return
     backend = "gloo"
@@ -37,7 +38,7 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % devices)
         if int(os.environ.get("LOCAL_WORLD_SIZE", size)) <= devices:
             backend = "cpu:gloo,cuda:nccl"
-    store = None
+    store: Any = None
     try:
         common, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
         # the store of torchrun outlives a restart, with the keys of earlier processes
@@ -57,9 +58,9 @@ def process_group() -> Iterator[None]:
     except Exception as error:
         # torchrun ends the other processes; report first
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        reports = 0
-        with suppress(Exception):  # the machine that keeps the store is gone
-            reports = 0 if store is None else store.add("told", 1)
+        reports = 1
+        with suppress(Exception):  # there is no store, or its machine is gone
+            reports = store.add("reports", 1)
         if reports > 1:
             sys.exit(2)
         if _is_lost(error):
@@ -84,7 +85,6 @@ def _wait_for_all(store: Any, size: int) -> None:
 
 def _is_lost(error: Exception) -> bool:
     """Return whether an error of torch means that a process has ended."""
-    named = isinstance(error, RuntimeError) and any(
-        name in str(error) for name in ("gloo", "peer", "NCCL")
-    )
-    return named or isinstance(error, dist.DistError)
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and re.search("gloo|peer|NCCL", str(error)) is not None

@@ -28,7 +28,7 @@ class MetricsLog:
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
         self._writer: Any = None
-        if not distributed.is_rank_zero():
+        if distributed.rank() != 0:
             return
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
         if tensorboard:
@@ -50,7 +50,7 @@ class MetricsLog:
         """Append a record. Raises OSError if the disk is full."""
         record = {"kind": kind, "step": step, **values}
         self.records.append(record)
-        if not distributed.is_rank_zero():
+        if distributed.rank() != 0:
             return
         with self.path.open("a") as stream:
             stream.write(json.dumps(record) + "\n")

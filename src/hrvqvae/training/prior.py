@@ -253,7 +253,7 @@ class PriorTask(Task):
         # saved before it is logged: a run that is killed in between evaluates this step again
         best = min(list_held_out_bits(records), default=math.inf)
         is_best = bits_per_code <= best
-        if is_best and distributed.is_rank_zero():
+        if is_best and distributed.rank() == 0:
             self._write(state, bits_per_code)
         record = {
             "bits_per_code": bits_per_code,
