@@ -87,13 +87,14 @@ def train_all(folder, systems):
 
 def fail(config, folder, rank, how):
     """Return the error of a training in which a process goes wrong in the fifth step."""
-    take_gradient = TrainState.take_gradient
+    minimize = TrainState.minimize
     read = Trainer._read
     here = distributed.rank() == rank
 
-    def spoil_loss(state, losses, of=MODEL):
+    def spoil_loss(state, losses):
         factor = float("nan") if state.step == 4 and how == "nan" and here else 1.0
-        return take_gradient(state, {name: loss * factor for name, loss in losses.items()}, of)
+        terms = {name: loss * factor for name, loss in losses[MODEL].items()}
+        return minimize(state, losses | {MODEL: terms})
 
     def lose_images(self, state):
         if state.step == 4 and how == "broken" and here:
@@ -101,7 +102,7 @@ def fail(config, folder, rank, how):
         return read(self, state)
 
     with (
-        patch.object(TrainState, "take_gradient", spoil_loss),
+        patch.object(TrainState, "minimize", spoil_loss),
         patch.object(Trainer, "_read", lose_images),
     ):
         try:

@@ -6,12 +6,14 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config.parsing import override
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.state import TrainState
@@ -107,17 +109,18 @@ def test_signals_end_it_after_the_step(case, unstopped, signum, handler, monkeyp
 
 @parametrize("where", ["loss", "gradient", "weight"])
 def test_what_is_not_finite_stops_before_the_update(case, where, monkeypatch):
-    take_gradient = TrainState.take_gradient
+    minimize = TrainState.minimize
     before = []
 
     def tensors_of(state):
         tensors = state.tensors().items()
         return {name: tensor.nan_to_num() for name, tensor in tensors if "books" not in name}
 
-    def spoiled(state, losses, of="model"):
+    def spoiled(state, losses):
         if before and where == "loss":
-            losses = {name: tensor * math.inf for name, tensor in losses.items()}
-        return take_gradient(state, losses, of)
+            terms = losses["model"].items()
+            losses = losses | {"model": {name: tensor * math.inf for name, tensor in terms}}
+        return minimize(state, losses)
 
     def spoil(state):
         parameter = next(state.model.parameters())
@@ -127,7 +130,7 @@ def test_what_is_not_finite_stops_before_the_update(case, where, monkeypatch):
             parameter.register_hook(lambda gradient: gradient * math.nan)
         before.extend([state, tensors_of(state)])
 
-    monkeypatch.setattr(TrainState, "take_gradient", spoiled)
+    monkeypatch.setattr(TrainState, "minimize", spoiled)
     at_step(monkeypatch, case.kind, 7, spoil)
     with nonfinite_error("step 7: |infinite"):
         case.train()
@@ -170,6 +173,14 @@ def test_a_finished_run_stays_as_it_is(case):
     with input_error("no checkpoint to go on from.*--init-from"):
         case.resume(max_steps=4)
     assert written() == before
+
+
+@of_the_trainer
+def test_each_checkpoint_is_written_once(case):
+    """Also the last, at an evaluation."""
+    with patch.object(RunFolder, "save", autospec=True, side_effect=RunFolder.save) as save:
+        case.train()
+    assert [call.args[1] for call in save.call_args_list] == [3, 4, 6, 8, 9, 12]
 
 
 @of_the_trainer

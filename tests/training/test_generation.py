@@ -12,6 +12,7 @@ from hrvqvae.checkpoints.folder import GENERATION, RunFolder, decoder_folder, op
 from hrvqvae.priors.generative import sample_codes
 from hrvqvae.training.decoder import SampleTask, resolve_samples
 from tests.conftest import approx, do, input_error, same
+from tests.distributed.test_many import RANKS, many_ranks
 from tests.trained_run import tiny_systems, train_levels
 from tests.training.tasks import Case, untrained_run
 
@@ -125,8 +126,7 @@ def test_an_evaluation_shows_the_levels_that_it_was_trained_for(case):
         assert [error is None for error in record["level_mse"]] == [True, False, True]
 
 
-def test_every_process_trains_on_samples(case, monkeypatch):
-    task = SampleTask(case.path, case.config().replace(**{"generation.sample_batch": 1}))
-    monkeypatch.setattr("hrvqvae.distributed.world_size", lambda: 2)
-    with input_error("2 processes can't share a batch of samples of 1 equally"):
-        task.check()
+def test_every_process_trains_on_samples(case):
+    config = case.config(batch_size=RANKS).replace(**{"generation.sample_batch": 1})
+    with many_ranks(), input_error(f"{RANKS} processes can't share a batch of samples of 1"):
+        case.train(config=config)

@@ -11,7 +11,6 @@ from torch import nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder, open_run, save_model
-from hrvqvae.config import Config
 from hrvqvae.config.parsing import autoencoder_config
 from hrvqvae.data.batches import Batch, ImageSet, batches, evaluation_batches
 from hrvqvae.data.images import write_image
@@ -44,18 +43,15 @@ class ImageTask(Task):
     def averaged_model(self, state: TrainState) -> Autoencoder:
         """Return the autoencoder with averaged weights, in evaluation mode."""
 
-    def open(self) -> None:
+    def read_data(self) -> None:
         waiting("reading the images")
         data = self.config.data
         self.images = load_images(data, "train")
         self.test_images = load_images(data, "test")
         self.num_samples = len(self.images)
         self.data_digest = distributed.on_rank_zero(self.images.digest)
-
-    def describe(self) -> str:
-        return (
-            f"{self.config.name}{self.name_suffix}: {counted(self.num_samples, 'training image')}"
-        )
+        name = f"{self.config.name}{self.name_suffix}"
+        self.description = f"{name}: {counted(self.num_samples, 'training image')}"
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         return batches(
@@ -142,9 +138,7 @@ class AutoencoderTask(ImageTask):
     training.
     """
 
-    def __init__(self, config: Config, run: RunFolder) -> None:
-        super().__init__(run, config, config.training)
-        self.planted_step = -1
+    planted_step = -1  # of the newest evaluated or saved model
 
     def build(self) -> Autoencoder:
         return build(replace(self.config, model=self.config.model.trained))

@@ -69,10 +69,10 @@ class DecoderTask(ImageTask):
         self.autoencoder_digest = run.digest
         self.model = require_several_levels(model, stored)
         self.parent_run = Path(path)
-        super().__init__(decoder_folder(path, self.kind), config, training)
+        super().__init__(config, decoder_folder(path, self.kind), training)
 
-    def open(self) -> None:
-        super().open()
+    def read_data(self) -> None:
+        super().read_data()
         self.compute.place_model(self.model)
 
     def averaged_model(self, state: TrainState) -> Autoencoder:
@@ -172,12 +172,10 @@ class SampleTask(DecoderTask):
 
     def __init__(self, path: str | Path, config: Config) -> None:
         super().__init__(path, config, config.generation.training)
+        require_divisible("batch of samples", config.generation.sample_batch)
 
-    def check(self) -> None:
-        require_divisible("batch of samples", self.config.generation.sample_batch)
-
-    def open(self) -> None:
-        super().open()
+    def read_data(self) -> None:
+        super().read_data()
         self.samples = distributed.on_rank_zero(self.load_samples)
 
     def load_samples(self) -> tuple[Tensor, Tensor]:

@@ -129,24 +129,13 @@ class PriorTask(Task):
         config: Config,
         autoencoder: tuple[Autoencoder, Config, str],
     ) -> None:
-        super().__init__(
-            prior_folder(path, *levels), config, config.prior.training_of(levels.start)
-        )
+        training = config.prior.training_of(levels.start)
+        super().__init__(config, prior_folder(path, *levels), training)
         self.parent_run = Path(path)
         self.levels = levels
         self.model, self.model_config, self.autoencoder_digest = autoencoder
 
-    def check(self) -> None:
-        overlapping = [
-            str(folder.path)
-            for levels, folder in prior_folders(self.parent_run).items()
-            if levels != self.levels and {*levels} & {*self.levels}
-        ]
-        if overlapping:
-            names = ", ".join(overlapping)
-            raise InputError(f"delete {names} to train {level_names(self.levels)}")
-
-    def open(self) -> None:
+    def read_data(self) -> None:
         prior = self.config.prior
         copies = list(list_copies(prior.flip, prior.shifts, prior.variants))
         if prior.codes is None:
@@ -171,6 +160,9 @@ class PriorTask(Task):
         seed = self.training.seed
         self.train_indices, self.held_out = split_held_out(self.num_images, prior.held_out, seed)
         self.num_samples = len(self.train_indices) * len(copies)
+        name = f"{self.config.name}, prior of {level_names(self.levels)}"
+        num_images = counted(len(self.train_indices), "image")
+        self.description = f"{name}: {num_images}, {len(self.held_out):,} held out"
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
         digest.update(np.ascontiguousarray(maps[0].levels[0]).data)
         self.data_digest = digest.hexdigest()
@@ -192,10 +184,6 @@ class PriorTask(Task):
             say,
             copy.augment,
         )
-
-    def describe(self) -> str:
-        images = f"{counted(len(self.train_indices), 'image')}, {len(self.held_out):,} held out"
-        return f"{self.config.name}, prior of {level_names(self.levels)}: {images}"
 
     def build(self) -> Prior:
         return build_prior(self.config, self.levels, len(self.classes))
@@ -336,7 +324,7 @@ def train(
     # refuse early, and write the configurations, which a later --resume reads
     for task in tasks:
         with distributed.lock_on_rank_zero(task.run.path):
-            Trainer(task, resume=resume).check()
+            distributed.on_rank_zero(Trainer(task, resume=resume).check_folder)
             if not distributed.on_rank_zero(task.run.begun):
                 distributed.on_rank_zero(partial(task.run.prepare, task.config))
     outcomes = {}
@@ -363,13 +351,21 @@ def resolve_priors(
         raise InputError(f"--level is {level}; this model has levels 1 to {num_levels}")
     missing = {*range(num_levels)} if level is None else {level - 1}
     configs = {}
-    for levels, folder in prior_folders(path).items():
+    folders = prior_folders(path)
+    for levels, folder in folders.items():
         if resume and missing & {*levels} and folder.config.is_file():
             configs[levels] = stage_config("prior", stored, fields, folder.read_config())
             missing -= {*levels}
     if missing:
         new = add_copies(stage_config("prior", stored, fields), fields)
         configs |= {levels: new for levels in new.prior_levels if missing & {*levels}}
+
+    # two priors must not share a level
+    for levels in configs:
+        others = [other for other in folders if other != levels and {*other} & {*levels}]
+        if others:
+            names = ", ".join(str(folders[other].path) for other in others)
+            raise InputError(f"delete {names} to train {level_names(levels)}")
     return dict(sorted(configs.items(), key=lambda item: item[0].start))
 
 

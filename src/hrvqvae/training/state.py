@@ -105,8 +105,8 @@ class TrainedNetwork(NamedTuple):
 
     module: nn.Module
     optimizer: Optimizer
-    #: the identity; its backward pass averages gradients (`distributed.average_gradients`)
-    pass_loss: nn.Module
+    pass_loss: nn.Module  #: maps a loss to itself (`distributed.average_gradients`)
+    prefix: str  #: the names of its tensors in a checkpoint begin with it
 
 
 @dataclass
@@ -120,7 +120,8 @@ class TrainState:
     max_seconds: float = math.inf  #: or after so many seconds
     step: int = 0  #: steps taken
     seconds: float = 0.0  #: wall-clock time spent, evaluation included, over all resumptions
-    window: list[Metrics] = field(default_factory=list)  #: metrics of the steps since the last log
+    #: metrics of the steps since the last log
+    unlogged: list[Metrics] = field(default_factory=list)
 
     @staticmethod
     def start(
@@ -133,13 +134,14 @@ class TrainState:
         `auxiliary` are on the device of the training.
         """
         averaged = MovingAverage(model, config.polyak_decay)
-        modules = {MODEL: model, **auxiliary}
-        networks = {
-            name: TrainedNetwork(
-                module, make_optimizer(module, config), distributed.average_gradients(module)
+        networks = {}
+        for name, module in {MODEL: model, **auxiliary}.items():
+            networks[name] = TrainedNetwork(
+                module,
+                make_optimizer(module, config),
+                distributed.average_gradients(module),
+                prefix="" if name == MODEL else f"{name}_",
             )
-            for name, module in modules.items()
-        }
         max_steps = config.max_steps or math.inf
         if config.epochs:
             epoch_steps = num_samples * config.epochs // config.batch_size
@@ -162,64 +164,58 @@ class TrainState:
             for group in network.optimizer.param_groups:
                 group["lr"] = rate
 
-    def take_gradient(self, losses: Mapping[str, Tensor], name: str) -> Metrics:
-        """Compute the gradient of a network, the mean over all processes.
-
-        Args:
-            losses: Their sum is differentiated.
-            name: The network.
+    def minimize(self, losses: Mapping[str, Mapping[str, Tensor]]) -> Metrics:
+        """Update each named network with the gradient of the sum of its losses. The gradient is the
+        mean over all processes.
 
         Returns:
-            The mean of each loss by name, their sum "loss", and "gradient_norm". On a GPU they stay
-            there, and are checked when they are logged.
+            The mean over all processes of each loss of the model by name, their sum "loss", and
+            the "gradient_norm". Another network adds only the sum of its losses, by the name of the
+            network, and the norm of its gradient. On a GPU the values stay there; they are checked
+            when they are logged.
 
         Raises:
-            NonFiniteError: on a CPU, if the sum or the gradient is NaN or infinite.
-        """
-        network = self.networks[name]
-        network.optimizer.zero_grad()
-        terms = torch.stack(list(losses.values()))
-        network.pass_loss(terms.sum()).backward()  # averages the gradients over all processes
-        (means,) = distributed.all_reduce_mean([terms.detach()])
-        means = means.double()
-        gradients = [
-            weight.grad for weight in network.module.parameters() if weight.grad is not None
-        ]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        metrics = dict(zip(losses, means, strict=True))
-        metrics |= {"loss": means.sum(), _NORM: norm}
-        return read_finite(metrics, self.step) if means.device.type == "cpu" else metrics
-
-    def minimize(self, losses: Mapping[str, Mapping[str, Tensor]]) -> Metrics:
-        """Update each named network with the gradient of its losses; raise as `take_gradient`,
-        before any update.
-
-        Returns the values of `take_gradient` for the model. Another network adds only the sum of
-        its losses, by the name of the network, and the norm of its gradient.
+            NonFiniteError: on a CPU, before any update, if the loss of the model or a gradient is
+                NaN or infinite.
         """
         metrics: dict[str, float | Tensor] = {}
         for name, terms in losses.items():
-            values = self.take_gradient(terms, name)
+            # compute the gradient
+            network = self.networks[name]
+            network.optimizer.zero_grad()
+            stacked = torch.stack(list(terms.values()))
+            network.pass_loss(stacked.sum()).backward()
+
+            # collect the metrics
+            (means,) = distributed.all_reduce_mean([stacked.detach()])
+            means = means.double()
+            weights = network.module.parameters()
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
             if name == MODEL:
-                metrics |= values
+                metrics |= zip(terms, means, strict=True)
+                metrics |= {"loss": means.sum(), _NORM: norm}
             else:
-                metrics |= {name: values["loss"], f"{name}_{_NORM}": values[_NORM]}
+                metrics |= {name: means.sum(), f"{name}_{_NORM}": norm}
+
+        if norm.device.type == "cpu":
+            metrics = dict(read_finite(metrics, self.step))
         for name in losses:
             self.networks[name].optimizer.step()
         return metrics
 
-    def read_window(self) -> list[dict[str, float]]:
+    def read_unlogged(self) -> list[dict[str, float]]:
         """Return the metrics of the steps since the last log; raise as `read_finite`."""
-        steps = range(self.step - len(self.window), self.step)
-        return [read_finite(*pair) for pair in zip(self.window, steps, strict=True)]
+        first = self.step - len(self.unlogged)
+        return [read_finite(metrics, step) for step, metrics in enumerate(self.unlogged, first)]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the state by their names in a checkpoint."""
         groups = {"averaged": self.averaged.state_dict()}
-        for prefix, network in self._prefixed_networks():
-            groups[f"{prefix}model"] = network.module.state_dict()
+        for network in self.networks.values():
+            groups[f"{network.prefix}model"] = network.module.state_dict()
             for index, moments in network.optimizer.state_dict()["state"].items():
-                groups[f"{prefix}optimizer.{index}"] = moments
+                groups[f"{network.prefix}optimizer.{index}"] = moments
         return {
             f"{group}.{name}": tensor
             for group, tensors in groups.items()
@@ -227,14 +223,8 @@ class TrainState:
         }
 
     def meta(self) -> dict[str, Any]:
-        """Return the rest of the state, which a checkpoint keeps as plain values. Raises as
-        `read_window`.
-        """
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
-            "window": self.read_window(),
-        }
+        """Return the rest of the state, as plain values. Raises as `read_unlogged`."""
+        return {"step": self.step, "seconds": self.seconds, "window": self.read_unlogged()}
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Restore a saved state bit for bit."""
@@ -246,20 +236,13 @@ class TrainState:
                 if name.startswith(prefix)
             }
 
-        for prefix, network in self._prefixed_networks():
-            network.module.load_state_dict(select(f"{prefix}model."))
-            _restore_moments(network.optimizer, select(f"{prefix}optimizer."))
+        for network in self.networks.values():
+            network.module.load_state_dict(select(f"{network.prefix}model."))
+            _restore_moments(network.optimizer, select(f"{network.prefix}optimizer."))
         self.averaged.load_state_dict(select("averaged."))
         self.step = int(meta["step"])
         self.seconds = float(meta["seconds"])
-        self.window = list(meta["window"])
-
-    def _prefixed_networks(self) -> list[tuple[str, TrainedNetwork]]:
-        """Return each network with the prefix of its names in a checkpoint."""
-        return [
-            ("" if name == MODEL else f"{name}_", network)
-            for name, network in self.networks.items()
-        ]
+        self.unlogged = list(meta["window"])
 
 
 def _restore_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:

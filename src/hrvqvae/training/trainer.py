@@ -37,6 +37,8 @@ from hrvqvae.utils.errors import InputError, explain_write_errors, require_made_
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.progress import Meter, say
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # they stop a training
+
 
 class Evaluation(NamedTuple):
     """The results of an evaluation."""
@@ -51,37 +53,43 @@ class Outcome:
 
     step: int  #: steps taken over all resumptions
     signal: int | None  #: the signal that stopped the training, if any
-    seconds: float  #: wall-clock time up to the last checkpoint, over all resumptions
+    seconds: float  #: wall-clock time over all resumptions
     remark: str = ""  #: what the task says about its training (`Task.remark`)
 
 
 class Task(ABC):
     """The training of one network: its folder, batches, steps, evaluation and model file.
 
-    The configuration is written to the folder `run`; `training` is its section for this network.
+    Args:
+        config: The configuration, which is written to the folder.
+        run: The folder.
+        training: The section of the configuration for this network (default: `config.training`).
+
+    Raises InputError if the processes can't have equal parts of a batch.
     """
 
-    num_samples: int  #: number of samples in an epoch; set by `open`
-    data_digest: str  #: digest of the samples; set by `open`
+    # set by `read_data`
+    num_samples: int  #: number of samples in an epoch
+    data_digest: str  #: digest of the samples
+    description: str  #: the name of the network and the amount of data, for a message
+
     parent_run: Path | None = None  #: the autoencoder's run, if the network is another
     autoencoder_digest = ""  #: digest of the autoencoder in the parent run
 
-    def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
-        self.run = run
+    def __init__(
+        self, config: Config, run: RunFolder, training: TrainingConfig | None = None
+    ) -> None:
         self.config = config
-        self.training = training
-        self.compute = Compute(training)
-
-    def check(self) -> None:  # noqa: B027
-        """Raise InputError if the task can't be trained as configured. Called in rank 0."""
-
-    @abstractmethod
-    def open(self) -> None:
-        """Read the data. Raises InputError if there is none."""
+        self.run = run
+        self.training = training or config.training
+        self.compute = Compute(self.training)
+        require_divisible("batch", self.training.batch_size)
 
     @abstractmethod
-    def describe(self) -> str:
-        """Return the name of the network and the amount of data, as the beginning of a message."""
+    def read_data(self) -> None:
+        """Read the data, and set the attributes that describe it. Raises InputError if there is
+        none.
+        """
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -161,8 +169,7 @@ class Trainer:
 
         Raises:
             InputError: the data is bad, the folder can't be written, is in use or holds another
-                training, the disk is full, or the weights, codebooks or numbers of images of the
-                processes differ.
+                training, the disk is full, or the numbers of images of the processes differ.
             NonFiniteError: a loss or gradient is not finite. The step is not saved, but codebooks
                 in memory may have changed if their update is "ema".
         """
@@ -181,10 +188,14 @@ class Trainer:
             advice = "; make room, and continue with --resume"
             stack.enter_context(explain_write_errors(task.run.path, advice))
             state = self._prepare_state()
-            self.saved = (state.step, state.seconds)  # the progress in the newest checkpoint
+            self.saved_step = state.step  # of the newest checkpoint
             stack.enter_context(explain_worker_errors())
             self.batches = stack.enter_context(closing(task.batches(state.step)))
-            self.processes = stack.enter_context(ProcessSync())
+            self.processes = ProcessSync()
+            if threading.current_thread() is threading.main_thread():
+                for signum in _SIGNALS:
+                    handler = signal.signal(signum, self.processes.receive)
+                    stack.callback(signal.signal, signum, handler)
             self.meter = stack.enter_context(closing(Meter(sys.stdout)))
             use_tensorboard = bool(task.training.loggers)
             log = MetricsLog(task.run.metrics, state.step, tensorboard=use_tensorboard)
@@ -192,7 +203,7 @@ class Trainer:
 
             # an end logs metrics that the last checkpoint still holds: do not log them twice
             if log.has("train", state.step):
-                state.window.clear()
+                state.unlogged.clear()
 
             # a run that was killed in an evaluation repeats it
             if state.step and state.step % task.training.evaluate_every == 0:
@@ -206,14 +217,10 @@ class Trainer:
 
     # ---- before the first step ----
 
-    def check(self) -> None:
-        """Raise InputError if the task can't be trained as configured, or the folder must not be
-        overwritten.
+    def check_folder(self) -> None:
+        """Raise InputError if the folder must not be overwritten, or the run of its autoencoder is
+        in use. Called in rank 0.
         """
-        require_divisible("batch", self.task.training.batch_size)
-        distributed.on_rank_zero(self._check_folder)
-
-    def _check_folder(self) -> None:
         task = self.task
         run = task.run
         alternative = "choose another --out"
@@ -224,7 +231,6 @@ class Trainer:
             if run.model.is_file():
                 wanted = {"autoencoder": task.autoencoder_digest}
                 require_made_for(run.path, storage.read_meta(run.model), wanted)
-        task.check()
         if run.begun() and not self.resume:
             raise InputError(
                 f"{run.path} holds a run already: continue it with --resume, or {alternative}"
@@ -237,7 +243,7 @@ class Trainer:
         task = self.task
         run = task.run
         training = task.training
-        self.check()
+        distributed.on_rank_zero(self.check_folder)
         if training.threads:
             torch.set_num_threads(training.threads)
 
@@ -246,8 +252,13 @@ class Trainer:
         is_new = not distributed.on_rank_zero(run.begun)
         if is_new:
             distributed.on_rank_zero(write_config)
-        task.open()
-        _require_equal_counts(task.num_samples)
+        task.read_data()
+        counts = {int(count) for (count,) in distributed.all_gather_numbers(task.num_samples)}
+        if len(counts) > 1:
+            raise InputError(
+                f"the processes found {min(counts):,} to {max(counts):,} training images: give"
+                " every machine the same data"
+            )
 
         # build the network
         torch.manual_seed(training.seed)
@@ -266,7 +277,7 @@ class Trainer:
         elif self.resume:
             say(f"no checkpoint in {run.path}: starting anew")
         distributed.broadcast(state.tensors().values())
-        say(f"{task.describe()}, {count_parameters(model):,} parameters, {task.compute.precision}")
+        say(f"{task.description}, {count_parameters(model):,} parameters, {task.compute.precision}")
         return state
 
     def _restore(self, state: TrainState) -> None:
@@ -316,7 +327,7 @@ class Trainer:
             batch = self._read(state)
             seconds = processes.sync()
             state.seconds += seconds
-            state.window.append({**metrics, "learning_rate": rate, "step_seconds": seconds})
+            state.unlogged.append({**metrics, "learning_rate": rate, "step_seconds": seconds})
 
             is_evaluated = state.step % training.evaluate_every == 0
             if state.step % training.log_every == 0:
@@ -339,7 +350,7 @@ class Trainer:
     def _end(self, state: TrainState) -> None:
         """Log and save what is not yet saved; then evaluate, or raise the error of `_read`."""
         self._log(state)
-        if (state.step, state.seconds) != self.saved:
+        if state.step != self.saved_step:
             self._save(state)
         if self.processes.failed:
             distributed.raise_first(self.processes.error)
@@ -348,9 +359,9 @@ class Trainer:
 
     def _log(self, state: TrainState) -> None:
         """Log and show the mean metrics since the last log."""
-        window = state.read_window()
-        mean = self.log.write_means(state.step, window, self.task.training.batch_size)
-        state.window.clear()
+        metrics = state.read_unlogged()
+        mean = self.log.write_means(state.step, metrics, self.task.training.batch_size)
+        state.unlogged.clear()
         if not mean:
             return
         remaining = state.seconds / state.fraction - state.seconds
@@ -363,13 +374,13 @@ class Trainer:
     def _save(self, state: TrainState) -> None:
         """Write a checkpoint and then the model file.
 
-        Raises NonFiniteError, or InputError if the processes differ, before writing.
+        Raises NonFiniteError before writing.
         """
         meta = {**state.meta(), "data": self.task.data_digest}
         if distributed.rank() == 0:
             self.task.run.save(state.step, state.tensors(), meta)
             self.task.save(state)
-        self.saved = (state.step, state.seconds)
+        self.saved_step = state.step
 
     def _evaluate(self, state: TrainState) -> None:
         """Evaluate the step, unless the log has its evaluation already."""
@@ -385,39 +396,18 @@ class Trainer:
         self.log.write("evaluation", state.step, evaluation.record)
 
 
-def _require_equal_counts(images: int) -> None:
-    counts = {int(count) for (count,) in distributed.all_gather_numbers(images)}
-    if len(counts) > 1:
-        raise InputError(
-            f"the processes found {min(counts):,} to {max(counts):,} training images: give"
-            " every machine the same data"
-        )
-
-
 class ProcessSync:
     """Shares the time spent, signals and errors among the processes that train together.
 
-    All processes then use the same learning rate and end at the same step. A first SIGINT or
-    SIGTERM ends the training after the current step; a second one ends the process at once.
+    All processes then use the same learning rate and end at the same step.
     """
 
     signal: int | None = None  #: a signal that some process received before the last `sync`
     failed = False  #: whether some process had an error before the last `sync`
     stopped = False  #: whether a signal or an error ends the training here
     error: InputError | None = None  #: the error of this process
-    _received = 0
-
-    def __enter__(self) -> ProcessSync:
-        self._last = time.monotonic()
-        self._handlers: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[signum] = signal.signal(signum, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
+    _received = 0  # a signal that this process received
+    _synced_at = 0.0
 
     def sync(self) -> float:
         """Exchange signals, errors and the times since the last `sync` with all processes; return
@@ -425,18 +415,21 @@ class ProcessSync:
         """
         now = time.monotonic()
         gathered = distributed.all_gather_numbers(
-            self._received, self.error is not None, now - self._last
+            self._received, self.error is not None, now - self._synced_at
         )
-        self._last = now
+        self._synced_at = now
         signals, errors, seconds = zip(*gathered, strict=True)
         self.signal = int(max(signals)) or None
         self.failed = any(errors)
         self.stopped = self.failed or self.signal is not None
         return float(max(seconds))
 
-    def _receive(self, signum: int, _: FrameType | None) -> None:
+    def receive(self, signum: int, _: FrameType | None) -> None:
+        """Handle a first signal: end the training after the current step. A second signal ends the
+        process at once.
+        """
         self._received = signum
-        for handled in self._handlers:
+        for handled in _SIGNALS:
             signal.signal(handled, signal.SIG_DFL)
 
 
