@@ -60,8 +60,7 @@ def test_resuming(tiny_file, tmp_path):
     # a run folder says itself what it is
     assert "trained 15 steps" in do(f"train --resume {run} --max-steps 15")
     check_refusals(f"train --resume {run} --data {tmp_path}/typo | {tmp_path}/typo")
-    printed = do(f"train --resume {run}")
-    assert "its budget is spent; to train further, give" in printed
+    assert "trained 15 steps" in do(f"train --resume {run}")
     assert "trained" in do(f"train {tiny_file} --out {tmp_path}/short --max-minutes 0.0001")
     other = tmp_path / "mine"
     other.mkdir()

@@ -138,7 +138,7 @@ def test_one_process_works_alone_while_the_other_waits(folder):
 def test_what_goes_wrong_in_one_process_ends_both_with_the_same_line(folder):
     first, second = (each["failures"] for each in seen(folder, 2))
     assert first == second
-    assert first["nan"].startswith("step 4: the loss is not finite")
+    assert first["nan"].startswith("step 4: loss is nan")
     assert first["broken"] == "x.png is broken"
     assert RunFolder(folder / "broken").saved()[0].stem == "step-000000004"
     assert "choose a size that is a multiple of 2" in first["odd"]

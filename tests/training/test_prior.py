@@ -99,7 +99,7 @@ def test_replaced_images(tiny, picture_folder, tmp_path, caplog):
     assert codes.read_bytes() != before
 
 
-def test_the_best_held_out_state_is_kept_and_ends_the_training(run, monkeypatch):
+def test_the_best_held_out_state_is_kept_and_ends_the_training(run, monkeypatch, capsys):
     train_levels(run, 1)
     model, config = open_run(run).load()
     maps = encode_split(model, config)
@@ -114,9 +114,7 @@ def test_the_best_held_out_state_is_kept_and_ends_the_training(run, monkeypatch)
     best = min(measured, key=lambda record: record["bits_per_code"])
     assert outcome.step == best["step"] + 40 < 900
     assert read_meta(run, 1).items() >= {name: best[name] for name in KEPT}.items()
-    assert f"no better than guessing (1.585 bits per code), best at step {best['step']}" in (
-        outcome.remark
-    )
+    assert "no better than guessing" in capsys.readouterr().out
     held_out = prior_training.split_held_out(len(maps), 0.05, 0)[1]
     batch = read_batch(maps, model, range(1, 2), held_out)
     prior = open_run(run).load_priors().networks[1]
@@ -154,7 +152,7 @@ def test_nothing_is_begun_that_can_not_be_finished(run):
     with in_another_process(prior_folder(run, 1).path), input_error("level-2 is in use"):
         train_levels(run)
     train_levels(run, 2)
-    with input_error("level-2 holds a run already: continue it with --resume, or delete"):
+    with input_error("level-2 holds a run already"):
         train_levels(run)
     assert not prior_folder(run, 0).begun()
     with input_error("--prior.network.hidden_units is 8 there, 16 here"):

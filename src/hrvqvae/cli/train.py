@@ -57,8 +57,6 @@ def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
         return 128 + outcome.signal
     steps = counted(outcome.step, "step")
     print(f"{prefix}trained {steps} {spent}{suffix}")
-    if outcome.remark:
-        print(f"{prefix}{outcome.remark}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """The task that trains an autoencoder, and the base class of tasks that train on images."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from torch import nn
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder, open_run, save_model
 from hrvqvae.config.parsing import autoencoder_config
-from hrvqvae.data.batches import Batch, ImageSet, batches, evaluation_batches
+from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.images import write_image
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import WHOLE, RankSlice
@@ -36,9 +37,6 @@ _NUM_PLOTTED = 8  # test images in the picture of reconstructions
 class ImageTask(Task):
     """A task that trains on images and is evaluated as an autoencoder."""
 
-    images: ImageSet
-    name_suffix = ""  # follows the name of the configuration in messages
-
     @abstractmethod
     def averaged_model(self, state: TrainState) -> Autoencoder:
         """Return the autoencoder with averaged weights, in evaluation mode."""
@@ -50,8 +48,7 @@ class ImageTask(Task):
         self.test_images = load_images(data, "test")
         self.num_samples = len(self.images)
         self.data_digest = distributed.on_rank_zero(self.images.digest)
-        name = f"{self.config.name}{self.name_suffix}"
-        self.description = f"{name}: {counted(self.num_samples, 'training image')}"
+        self.description = f"{self.config.name}: {counted(self.num_samples, 'training image')}"
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         return batches(
@@ -138,32 +135,30 @@ class AutoencoderTask(ImageTask):
     training.
     """
 
-    planted_step = -1  # of the newest evaluated or saved model
+    planted_step = -1  # of `planted`
 
     def build(self) -> Autoencoder:
         return build(replace(self.config, model=self.config.model.trained))
 
-    def init_from(self, model: nn.Module) -> str:
+    def init_from(self, model: Any) -> None:
         name = self.training.init_from
-        source: Any
-        source, config = open_run(name).load(decoder=None)
+        source: Any = open_run(name).load(decoder=None)[0]
         target = self.config.model
         is_planted = target.num_codewords != target.trained.num_codewords
         if is_planted and source.config.num_codewords == target.num_codewords:
             source.quantizer = read_leaves(source.quantizer)
         copy_weights(model, source.state_dict(), name)  # with the counts of the codewords
-        return f"beginning with the weights of {name}, trained on {config.data.dataset}"
 
-    def initialize(self, model: nn.Module) -> None:
-        assert isinstance(model, Autoencoder)
+    def initialize(self, model: Any) -> None:
         waiting("fitting the first codewords to images")
         config = self.config
         batch_size = self.training.batch_size
         seed = self.training.seed
-        rows, columns = config.model.geometry.grids(*config.data.image_size)[-1]  # the finest grid
-        num_images = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
+        finest_grid = config.model.geometry.grids(*config.data.image_size)[-1]
+        enough_images = config.model.start_vectors // math.prod(finest_grid)
+        num_images = max(1, min(len(self.images), enough_images))
 
-        # in batches, which the workers share
+        # read the images in batches, which the workers decode in parallel
         stream = batches(self.images, batch_size=min(num_images, batch_size), seed=seed)
         chunks = islice(stream, -(-num_images // batch_size))
         images = torch.cat([batch.images for batch in chunks])[:num_images]
@@ -178,9 +173,8 @@ class AutoencoderTask(ImageTask):
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         images = self.compute.place_images(batch.images)
         model = state.model
-        assert isinstance(model, Autoencoder)
 
-        # update the weights, and in the forward pass the codebooks
+        # update the weights; the forward pass updates the codebooks
         with self.compute.autocast():
             goal = self.objective(model, images, state.step)
         metrics = {**state.minimize(goal.losses), **goal.metrics}
@@ -196,16 +190,14 @@ class AutoencoderTask(ImageTask):
         # update the averaged weights
         state.averaged.update_parameters(model)
 
-        # a codeword that was restarted is no mean of two places
+        # do not average a codeword over its places before and after a restart
         copy_moved(moved, state.averaged.module)
         return metrics
 
     def averaged_model(self, state: TrainState) -> Autoencoder:
-        # An evaluation follows a save of the same step: a tree is planted once for both.
+        # A step may be saved and evaluated: build the tree of a planted model once for both.
         if state.step != self.planted_step:
-            model = state.averaged.module
-            assert isinstance(model, Autoencoder)
-            self.planted = model.plant(self.config.model)
+            self.planted: Autoencoder = state.averaged.module.plant(self.config.model)
             self.planted_step = state.step
         return self.planted.eval()
 

@@ -5,7 +5,7 @@ Both decode the first levels, and begin as copies of the autoencoder's decoder.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,7 @@ from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import tracked
 
 _DRAWN_AT_ONCE = 250
-_FIRST_SEED = 1 << 31  # of the drawn samples, so that they are others than those of users
-_SECTIONS = {PROGRESSIVE: "progressive", GENERATION: "generation"}
+_FIRST_SEED = 1 << 31  # of the drawn samples; users give smaller seeds
 
 
 class DecoderTask(ImageTask):
@@ -76,8 +75,7 @@ class DecoderTask(ImageTask):
         self.compute.place_model(self.model)
 
     def averaged_model(self, state: TrainState) -> Autoencoder:
-        decoder = cast(ConditionalDecoder, state.averaged.module)
-        self.model.use_progressive_decoder(decoder.eval())
+        self.model.use_progressive_decoder(state.averaged.module.eval())
         return self.model
 
     def format_report(self, report: Report) -> str:
@@ -85,9 +83,14 @@ class DecoderTask(ImageTask):
         return ", ".join(captions[count - 1] for count in self.trained_prefixes(self.model))
 
     def save(self, state: TrainState) -> None:
-        weights = state.averaged.module.state_dict()
-        about = {"autoencoder": self.autoencoder_digest}
-        save_model(self.run.model, self.config, weights, state.step, self.kind, **about)
+        save_model(
+            self.run.model,
+            self.config,
+            state.averaged.module.state_dict(),
+            state.step,
+            self.kind,
+            autoencoder=self.autoencoder_digest,
+        )
 
 
 class PrefixTask(DecoderTask):
@@ -98,7 +101,6 @@ class PrefixTask(DecoderTask):
     weigh the same: this raises their mean PSNR.
     """
 
-    name_suffix = ", prefixes"
     kind = PROGRESSIVE
 
     def __init__(self, path: str | Path, config: Config) -> None:
@@ -109,17 +111,17 @@ class PrefixTask(DecoderTask):
         return build_progressive_decoder(self.model, self.config)
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
-        decoder = cast(ConditionalDecoder, state.model)
-        self.model.use_progressive_decoder(decoder)  # an evaluation left the averaged decoder there
+        decoder = state.model
+        self.model.use_progressive_decoder(decoder)  # an evaluation has set the averaged decoder
         placed = self.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)
-        prefixes = self.model.prefixes[:-1]  # all levels have the autoencoder's own decoder
+        prefixes = self.model.prefixes[:-1]  # the autoencoder's own decoder decodes all levels
 
-        # Assign prefixes by the positions in the batch, of which all processes have equal shares.
+        # Assign a prefix to each image by its position in the batch of all processes.
         count = len(images)
         indices = torch.arange(count, device=images.device)
         assigned = (indices + distributed.rank() * count + state.step) % len(prefixes)
-        num_levels = assigned + 1  # the prefixes are those of 1, 2, ... L - 1 levels
+        num_levels = assigned + 1  # prefix i has i + 1 levels
         with self.compute.autocast():
             all_latents = self.model.prefix_latents(self.model.encode(placed))
             latents = all_latents[assigned, indices]
@@ -160,14 +162,13 @@ def compute_relative_errors(
 
 
 class SampleTask(DecoderTask):
-    """Train a decoder of samples with a `SampleObjective`. It is told the classes.
+    """Train a decoder of samples with a `SampleObjective`. The decoder is told the classes.
 
-    The codes are those of images and of samples of the priors, but some codes of the last of the
-    decoder's levels are replaced at random, to imitate the errors of a prior. The configuration is
-    that of `resolve_samples`.
+    It decodes the codes of images, and of samples of the priors. In its last level, some codes are
+    replaced at random, to imitate the errors of a prior. `resolve_samples` returns the
+    configuration.
     """
 
-    name_suffix = ", samples"
     kind = GENERATION
 
     def __init__(self, path: str | Path, config: Config) -> None:
@@ -176,7 +177,8 @@ class SampleTask(DecoderTask):
 
     def read_data(self) -> None:
         super().read_data()
-        self.samples = distributed.on_rank_zero(self.load_samples)
+        if self.config.generation.samples:
+            self.samples = distributed.on_rank_zero(self.load_samples)
 
     def load_samples(self) -> tuple[Tensor, Tensor]:
         """Return the codes (L, N, H, W) of samples, and their classes (N,). They are drawn once,
@@ -185,10 +187,6 @@ class SampleTask(DecoderTask):
         Raises InputError if they were drawn from other priors or with another guidance.
         """
         settings = self.config.generation
-        if not settings.samples:
-            grid = self.model.config.geometry.grids(*self.config.data.image_size)[0]
-            no_codes = torch.empty(settings.levels, 0, *grid, dtype=torch.int64)
-            return no_codes, torch.empty(0, dtype=torch.int64)
         run = open_run(self.parent_run)
         guidance = run.sampling_options()["guidance"]
         folders = prior_folders(self.parent_run).items()
@@ -223,14 +221,14 @@ class SampleTask(DecoderTask):
             label = None
             if priors.classes:
                 label = draw_labels(priors.class_counts, seed, indices)
-            used = 1.0 if indices[0] < half else guidance
+            used_guidance = 1.0 if indices[0] < half else guidance
             drawn = sample_codes(
                 priors.networks,
                 self.model.codeword_indices,
                 indices,
                 seed=seed,
                 label=label,
-                params=SamplingParams(guidance=used, levels=settings.levels),
+                params=SamplingParams(guidance=used_guidance, levels=settings.levels),
             )
             codes.append(torch.stack(drawn[: settings.levels]))
             classes.append(torch.full((len(indices),), -1) if label is None else label)
@@ -239,17 +237,18 @@ class SampleTask(DecoderTask):
     def build(self) -> ConditionalDecoder:
         return build_sample_decoder(self.model, self.config)
 
-    def initialize(self, model: nn.Module) -> None:
+    def initialize(self, model: Any) -> None:
         """Begin with the run's decoder of prefixes, if there is one."""
         if self.model.progressive_decoder is None:
             return
         settings = self.config.generation
         weights = self.model.progressive_decoder.state_dict()
         for name, biases in weights.items():
-            if name.endswith(".case.weight"):  # every class begins as the number of levels
+            if name.endswith(".case.weight"):
+                # The decoder of prefixes has biases per number of levels, this one per class: every
+                # class begins with those of its number of levels.
                 weights[name] = biases[settings.levels - 1].expand(settings.classes + 1, -1)
-        decoder = cast(ConditionalDecoder, model).decoder
-        copy_weights(decoder, weights, "the decoder of prefixes")
+        copy_weights(model.decoder, weights, "the decoder of prefixes")
 
     def build_objective(self) -> Mapping[str, nn.Module]:
         self.objective = self.compute.place_model(SampleObjective(self.config))
@@ -257,16 +256,18 @@ class SampleTask(DecoderTask):
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         settings = self.config.generation
-        decoder = cast(ConditionalDecoder, state.model)
+        decoder = state.model
         placed = self.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)  # in [0, 1]; `decoded` in [-1, 1]
         levels = torch.full((), settings.levels, device=images.device)
         with self.compute.autocast():
             # codes and classes of the images, then of samples
-            image_codes = torch.stack(self.model.encode(placed)[: settings.levels])
-            drawn_codes, drawn_classes = self.choose_samples()
-            drawn_codes = drawn_codes.to(images.device, non_blocking=True)
-            codes = torch.cat([image_codes, drawn_codes], 1)
+            codes = torch.stack(self.model.encode(placed)[: settings.levels])
+            drawn_classes = batch.labels[:0]
+            if settings.samples:
+                drawn_codes, drawn_classes = self.choose_samples()
+                drawn_codes = drawn_codes.to(images.device, non_blocking=True)
+                codes = torch.cat([codes, drawn_codes], 1)
             self.redraw(codes)
             classes = torch.cat([self.drop_classes(batch.labels), drawn_classes])
             classes = classes.to(images.device, non_blocking=True)
@@ -276,7 +277,7 @@ class SampleTask(DecoderTask):
             model = self.model.of_classes(classes)
             latents = model.quantizer.lookup(tuple(codes), check=False)
             decoded = (model.pixels(latents, image_size(images), levels).float() + 1) / 2
-            last_layer = cast(Any, decoder.decoder).decoder[-1].weight
+            last_layer = decoder.decoder.decoder[-1].weight
             losses, metrics = self.objective.judge(images, decoded, classes, last_layer, state.step)
 
         # the trainer sets the same rate for all networks before each step
@@ -293,7 +294,7 @@ class SampleTask(DecoderTask):
         """
         codes, classes = self.samples
         count = self.config.generation.sample_batch // distributed.world_size()
-        chosen = torch.randint(max(1, len(classes)), (count if len(classes) else 0,))
+        chosen = torch.randint(len(classes), (count,))
         return codes[:, chosen], classes[chosen]
 
     def drop_classes(self, labels: Tensor) -> Tensor:
@@ -351,7 +352,8 @@ def train(
     def resolve() -> Config:
         run = require_trainable(path)
         begun = folder.read_config() if resume and folder.config.is_file() else None
-        config = stage_config(_SECTIONS[kind], run.read_config(), fields, begun)
+        section = "progressive" if kind == PROGRESSIVE else kind
+        config = stage_config(section, run.read_config(), fields, begun)
         if begun is not None or kind == PROGRESSIVE:
             return config
         return resolve_samples(run, config)

@@ -54,20 +54,24 @@ class MetricsLog:
             return
         with self.path.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
-        if self._writer is not None:
-            for name, value in flatten_record(record).items():
-                self._writer.add_scalar(name, value, step)
+        if self._writer is None:
+            return
+        for name, value in values.items():
+            entries = {name: value}
+            if isinstance(value, list):
+                entries = {f"{name}/level-{level}": entry for level, entry in enumerate(value, 1)}
+            for title, entry in entries.items():
+                if entry is not None:  # None: not measured
+                    self._writer.add_scalar(f"{kind}/{title}", entry, step)
 
     def write_means(
         self, step: int, window: Sequence[Mapping[str, float]], batch_size: int
     ) -> Mapping[str, float]:
-        """Append a record of the metrics of some steps, and return its values; {} without steps.
+        """Append a record of the metrics of some steps, and return its values.
 
         The values are means, but sums of `restarted` and `broken_images`, and images per second in
         place of the `step_seconds` of each step.
         """
-        if not window:
-            return {}
         mean = dict[str, float]()
         for name in dict.fromkeys(chain.from_iterable(window)):
             values = [metrics[name] for metrics in window if name in metrics]
@@ -84,18 +88,3 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             records.append(json.loads(line))
     return records
-
-
-def flatten_record(record: Record) -> dict[str, float]:
-    """Return the values of a record by chart names such as "train/loss" and
-    "evaluation/usage/level-1".
-    """
-    flat: dict[str, Any] = {}
-    for name, value in record.items():
-        title = f"{record['kind']}/{name}"
-        if isinstance(value, list):
-            flat |= {f"{title}/level-{level}": entry for level, entry in enumerate(value, 1)}
-        elif name not in ("kind", "step"):
-            flat[title] = value
-    # None: not measurable
-    return {title: float(value) for title, value in flat.items() if value is not None}

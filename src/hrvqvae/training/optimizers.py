@@ -16,9 +16,8 @@ from hrvqvae.config import StageConfig
 _ITERATION = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
 _ITERATIONS = 5
 _MOMENTUM = 0.95
-_ADAM_STEP = (
-    0.2  # root mean square of the entries of Adam's usual step, in learning rates (Liu et al. 2025)
-)
+# root mean square of the entries of Adam's usual step, in learning rates (Liu et al. 2025)
+_ADAM_STEP = 0.2
 _MIN_CHANNELS = 4  # inputs and outputs of a matrix; layers that read or write pixels have fewer
 
 
@@ -80,8 +79,8 @@ def select_matrices(module: nn.Module) -> list[Tensor]:
     """Return the weights that Muon treats as matrices: filters of convolutions and weights of
     linear layers.
 
-    Layers that read or write pixels, embeddings, codewords, biases and scales are not among them.
-    The output layers of priors are, which Jordan et al. leave to Adam.
+    Adam gets layers that read or write pixels, embeddings, codewords, biases and scales. Unlike
+    Jordan et al., Muon gets the output layers of priors.
     """
     linear = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
     weights = [weight for weight in module.parameters() if weight.ndim == 4 or id(weight) in linear]
@@ -107,9 +106,8 @@ class Muon(Adam):
         super().__init__(groups, lr=learning_rate, betas=betas, fused=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Optimizer.__setstate__(
-            self, state
-        )  # Adam's __setstate__ expects a step count for every parameter
+        # Adam's __setstate__ expects a step count for every parameter.
+        Optimizer.__setstate__(self, state)
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -123,7 +121,7 @@ class Muon(Adam):
         self.param_groups = groups
 
     def _update_matrices(self, parameters: list[Tensor], learning_rate: float) -> None:
-        # the momentum, and Nesterov's look ahead
+        # update the momenta, and take Nesterov's look ahead
         parameters = [parameter for parameter in parameters if parameter.grad is not None]
         if not parameters:
             return
@@ -135,6 +133,7 @@ class Muon(Adam):
         torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
         ahead = torch._foreach_lerp(gradients, momenta, _MOMENTUM)
 
+        # take the step
         updates = orthogonalize([tensor.flatten(1).float() for tensor in ahead])
         scale = -learning_rate * _ADAM_STEP
         torch._foreach_mul_(updates, [scale * math.sqrt(max(update.shape)) for update in updates])

@@ -1,4 +1,4 @@
-"""Options of `hrvqvae.train` and its like in Python, and how they end."""
+"""The options of trainings in Python (`hrvqvae.train`, `Model.train_prior`), and their end."""
 
 import signal
 from collections.abc import Mapping

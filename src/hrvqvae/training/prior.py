@@ -30,13 +30,13 @@ from hrvqvae.codes.store import load_or_make, read_codes
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import stage_config
 from hrvqvae.data.batches import make_rng, sample_stream
-from hrvqvae.data.copies import Copy, list_copies
+from hrvqvae.data.copies import list_copies
 from hrvqvae.data.loading import open_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.plots import curves
 from hrvqvae.priors.base import Level, Prior, build_prior, measure_bits
-from hrvqvae.training.loggers import Record
+from hrvqvae.training.loggers import Record, read_records
 from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Evaluation, Outcome, Task, Trainer
 from hrvqvae.utils.errors import InputError, expand_home
@@ -45,8 +45,8 @@ from hrvqvae.utils.progress import say
 from hrvqvae.utils.quantities import counted
 
 _EPOCHS_PER_EVALUATION = 5  # at most
-_WORTH_A_PRIOR = 0.99  # the most bits of a prior, relative to guessing
-_FEW_IMAGES = 5_000  # fewer are trained on with copies, unless the options say otherwise
+_WORTH_A_PRIOR = 0.99  # a prior that needs a larger share of the bits of guessing is reported
+_FEW_IMAGES = 5_000  # a set of fewer images gets changed copies, unless options say otherwise
 _COPIES_OF_FEW = {"prior.shifts": 8, "prior.variants": 3}
 
 
@@ -60,9 +60,12 @@ class CodeBatch(NamedTuple):
 
     def to(self, device: torch.device) -> CodeBatch:
         def move(values: Any) -> Any:
+            """Move a tensor, None or a tuple of tensors."""
+            if values is None:
+                return None
             if isinstance(values, tuple):
                 return tuple(map(move, values))
-            return values if values is None else values.to(device, non_blocking=True)
+            return values.to(device, non_blocking=True)
 
         return CodeBatch(*map(move, self))
 
@@ -73,8 +76,8 @@ def read_batch(
     """Read the codes of images for the prior of `levels`."""
     codes, labels = maps.read(indices)
     coarser = model.codeword_indices(codes[: levels.start])
-    own = codes[levels.start : levels.stop]
-    return CodeBatch(own, coarser, labels if maps.classes else None)
+    label = labels if maps.classes else None
+    return CodeBatch(codes[levels.start : levels.stop], coarser, label)
 
 
 def split_held_out(
@@ -139,7 +142,22 @@ class PriorTask(Task):
         prior = self.config.prior
         copies = list(list_copies(prior.flip, prior.shifts, prior.variants))
         if prior.codes is None:
-            maps = [self._load_codes(copy) for copy in copies]
+            # read or make the codes of each copy, with the autoencoder's own configuration
+            config = dataclasses.replace(self.model_config, data=self.config.data)
+            folder = RunFolder(self.parent_run).codes
+            maps = []
+            for copy in copies:
+                codes = load_or_make(
+                    folder.with_name(copy.folder),
+                    self.model,
+                    self.autoencoder_digest,
+                    config,
+                    "train",
+                    self.compute.device,
+                    say,
+                    copy.augment,
+                )
+                maps.append(codes)
         elif len(copies) == 1:
             maps = [read_codes(Path(prior.codes), self.autoencoder_digest)]
         else:
@@ -148,10 +166,11 @@ class PriorTask(Task):
                 " --prior.flip false --prior.shifts 0 --prior.variants 0, or leave out prior.codes"
             )
         self.maps = join_maps(maps)
-        self.num_images = len(maps[0])
+        uncopied = maps[0]
+        self.num_images = len(uncopied)
         self.copy_labels = torch.tensor([copy.index for copy in copies])
-        self.labels = maps[0].labels
-        self.classes = maps[0].classes
+        self.labels = uncopied.labels
+        self.classes = uncopied.classes
         if prior.class_dropout and not self.classes:
             raise InputError(
                 f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without"
@@ -164,26 +183,13 @@ class PriorTask(Task):
         num_images = counted(len(self.train_indices), "image")
         self.description = f"{name}: {num_images}, {len(self.held_out):,} held out"
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
-        digest.update(np.ascontiguousarray(maps[0].levels[0]).data)
+        digest.update(np.ascontiguousarray(uncopied.levels[0]).data)
         self.data_digest = digest.hexdigest()
 
         # a prior learns a small set by heart within a few epochs
         epoch = -(-self.num_samples // self.training.batch_size)
         interval = min(self.training.evaluate_every, _EPOCHS_PER_EVALUATION * epoch)
         self.training = dataclasses.replace(self.training, evaluate_every=interval)
-
-    def _load_codes(self, copy: Copy) -> CodeMaps:
-        """Return the codes of a copy of the images, by the autoencoder as it was trained."""
-        return load_or_make(
-            RunFolder(self.parent_run).codes.with_name(copy.folder),
-            self.model,
-            self.autoencoder_digest,
-            dataclasses.replace(self.model_config, data=self.config.data),
-            "train",
-            self.compute.device,
-            say,
-            copy.augment,
-        )
 
     def build(self) -> Prior:
         return build_prior(self.config, self.levels, len(self.classes))
@@ -207,7 +213,6 @@ class PriorTask(Task):
     def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
         model = state.model
         batch = batch.to(self.compute.device)
-        assert isinstance(model, Prior)
         share = self.config.prior.class_dropout
         label = drop_classes(batch.label, model.level, share, self.training.seed, state.step)
         with self.compute.autocast():
@@ -222,7 +227,6 @@ class PriorTask(Task):
         needed fewer.
         """
         prior = state.averaged.module.eval()
-        assert isinstance(prior, Prior)
         bits = torch.zeros(len(prior.levels), dtype=torch.float64)
         held_out = self.held_out[: self.training.evaluation_images]
         share = held_out[distributed.rank_slice().of(len(held_out))]  # of this process
@@ -232,13 +236,14 @@ class PriorTask(Task):
                 bits += torch.tensor(measure_bits(prior, batch.codes, batch.coarser, batch.label))
         gathered = distributed.all_gather_numbers(*bits.tolist())
 
-        # of each level, per image and per code
+        # the bits of each level, per image and per code
         image_bits = [sum(column) / len(held_out) for column in zip(*gathered, strict=True)]
         code_bits = [level_bits / math.prod(prior.level.grid) for level_bits in image_bits]
         bits_per_code = sum(code_bits) / len(code_bits)
         bits_per_image = sum(image_bits)
 
-        # saved before it is logged: a run that is killed in between evaluates this step again
+        # The trainer logs the evaluation after this. A run that is killed in between evaluates this
+        # step again.
         best = min(list_held_out_bits(records), default=math.inf)
         is_best = bits_per_code <= best
         if is_best and distributed.rank() == 0:
@@ -261,15 +266,15 @@ class PriorTask(Task):
         bits = list_held_out_bits(records)
         return 0 < patience < len(bits) and min(bits[-patience:]) > min(bits)
 
-    def remark(self, records: Sequence[Record]) -> str:
-        evaluations = [record for record in records if record["kind"] == "evaluation"]
-        best = min(evaluations, key=lambda record: record["bits_per_code"])
+    def summarize(self, records: Sequence[Record]) -> str:
+        """Return which prior was kept, and whether it is worth anything."""
+        best = min(list_held_out_bits(records))
         symbols = [self.model_config.model.num_symbols[level] for level in self.levels]
         guess = fmean(map(math.log2, symbols))
-        if best["bits_per_code"] < _WORTH_A_PRIOR * guess:
-            return f"kept: the prior of step {best['step']}, which has the fewest held-out bits"
+        if best < _WORTH_A_PRIOR * guess:
+            return f"kept: the prior with the fewest bits per held-out code, {best:.4f}"
         return (
-            f"no better than guessing ({guess:.3f} bits per code), best at step {best['step']}:"
+            f"no better than guessing: {best:.4f} bits per held-out code, {guess:.4f} by guessing;"
             " train on more images, or on changed copies of each (--prior.variants 3)"
         )
 
@@ -332,6 +337,7 @@ def train(
         outcomes[task.levels] = Trainer(task, resume=resume).train()
         if outcomes[task.levels].signal is not None:
             break
+        say(f"{level_names(task.levels)}: {task.summarize(read_records(task.run.metrics))}")
     return outcomes
 
 

@@ -11,7 +11,6 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -44,23 +43,27 @@ def count_parameters(model: nn.Module) -> int:
     return sum(tensor.numel() for tensor in (*model.parameters(), *codewords))
 
 
-def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> str:
-    """Copy weights into a model; return a remark, or "".
+def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy weights into a model. A part of `_PARTS` with other shapes keeps its new values.
 
-    A part of `_PARTS` with other shapes keeps its new values, as the remark says. Raises
-    InputError, which names the `source`, if another weight is missing, unknown or of another shape.
+    Raises InputError, which names the `source`, if another weight is missing, unknown or of another
+    shape.
     """
-    there = {name: list(weight.shape) for name, weight in weights.items()}
     here = {name: list(weight.shape) for name, weight in model.state_dict().items()}
-    unequal = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-    anew = {name.split(".")[0] for name in unequal} & _PARTS
-    for name in unequal:
-        if name.split(".")[0] not in anew:
-            shapes = f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
-            raise InputError(f"{source} does not fit: {shapes}; choose the same shapes")
-    copied = {name: weights[name] for name in weights if name.split(".")[0] not in anew}
+    there = {name: list(weight.shape) for name, weight in weights.items()}
+    kept = set()
+    for name in here | there:
+        shapes = (there.get(name), here.get(name))
+        if shapes[0] == shapes[1]:
+            continue
+        part = name.split(".")[0]
+        if part not in _PARTS:
+            raise InputError(
+                f"{source} does not fit: {name} is {shapes[0]} there, {shapes[1]} here"
+            )
+        kept.add(part)
+    copied = {name: weights[name] for name in weights if name.split(".")[0] not in kept}
     model.load_state_dict(copied, strict=False)
-    return f", without its {' and '.join(sorted(anew))}" if anew else ""
 
 
 def read_finite(metrics: Metrics, step: int) -> dict[str, float]:
@@ -70,11 +73,9 @@ def read_finite(metrics: Metrics, step: int) -> dict[str, float]:
     values = {name: float(value) for name, value in metrics.items()}
     for name, value in values.items():
         if (name == "loss" or name.endswith(_NORM)) and not math.isfinite(value):
-            noun = "loss" if name == "loss" else "gradient"
-            described = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             raise NonFiniteError(
-                f"step {step}: the {noun} is not finite ({described}); it was not saved: try a"
-                " lower learning rate in a new run"
+                f"step {step}: {name} is {value}; the step was not saved: try a lower learning rate"
+                " in a new run"
             )
     return values
 
@@ -86,13 +87,15 @@ class MovingAverage(AveragedModel):
     forgotten, also in a training that is shorter than the average.
     """
 
+    module: Any
+
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, multi_avg_fn=self._mix, use_buffers=True)
         self.decay = decay
 
     @torch.no_grad()
     def _mix(self, averaged: Any, current: Any, _: Any) -> None:
-        if not averaged[0].is_floating_point():  # a call has tensors of one type
+        if not averaged[0].is_floating_point():  # each call gets tensors of one type
             torch._foreach_copy_(averaged, current)
             return
         updates = int(self.n_averaged)
@@ -114,7 +117,7 @@ class TrainState:
     """The networks and the progress of a training."""
 
     networks: dict[str, TrainedNetwork]  #: the model and the networks trained beside it, by name
-    #: moving average of the model's weights (docs/paper-tables.md, Table 6) and codewords
+    #: moving average of the model's weights and codewords (docs/paper-tables.md, Table 6)
     averaged: MovingAverage
     max_steps: float = math.inf  #: the training ends after so many steps
     max_seconds: float = math.inf  #: or after so many seconds
@@ -127,7 +130,7 @@ class TrainState:
     def start(
         model: nn.Module,
         config: TrainingConfig,
-        auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
+        auxiliary: Mapping[str, nn.Module] | None = None,
         num_samples: int = 0,
     ) -> TrainState:
         """Return the state before the first step. An epoch has `num_samples` samples; `model` and
@@ -135,7 +138,7 @@ class TrainState:
         """
         averaged = MovingAverage(model, config.polyak_decay)
         networks = {}
-        for name, module in {MODEL: model, **auxiliary}.items():
+        for name, module in {MODEL: model, **(auxiliary or {})}.items():
             networks[name] = TrainedNetwork(
                 module,
                 make_optimizer(module, config),
@@ -150,19 +153,14 @@ class TrainState:
         return TrainState(networks, averaged, max_steps, max_seconds)
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
+        """The network of the task."""
         return self.networks[MODEL].module
 
     @property
     def fraction(self) -> float:
         """The spent share of the budget: the larger of the shares of steps and of seconds."""
         return max(self.step / self.max_steps, self.seconds / self.max_seconds)
-
-    def set_learning_rate(self, rate: float) -> None:
-        """Set the learning rate of all networks."""
-        for network in self.networks.values():
-            for group in network.optimizer.param_groups:
-                group["lr"] = rate
 
     def minimize(self, losses: Mapping[str, Mapping[str, Tensor]]) -> Metrics:
         """Update each named network with the gradient of the sum of its losses. The gradient is the
@@ -240,9 +238,9 @@ class TrainState:
             network.module.load_state_dict(select(f"{network.prefix}model."))
             _restore_moments(network.optimizer, select(f"{network.prefix}optimizer."))
         self.averaged.load_state_dict(select("averaged."))
-        self.step = int(meta["step"])
-        self.seconds = float(meta["seconds"])
-        self.unlogged = list(meta["window"])
+        self.step = meta["step"]
+        self.seconds = meta["seconds"]
+        self.unlogged = meta["window"]
 
 
 def _restore_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:

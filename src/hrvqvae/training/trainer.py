@@ -54,7 +54,6 @@ class Outcome:
     step: int  #: steps taken over all resumptions
     signal: int | None  #: the signal that stopped the training, if any
     seconds: float  #: wall-clock time over all resumptions
-    remark: str = ""  #: what the task says about its training (`Task.remark`)
 
 
 class Task(ABC):
@@ -97,17 +96,16 @@ class Task(ABC):
         generator.
         """
 
-    def init_from(self, model: nn.Module) -> str:
-        """Copy the weights of the same network in the run `training.init_from`; return a message.
-        Raises InputError as `copy_weights`, or if there are none.
+    def init_from(self, model: Any) -> None:
+        """Copy the weights of the same network in the run `training.init_from`. Raises InputError
+        as `copy_weights`, or if there are none.
         """
         assert self.parent_run is not None
         place = self.run.path.relative_to(self.parent_run)
         source = RunFolder(open_run(self.training.init_from).path / place).model
-        remark = copy_weights(model, storage.read(source)[0], str(source))
-        return f"beginning with the weights of {source}{remark}"
+        copy_weights(model, storage.read(source)[0], str(source))
 
-    def initialize(self, model: nn.Module) -> None:  # noqa: B027
+    def initialize(self, model: Any) -> None:  # noqa: B027
         """Initialize parts of an untrained network, such as codebooks, from the data. The network
         is on its device.
         """
@@ -141,10 +139,6 @@ class Task(ABC):
     def is_finished(self, records: Sequence[Record]) -> bool:
         """Return whether the training ends before its budget is spent, by its log."""
         return False
-
-    def remark(self, records: Sequence[Record]) -> str:
-        """Return what is to be said about a training that ended, or ""."""
-        return ""
 
     @abstractmethod
     def save(self, state: TrainState) -> None:
@@ -184,7 +178,7 @@ class Trainer:
             gpus = [device] if device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(gpus))
 
-            # a full disk is an error of the user
+            # report a full disk in one line
             advice = "; make room, and continue with --resume"
             stack.enter_context(explain_write_errors(task.run.path, advice))
             state = self._prepare_state()
@@ -196,24 +190,24 @@ class Trainer:
                 for signum in _SIGNALS:
                     handler = signal.signal(signum, self.processes.receive)
                     stack.callback(signal.signal, signum, handler)
-            self.meter = stack.enter_context(closing(Meter(sys.stdout)))
-            use_tensorboard = bool(task.training.loggers)
-            log = MetricsLog(task.run.metrics, state.step, tensorboard=use_tensorboard)
-            self.log = stack.enter_context(closing(log))
+            self.meter = Meter(sys.stdout)
+            stack.callback(self.meter.close)
+            tensorboard = bool(task.training.loggers)
+            self.log = MetricsLog(task.run.metrics, state.step, tensorboard=tensorboard)
+            stack.callback(self.log.close)
 
-            # an end logs metrics that the last checkpoint still holds: do not log them twice
-            if log.has("train", state.step):
+            # Metrics are logged at the end of a training, and its last checkpoint may hold them
+            # too: do not log them twice.
+            if self.log.has("train", state.step):
                 state.unlogged.clear()
 
-            # a run that was killed in an evaluation repeats it
+            # repeat an evaluation that a kill interrupted
             if state.step and state.step % task.training.evaluate_every == 0:
                 self._evaluate(state)
             self._take_steps(state)
             self._end(state)
 
-        stopped = self.processes.signal
-        remark = "" if stopped else task.remark(log.records)
-        return Outcome(state.step, stopped, state.seconds, remark)
+        return Outcome(state.step, self.processes.signal, state.seconds)
 
     # ---- before the first step ----
 
@@ -223,17 +217,16 @@ class Trainer:
         """
         task = self.task
         run = task.run
-        alternative = "choose another --out"
         if task.parent_run is not None:
-            alternative = "delete that folder to train it anew"
             with lock_folder(task.parent_run):
-                pass  # nobody trains its autoencoder
+                pass  # the autoencoder is not being trained
             if run.model.is_file():
                 wanted = {"autoencoder": task.autoencoder_digest}
                 require_made_for(run.path, storage.read_meta(run.model), wanted)
         if run.begun() and not self.resume:
             raise InputError(
-                f"{run.path} holds a run already: continue it with --resume, or {alternative}"
+                f"{run.path} holds a run already: continue it with --resume, or move the folder"
+                " away"
             )
 
     def _prepare_state(self) -> TrainState:
@@ -262,10 +255,11 @@ class Trainer:
 
         # build the network
         torch.manual_seed(training.seed)
-        network = task.build()
+        model = task.build()
         if is_new and training.init_from:
-            say(task.init_from(network))
-        model = task.compute.place_model(network)
+            task.init_from(model)
+            say(f"beginning with the weights of {training.init_from}")
+        task.compute.place_model(model)
         if is_new and not training.init_from:
             task.initialize(model)
         state = TrainState.start(model, training, task.build_objective(), task.num_samples)
@@ -274,8 +268,6 @@ class Trainer:
         if not is_new:
             self._restore(state)
             distributed.on_rank_zero(write_config)
-        elif self.resume:
-            say(f"no checkpoint in {run.path}: starting anew")
         distributed.broadcast(state.tensors().values())
         say(f"{task.description}, {count_parameters(model):,} parameters, {task.compute.precision}")
         return state
@@ -292,8 +284,6 @@ class Trainer:
             )
         state.restore(tensors, meta)
         say(f"resuming {run.path} at step {state.step}")
-        if state.fraction >= 1:
-            say("its budget is spent; to train further, give a larger one")
 
         # a kill between checkpoint and model file left the model of an earlier step
         if distributed.rank() == 0:
@@ -302,25 +292,31 @@ class Trainer:
     # ---- steps ----
 
     def _take_steps(self, state: TrainState) -> None:
-        """Train until the training is complete, or a process was asked to stop or can't read its
-        batch.
+        """Take steps until the budget is spent, the task is finished, or a process gets a signal or
+        can't read a batch.
         """
         task = self.task
         training = task.training
         processes = self.processes
-        rank = distributed.rank()
         batch = self._read(state)
-        processes.sync()  # starts the clock: the time so far does not count
-        while not (processes.stopped or state.fraction >= 1 or task.is_finished(self.log.records)):
-            rate = compute_learning_rate(training, state.step, state.fraction)
-            state.set_learning_rate(rate)
+        processes.sync()  # begin to measure the time
+        while not (processes.signal or processes.failed or state.fraction >= 1):
+            if task.is_finished(self.log.records):
+                break
 
-            # torch's global generators, for dropout, differ between ranks
+            # set the learning rate
+            rate = compute_learning_rate(training, state.step, state.fraction)
+            for network in state.networks.values():
+                for group in network.optimizer.param_groups:
+                    group["lr"] = rate
+
+            # seed torch's global generators, for dropout; each rank draws other numbers
             seed = (training.seed << 32) + state.step
-            if rank:
+            if rank := distributed.rank():
                 seed = int(make_rng("step", training.seed, state.step, rank).integers(2**63))
             torch.manual_seed(seed)
 
+            # take a step
             state.model.train()
             metrics = task.step(state, batch)
             state.step += 1
@@ -329,6 +325,7 @@ class Trainer:
             state.seconds += seconds
             state.unlogged.append({**metrics, "learning_rate": rate, "step_seconds": seconds})
 
+            # log, save and evaluate
             is_evaluated = state.step % training.evaluate_every == 0
             if state.step % training.log_every == 0:
                 self._log(state)
@@ -349,7 +346,8 @@ class Trainer:
 
     def _end(self, state: TrainState) -> None:
         """Log and save what is not yet saved; then evaluate, or raise the error of `_read`."""
-        self._log(state)
+        if state.unlogged:
+            self._log(state)
         if state.step != self.saved_step:
             self._save(state)
         if self.processes.failed:
@@ -362,8 +360,6 @@ class Trainer:
         metrics = state.read_unlogged()
         mean = self.log.write_means(state.step, metrics, self.task.training.batch_size)
         state.unlogged.clear()
-        if not mean:
-            return
         remaining = state.seconds / state.fraction - state.seconds
         time_left = timedelta(seconds=max(0, int(remaining)))
         summary = (
@@ -387,13 +383,10 @@ class Trainer:
         if self.log.has("evaluation", state.step):
             return
         evaluation = self.task.evaluate(state, self.log.records)
+        self.log.write("evaluation", state.step, evaluation.record)
         self.meter.say(f"step {state.step}  {evaluation.line}")
         if self.pictures and distributed.rank() == 0:
-            newest = {"kind": "evaluation", "step": state.step, **evaluation.record}
-            self.task.draw(state, [*self.log.records, newest])
-
-        # log last: a resumed run repeats an evaluation that is missing from the log
-        self.log.write("evaluation", state.step, evaluation.record)
+            self.task.draw(state, self.log.records)
 
 
 class ProcessSync:
@@ -404,7 +397,6 @@ class ProcessSync:
 
     signal: int | None = None  #: a signal that some process received before the last `sync`
     failed = False  #: whether some process had an error before the last `sync`
-    stopped = False  #: whether a signal or an error ends the training here
     error: InputError | None = None  #: the error of this process
     _received = 0  # a signal that this process received
     _synced_at = 0.0
@@ -421,8 +413,7 @@ class ProcessSync:
         signals, errors, seconds = zip(*gathered, strict=True)
         self.signal = int(max(signals)) or None
         self.failed = any(errors)
-        self.stopped = self.failed or self.signal is not None
-        return float(max(seconds))
+        return max(seconds)
 
     def receive(self, signum: int, _: FrameType | None) -> None:
         """Handle a first signal: end the training after the current step. A second signal ends the
