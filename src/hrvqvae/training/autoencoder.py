@@ -202,8 +202,8 @@ class AutoencoderTask(ImageTask):
         return self.planted.eval()
 
     def save(self, state: TrainState) -> None:
-        model = self.averaged_model(state)
-        save_model(self.run.model, self.config, model.state_dict(), state.step)
+        weights = self.averaged_model(state).state_dict()
+        save_model(self.run.model, self.config, weights, state.step)
 
 
 def train(

@@ -76,8 +76,7 @@ def read_batch(
     """Read the codes of images for the prior of `levels`."""
     codes, labels = maps.read(indices)
     coarser = model.codeword_indices(codes[: levels.start])
-    label = labels if maps.classes else None
-    return CodeBatch(codes[levels.start : levels.stop], coarser, label)
+    return CodeBatch(codes[levels.start : levels.stop], coarser, labels if maps.classes else None)
 
 
 def split_held_out(
