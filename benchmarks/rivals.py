@@ -5,11 +5,11 @@ library takes vectors (1, N, D) with N = B * H * W.
 """
 
 import math
-from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from abc import ABC, abstractmethod
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from benchmarks.common import import_rival
@@ -19,7 +19,7 @@ from hrvqvae.config.registry import register_system
 from hrvqvae.config.section import AtLeastTwo, PerLevel, Positive, Range, Section, Weight
 from hrvqvae.config.systems import AS_HRVQVAE, settings
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes
+from hrvqvae.quantize import Codes, Quantized
 from hrvqvae.utils.errors import NonFiniteError, require
 
 library = import_rival("vector_quantize_pytorch")
@@ -94,13 +94,10 @@ class LibraryConfig(NetworkConfig):
         return 0 if self.quantizer.name == "lfq" else sum(self.num_symbols)
 
 
-class Adapter(Quantizer):
-    """A quantizer of the library, in float32. In training the library draws from torch's global
-    generator.
+class Adapter(nn.Module, ABC):
+    """A quantizer of the library in place of a `ResidualQuantizer`, in float32. In training the
+    library draws from torch's global generator.
     """
-
-    config: FSQQuantizerConfig | LibraryQuantizerConfig
-    sizes: tuple[int, ...]  # number of possible codes of each level
 
     @abstractmethod
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -138,13 +135,17 @@ class Adapter(Quantizer):
             self.train(training)
         return codes
 
-    def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
-        if check:
-            check_codes(codes, self.sizes)
+    def lookup(self, codes: Codes) -> Tensor:
         with torch.autocast(codes[0].device.type, enabled=False):
             return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(
                 *codes[0].shape, -1
             )
+
+    def codeword_indices(self, codes: Codes) -> Codes:
+        return codes
+
+    def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
+        return 0
 
     @torch.no_grad()
     def initialize(self, latents: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
@@ -177,7 +178,6 @@ class FSQQuantizer(Adapter):
             levels=list(config.channel_levels), dim=config.dim, return_indices=False
         )
         self.fsq.return_indices = True
-        self.sizes = (math.prod(config.channel_levels),)
 
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         quantized, codes = self.fsq(vectors)
@@ -212,14 +212,13 @@ class LibraryQuantizer(Adapter):
             options = {**options, beta: config.beta}
         options = {**options, "num_quantizers": config.levels, "codebook_size": config.codewords}
         self.residual: Any = getattr(library, kind)(dim=config.dim, **options)
-        self.sizes = (config.codewords,) * config.levels
 
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         quantized, codes, losses = self.residual(vectors)
         return quantized, codes, {"auxiliary": losses.sum()}
 
     def _look_up(self, codes: Tensor) -> Tensor:
-        missing = len(self.sizes) - codes.shape[-1]
+        missing = self.config.levels - codes.shape[-1]
         vectors: Tensor = self.residual.get_output_from_indices(pad(codes, (0, missing), value=-1))
         return vectors
 
@@ -236,7 +235,7 @@ class LibraryAutoencoder(SingleGridAutoencoder):
             if isinstance(settings, FSQQuantizerConfig)
             else LibraryQuantizer(settings)
         )
-        super().__init__(config, channels, quantizer)
+        super().__init__(config, channels, cast(Any, quantizer))
 
 
 _MODEL = "benchmarks.rivals:LibraryAutoencoder"

@@ -19,7 +19,6 @@ from tests.benchmarks.conftest import forget_rivals
 from tests.conftest import (
     check_refusals,
     generator,
-    input_error,
     nonfinite_error,
     normal,
     parametrize,
@@ -74,11 +73,11 @@ def test_simvq_s_loss_is_on_the_scale_of_ours(rivals):
 
 @parametrize("name, levels", [("fsq", 1), *product(KINDS, (1, 3))])
 def test_the_contract_of_a_quantizer(rivals, name, levels):
-    """Codes give what training decodes; nothing is drawn or changed; wrong codes are refused."""
+    """Codes give what training decodes; nothing is drawn or changed."""
     if name == "fsq":
-        quantizer, values = fsq(rivals, 5, 3, 4), 60
+        quantizer = fsq(rivals, 5, 3, 4)
     else:
-        quantizer, values = library(rivals, name=name, codewords=4, levels=levels), 4
+        quantizer = library(rivals, name=name, codewords=4, levels=levels)
     quantizer.initialize(normal(4, 8, 8, 6), generator())
     z = normal(2, 3, 4, 6)
     before = state_of(quantizer)
@@ -95,13 +94,6 @@ def test_the_contract_of_a_quantizer(rivals, name, levels):
     with nonfinite_error("a latent is NaN"):
         quantizer.train().encode(z[:1] * torch.nan)
     assert quantizer.training
-    for wrong, message in (
-        ((), "0 levels of codes given"),
-        (codes[:1] * (levels + 1), f"this model has 1 to {levels}"),
-        ((codes[0] * 0 + values,), f"level 1 has code {values}; codes lie in 0..{values - 1}"),
-    ):
-        with input_error(message):
-            quantizer.lookup(wrong)
 
 
 @parametrize("system, searched", [("fsq", 0), ("vqpytorch", 8**3)])

@@ -21,7 +21,7 @@ from hrvqvae.models.base import (
     to_unit_images,
 )
 from hrvqvae.models.blocks import ConditionalDecoder, Decoder, Encoder
-from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer, check_codes
+from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes
 from hrvqvae.quantize.planting import plant_tree
 
 
@@ -41,7 +41,7 @@ class SingleGridAutoencoder(Autoencoder):
     config: NetworkConfig
 
     def __init__(
-        self, config: NetworkConfig, channels: int, quantizer: Quantizer | None = None
+        self, config: NetworkConfig, channels: int, quantizer: ResidualQuantizer | None = None
     ) -> None:
         super().__init__(config, channels)
         self.quantizer = quantizer or ResidualQuantizer(cast(SingleGridConfig, config).quantizer)
@@ -63,9 +63,7 @@ class SingleGridAutoencoder(Autoencoder):
 
     def prefix_latents(self, codes: Codes) -> Tensor:
         """Return the sum of the codewords of every prefix of the levels, (L, B, H, W, D)."""
-        return torch.stack(
-            [self.quantizer.lookup(codes[:prefix], check=False) for prefix in self.prefixes]
-        )
+        return torch.stack([self.quantizer.lookup(codes[:prefix]) for prefix in self.prefixes])
 
     def pixels(self, latents: Tensor, size: Grid, levels: Tensor | None = None) -> Tensor:
         """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from quantized latents
@@ -107,7 +105,7 @@ class SingleGridAutoencoder(Autoencoder):
         is_whole = len(codes) == self.prefixes[-1]
 
         def decode_tile(codes: Codes, size: Grid) -> Tensor:
-            latents = self.quantizer.lookup(codes, check=False)
+            latents = self.quantizer.lookup(codes)
             count = None if is_whole else torch.tensor(len(codes), device=latents.device)
             return ((self.pixels(latents, size, count) + 1) / 2).clamp(0, 1)
 
@@ -132,7 +130,6 @@ class SingleGridAutoencoder(Autoencoder):
         if config == self.config:
             return self
         assert isinstance(config, SingleGridConfig)
-        assert isinstance(self.quantizer, ResidualQuantizer)
         model = copy.copy(self)
         model._modules = dict(self._modules)  # the copy shares encoder and decoder alone
         model.quantizer = plant_tree(self.quantizer, config.quantizer)

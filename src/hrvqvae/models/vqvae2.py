@@ -122,7 +122,7 @@ class VQVAE2(Autoencoder):
             ):
                 grid_codes = quantizer.encode(latents)  # a tuple: the codes of a single level
                 codes += grid_codes
-                codewords.append(quantizer.lookup(grid_codes, check=False))
+                codewords.append(quantizer.lookup(grid_codes))
             return tuple(codes)
 
         return tiles.encode(encode_tile, images, self.config, self)
@@ -133,9 +133,7 @@ class VQVAE2(Autoencoder):
 
         def decode_tile(tile: Codes, size: Grid) -> Tensor:
             pairs = zip(self.quantizers, tile, strict=True)
-            codewords = [
-                quantizer.lookup((grid_codes,), check=False) for quantizer, grid_codes in pairs
-            ]
+            codewords = [quantizer.lookup((grid_codes,)) for quantizer, grid_codes in pairs]
             return ((self._decode_codewords(codewords, size) + 1) / 2).clamp(0, 1)
 
         return tiles.decode(decode_tile, codes, size, self.config, self)

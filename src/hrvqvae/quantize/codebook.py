@@ -37,8 +37,7 @@ class LevelCodebooks(nn.Module):
     def children_of(self, parents: Tensor) -> Tensor:
         """Return the indices of the children of codewords (K,) of the coarser level: (K * m,)."""
         children = torch.arange(self.size, device=parents.device)
-        indices = parents.unsqueeze(-1) * self.size + children
-        return indices.flatten()
+        return (parents.unsqueeze(-1) * self.size + children).flatten()
 
     def lookup(self, index: Tensor) -> Tensor:
         """Return the codewords of indices (...) int64: (..., D)."""
@@ -57,8 +56,8 @@ class LevelCodebooks(nn.Module):
         residual: Tensor,
         parent: Tensor,
         rng: torch.Generator,
-        weight: float,
-        shared: bool,
+        weight: float = 1.0,
+        least: int = 0,
     ) -> None:
         """Run k-means in each codebook that gets vectors; start the others with small random
         codewords.
@@ -66,10 +65,10 @@ class LevelCodebooks(nn.Module):
         Takes residuals (N, D) and the coarser codeword `parent` (N,) of each. The count of a
         codeword starts at the size of its cluster times `weight` (vectors per training batch,
         divided by N), so that the first batches refine the codeword instead of replacing it. With
-        `shared`, all codebooks start from one k-means.
+        fewer than `least` vectors per codeword, all codebooks start from one k-means.
         """
         books = parent if self.num_books > 1 else torch.zeros_like(parent)
-        if shared:
+        if len(residual) < least * self.num_codewords:
             centers, nearest = kmeans(residual, self.size, rng)
             start = centers.repeat(self.num_books, 1)
             index = books * self.size + nearest
@@ -112,8 +111,7 @@ class LevelCodebooks(nn.Module):
             target = book * self.size + children[: len(vectors)]
             order = torch.randperm(len(vectors), generator=rng)
             drawn = vectors[order[: len(target)]]
-            mean_count = book_count[book] / self.size
-            self.set_codewords(residual[drawn], mean_count, target)
+            self.set_codewords(residual[drawn], book_count[book] / self.size, target)
             moved.append(target)
             source.append(index[drawn])
         return torch.cat(moved), torch.cat(source)
@@ -140,8 +138,7 @@ def update_codebooks(
     counts = []
     sums = []
     for level, residual, index in zip(levels, residuals, indices, strict=True):
-        count = vq.counts(index, level.num_codewords)
-        counts.append(count.float())
+        counts.append(vq.counts(index, level.num_codewords).float())
         zeros = residual.new_zeros(level.num_codewords, residual.shape[1])
         sums.append(zeros.index_add_(0, index, residual))
     counts = distributed.all_reduce(counts)

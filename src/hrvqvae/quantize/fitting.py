@@ -61,21 +61,19 @@ def fit(
     """
     rng = torch.Generator().manual_seed(seed)
     dim = quantizer.config.dim
-    batches = batches_of(vectors, dim)
-    sample, num_vectors, largest_batch = _draw_sample(batches, start, dim, rng)
+    sample, batch_sizes = _draw_sample(batches_of(vectors, dim), start, dim, rng)
+    num_vectors = sum(batch_sizes)
     if num_vectors == 0:
         raise InputError("no vectors to fit to")
     waiting("k-means start")
-    sample = sample.to(quantizer.levels[0].count.device)
-    quantizer.initialize(sample, rng, least=_ENOUGH_PER_CODEWORD)
-    weight = largest_batch / num_vectors  # of a vector, so that counts are those of a batch
+    device = quantizer.levels[0].count.device
+    quantizer.initialize(sample.to(device), rng, least=_ENOUGH_PER_CODEWORD)
+    weight = max(batch_sizes) / num_vectors  # of a vector, so that counts are those of a batch
     with task("fit", num_vectors * passes, "vectors") as advance:
         for index in range(passes):
             if index > 0:
                 _split_fullest(quantizer, rng, num_vectors, weight)
-            batches = batches_of(vectors, dim)
-            counts, totals = _sum_residuals(quantizer, batches, advance)
-            _refit(quantizer.levels, counts, totals, weight)
+            _run_pass(quantizer, batches_of(vectors, dim), weight, advance)
 
 
 def _draw_sample(
@@ -83,34 +81,30 @@ def _draw_sample(
     size: int,
     dim: int,
     rng: torch.Generator,
-) -> tuple[Tensor, int, int]:
-    """Return a uniform sample of at most `size` vectors, on the CPU, the number of all vectors and
-    that of the largest batch.
-    """
+) -> tuple[Tensor, list[int]]:
+    """Return a uniform sample of at most `size` vectors, on the CPU, and the sizes of batches."""
     sample = torch.empty(0, dim)
     keys = torch.empty(0, dtype=torch.float64)
-    num_vectors = 0
-    largest_batch = 1
+    batch_sizes = []
     for batch in batches:
-        # each vector has a random key, and the largest keys are kept
-        num_vectors += len(batch)
-        largest_batch = max(largest_batch, len(batch))
+        batch_sizes.append(len(batch))
+
+        # each vector gets a random key; those of the largest keys stay in the sample
         new_keys = torch.rand(len(batch), generator=rng, dtype=torch.float64)
         keys = torch.cat([keys, new_keys])
         sample = torch.cat([sample, batch.cpu()])
         keys, kept = keys.topk(min(size, len(keys)))
         sample = sample[kept]
-    return sample, num_vectors, largest_batch
+    return sample, batch_sizes
 
 
-def _sum_residuals(
+def _run_pass(
     quantizer: ResidualQuantizer,
     batches: Iterator[Tensor],
+    weight: float,
     advance: Callable[[int], None],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return, for each level, how many vectors chose each codeword (num_books, m), and the sums
-    (num_books, m, D) of the residuals that did.
-    """
+) -> None:
+    """Search for all vectors, and refit all levels to the residuals that chose each codeword."""
     levels = quantizer.levels
     # in float64: beside the sum of millions float32 loses small residuals
     counts = [torch.zeros_like(level.count, dtype=torch.float64) for level in levels]
@@ -122,7 +116,7 @@ def _sum_residuals(
             count += vq.counts(index, count.numel()).view_as(count)
             total.flatten(0, 1).index_add_(0, index, residual.double())
         advance(len(batch))
-    return counts, totals
+    _refit(levels, counts, totals, weight)
 
 
 def _refit(
@@ -138,17 +132,14 @@ def _refit(
     becomes the mean of these alone, or 0 in a single codebook. Each vector adds `weight` to the
     count of its codeword. The sums are overwritten.
     """
-    # `parent_shift` (K, 1, D): how far this pass has moved the sum of the codewords down to each
-    # codeword of the coarser level. It is 0 at the first level of a group of linked levels: moves
-    # of earlier groups are neglected.
-    parent_shift = torch.zeros(())
     for level, count, total in zip(levels, counts, totals, strict=True):
+        # `parent_shift` (K, 1, D): how far this pass has moved the sum of the codewords down to
+        # each codeword of the coarser level. The residuals were taken before. At the first level of
+        # a group of linked levels it is 0: moves of earlier groups are neglected.
         is_linked = level.num_books > 1
-        if is_linked:
-            # the residuals were taken before the coarser codewords moved
-            total -= count.unsqueeze(-1) * parent_shift
-        else:
+        if not is_linked:
             parent_shift = total.new_zeros(())
+        total -= count.unsqueeze(-1) * parent_shift
 
         # the means, in linked levels with pseudo-vectors; in place, since leaves may be many
         num_vectors = count.sum(0).clamp(min=1)
@@ -162,8 +153,7 @@ def _refit(
         if level is not levels[-1]:
             shift = codewords - level.codewords + parent_shift
             parent_shift = shift.flatten(0, 1).unsqueeze(1)
-        vectors = codewords.flatten(0, 1)
-        level.set_codewords(vectors, count.flatten() * weight)
+        level.set_codewords(codewords.flatten(0, 1), count.flatten() * weight)
 
 
 def _split_fullest(
@@ -184,15 +174,15 @@ def _split_fullest(
         is_dense = num_vectors >= _ENOUGH_PER_CODEWORD * codebooks.num_codewords
         most_vectors = 1 if is_dense else leaves  # of a codeword that is not split
 
-        # The k-th unused codeword of a codebook takes half of its k-th fullest one.
+        # The k-th unused codeword of a codebook takes half of its k-th fullest one. At codewords
+        # that are used, `rank` and `partner` mean nothing.
         unused = codebooks.count == 0
-        rank = unused.cumsum(1) - 1
-        rank = rank.clamp(min=0)  # means nothing at codewords that are used
+        rank = (unused.cumsum(1) - 1).clamp(min=0)
         by_fullness = codebooks.count.argsort(dim=1, descending=True, stable=True)
         partner = by_fullness.gather(1, rank)
-        # 0.5 more, since counts are rounded products of `weight`
-        most_count = weight * (most_vectors + 0.5)
-        is_full = codebooks.count.gather(1, partner) > most_count
+
+        # a half more, since counts are rounded products of `weight` and numbers of vectors
+        is_full = codebooks.count.gather(1, partner) > weight * (most_vectors + 0.5)
         book, child = (unused & is_full).nonzero(as_tuple=True)
         target = book * codebooks.size + child
         source = book * codebooks.size + partner[book, child]
@@ -205,6 +195,7 @@ def _split_fullest(
         # The copy of the subtree gets half its counts, as `target` has half the count of `source`.
         codebooks.set_codewords(codewords + offset, half, target)
         quantizer.copy_subtrees(level, source, target)
-        # Now both have the same count, and the subtree of `source` gets the halved counts back.
+
+        # Now both get the same count, and `source` a copy of the copy, with the halved counts.
         codebooks.set_codewords(codewords - offset, half, source)
         quantizer.copy_subtrees(level, target, source)

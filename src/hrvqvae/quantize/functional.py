@@ -33,12 +33,11 @@ def perplexity(count: Tensor) -> float:
     """Return exp(entropy) of the shares of the counts, from 1 to the number of codewords."""
     share = count.double() / count.sum()
     entropy = torch.special.entr(share).sum()
-    return float(torch.exp(entropy))
+    return float(entropy.exp())
 
 
 def members_of_books(books: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Return each codebook that occurs in `books` (N,), with the positions where it occurs."""
     present, sizes = torch.unique(books, return_counts=True)
-    sorted_by_book = torch.argsort(books, stable=True)
-    positions = torch.split(sorted_by_book, sizes.tolist())
+    positions = torch.split(torch.argsort(books, stable=True), sizes.tolist())
     return zip(present.tolist(), positions, strict=True)

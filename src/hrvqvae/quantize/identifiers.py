@@ -120,6 +120,6 @@ def _nearest_leaves(
     indices = search_tensors(vectors, codebooks, count, config.coarse_weight, count)
     codes = [index % size for index, size in zip(indices, config.sizes, strict=True)]
     leaf = number_of(torch.stack(codes, -1), config.sizes)
-    quantized = quantizer.lookup(tuple(codes), check=False)
+    quantized = quantizer.lookup(tuple(codes))
     distance = (vectors.unsqueeze(1) - quantized).square().sum(-1)
     return leaf.cpu(), distance.cpu().double()

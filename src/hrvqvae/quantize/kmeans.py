@@ -47,8 +47,7 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
         # so a round adds at most half as many as there are.
         count = min(seeds_per_round, len(chosen) // 2, missing)
         shares = torch.rand(max(1, count), generator=rng, dtype=torch.float64)
-        drawn = torch.searchsorted(mass, shares * mass[-1])
-        drawn = drawn.clamp(max=len(vectors) - 1)
+        drawn = torch.searchsorted(mass, shares * mass[-1]).clamp(max=len(vectors) - 1)
         new = torch.unique(drawn).to(vectors.device)
         chosen = torch.cat([chosen, new])
 

@@ -24,7 +24,7 @@ from hrvqvae.quantize.codebook import split_levels
 from hrvqvae.quantize.fitting import MOST_VALUES, Vectors, batches_of, fit
 from hrvqvae.quantize.identifiers import number_of, unique_indices
 from hrvqvae.quantize.planting import plant
-from hrvqvae.quantize.quantized import Quantized
+from hrvqvae.quantize.quantized import Quantized, check_codes
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.schedule import CodebookSchedule, restart_due, track_moves
 from hrvqvae.utils.errors import InputError
@@ -107,9 +107,11 @@ class TreeVQ(nn.Module):
         )
         self.channel_dim = -1 if channel_last else 1
         self.quantizer = ResidualQuantizer(config)
+
+        # without `start_vectors`: eight per codeword of the largest level, within limits
         usual = min(8 * max(config.num_codewords), 65_536, MOST_VALUES // dim)
         self.schedule = CodebookSchedule(start_vectors or max(4_096, usual))
-        self.total_steps = total_steps
+        self.total_steps = total_steps or torch.inf
 
     @classmethod
     def from_codebook(
@@ -135,13 +137,12 @@ class TreeVQ(nn.Module):
         layer = cls(dim, codewords, depth * len(stages), **options)
         groups = split_levels(layer.quantizer.levels, depth)
         usage = torch.ones(codebook.shape[:-1]) if counts is None else counts.cpu()
-        planted = []
-        for group, stage, used in zip(groups, stages, usage.view(-1, num_words), strict=True):
-            planted.append(plant(group, stage, used))
-        marked = torch.stack(planted)
+        trees = zip(groups, stages, usage.view(-1, num_words), strict=True)
+        marked = torch.stack([plant(*tree) for tree in trees])
 
-        # the row of each leaf; unmarked leaves come first in the order of their numbers
         layer.rows = nn.Buffer(marked % num_words)
+
+        # The leaf of each row: a repetition of a row is marked by K more, so it comes after them.
         leaves = marked.argsort()[:, :num_words]
         paths = torch.unravel_index(leaves, [codewords] * depth)
         layer.paths = nn.Buffer(torch.stack(paths, -1))
@@ -173,18 +174,18 @@ class TreeVQ(nn.Module):
         fill; others are 0.
         """
         config = self.quantizer.config
+        is_single_group = config.group_size == config.levels
         deeper = config.replace(
             levels=config.levels + 1,
             level_codewords=(*config.sizes, codewords),
-            linked=0 if config.group_size == config.levels else config.linked,
+            linked=0 if is_single_group else config.linked,
         )
         grown = ResidualQuantizer(deeper)
         for old, new in zip(self.quantizer.levels, grown.levels, strict=False):
             new.load_state_dict(old.state_dict())
         indices, _, residuals = self.quantizer.descend(vectors)
         level = grown.levels[-1]
-        rng = torch.Generator().manual_seed(0)
-        level.initialize(residuals[-1], indices[-1], rng, 1.0, False)
+        level.initialize(residuals[-1], indices[-1], torch.Generator().manual_seed(0))
         level.codewords[level.count == 0] = 0
         self.quantizer = grown
         return self.freeze()
@@ -219,8 +220,6 @@ class TreeVQ(nn.Module):
         result = quantize(vectors)
         terms = torch.stack([*result.losses.values()])  # sums over all values
         loss = terms.sum() / max(1, vectors.numel())
-        quantized = result.latents.to(features.dtype)
-        indices = torch.stack(result.codes, -1)
 
         def restore_positions(values: Tensor, padding: int) -> Tensor:
             """Return values (N, ...) in the positions of the input, with padding where the mask is
@@ -232,8 +231,8 @@ class TreeVQ(nn.Module):
             padded = values.new_full(shape, padding)
             return padded.masked_scatter(mask.unsqueeze(-1), values)
 
-        quantized = restore_positions(quantized, 0)
-        indices = restore_positions(indices, PADDING)
+        quantized = restore_positions(result.latents.to(features.dtype), 0)
+        indices = restore_positions(torch.stack(result.codes, -1), PADDING)
         return quantized.movedim(-1, self.channel_dim), indices, loss
 
     def _learn(self, vectors: Tensor) -> Quantized:
@@ -254,14 +253,13 @@ class TreeVQ(nn.Module):
                 with torch.device("cpu"), track_moves(quantizer):
                     quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
                 if len(sample) == schedule.start_vectors:
-                    # last, so that a start that Ctrl-C has ended is made again
+                    # last, so that a start that is interrupted is made again
                     schedule.set_steps(1)
         result: Quantized = quantizer(vectors)
 
         # restarts, on a batch of all processes
         if steps:
-            share = steps / self.total_steps if self.total_steps else 0.0
-            if restart_due(steps, quantizer.config.restart_every, share):
+            if restart_due(steps, quantizer.config.restart_every, steps / self.total_steps):
                 gathered = distributed.all_gather(batch)
                 with torch.device("cpu"), track_moves(quantizer):
                     quantizer.restart_dead_codes(gathered, torch.Generator().manual_seed(steps))
@@ -348,8 +346,8 @@ class TreeVQ(nn.Module):
         indices = indices.to(self.quantizer.levels[0].count.device).long()
         padding = (indices == PADDING).all(-1, keepdim=True)
         codes = indices.masked_fill(padding, 0).unbind(-1)
-        summed = self.quantizer.lookup(codes)
-        return summed.masked_fill(padding, 0).movedim(-1, self.channel_dim)
+        check_codes(codes, self.quantizer.config.sizes)
+        return self.quantizer.lookup(codes).masked_fill(padding, 0).movedim(-1, self.channel_dim)
 
     def codeword_indices(self, indices: Tensor) -> Tensor:
         """Return, for indices (B, ..., l), the index of each codeword among all codewords of its

@@ -93,8 +93,8 @@ def read_leaves(tree: ResidualQuantizer) -> ResidualQuantizer:
         # from the root down, the vector of a node is that of its parent plus its codeword
         vectors = torch.zeros(1, config.dim)
         for level in group:
-            parent_vectors = vectors.repeat_interleave(level.size, 0)
-            vectors = parent_vectors + level.codewords.flatten(0, 1)
+            vectors = vectors.repeat_interleave(level.size, 0)
+            vectors = vectors + level.codewords.flatten(0, 1)
         stage.set_codewords(vectors, group[-1].count.flatten())
     return flat
 
@@ -109,8 +109,8 @@ def _order_rows(vectors: Tensor, weights: Tensor, rows: Tensor, sizes: Sequence[
     size, *finer_sizes = sizes
     if not finer_sizes:
         # the rows are the children of one node, and its missing children repeat the first row
-        repetitions = rows[:1].repeat(size - len(rows))
-        return torch.cat([rows, repetitions + len(vectors)])
+        repetitions = rows[:1].repeat(size - len(rows)) + len(vectors)
+        return torch.cat([rows, repetitions])
 
     # each group of rows is a subtree
     groups = divide(vectors[rows], weights[rows], size)

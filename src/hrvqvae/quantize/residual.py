@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize.codebook import LevelCodebooks, split_levels, update_codebooks
-from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes
+from hrvqvae.quantize.quantized import Codes, Quantized
 from hrvqvae.quantize.search import search
 
 
-class ResidualQuantizer(Quantizer):
+class ResidualQuantizer(nn.Module):
     """L levels on one latent grid: VQ with one level, RQ if no levels are linked, HR-VQVAE if all
     are.
 
@@ -36,7 +36,6 @@ class ResidualQuantizer(Quantizer):
     Everything is computed in float32, also under autocast.
     """
 
-    config: QuantizerConfig
     levels: list[LevelCodebooks]  # coarse first
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -82,16 +81,12 @@ class ResidualQuantizer(Quantizer):
 
         codes = self._codes(indices, latents)
         straight_through = z + (z_q - z).detach()
-        straight_through = straight_through.view(latents.shape)
-        return Quantized(straight_through, codes, losses)
+        return Quantized(straight_through.view(latents.shape), codes, losses)
 
     def _codes(self, indices: Iterable[Tensor], latents: Tensor) -> Codes:
         """Return the codes (B, H, W) of each level for indices (N,) of latents (B, H, W, D)."""
-        codes = []
-        for index, codebooks in zip(indices, self.levels, strict=False):
-            code = index % codebooks.size
-            codes.append(code.view(latents.shape[:-1]))
-        return tuple(codes)
+        pairs = zip(indices, self.levels, strict=False)
+        return tuple((index % level.size).view(latents.shape[:-1]) for index, level in pairs)
 
     def descend(
         self, z: Tensor, levels: int | None = None
@@ -117,7 +112,9 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def encode(self, latents: Tensor, levels: int | None = None) -> Codes:
-        """Return the codes of the first levels (default: all); see `Quantizer.encode`."""
+        """Return the codes (B, H, W) of the first levels (default: all), and update nothing; raise
+        the same errors as `forward`.
+        """
         z = latents.flatten(0, -2).float()
 
         # the last search alone needs no codewords and no residuals after it
@@ -127,14 +124,18 @@ class ResidualQuantizer(Quantizer):
         nearest = self.search(residuals[-1], [level.codewords for level in last])
         return self._codes([*indices, *nearest], latents)
 
-    def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
-        if check:
-            check_codes(codes, self.config.sizes)
+    def lookup(self, codes: Codes) -> Tensor:
+        """Return latents (B, H, W, D) for codes of the first levels, whose values are not checked:
+        the sum of the codewords.
+        """
         pairs = zip(self.levels, self.codeword_indices(codes), strict=False)
         codewords = [level.lookup(index) for level, index in pairs]
         return sum(codewords, torch.zeros((), device=codes[0].device))
 
     def codeword_indices(self, codes: Codes) -> Codes:
+        """Return, in the shapes of the codes, the index of each codeword among all codewords of its
+        level.
+        """
         indices: list[Tensor] = []
         for code, codebooks in zip(codes, self.levels, strict=False):
             parent = indices[-1] if codebooks.num_books > 1 else 0
@@ -149,9 +150,8 @@ class ResidualQuantizer(Quantizer):
         weight: float = 1.0,
         least: int = 0,
     ) -> None:
-        """Start by k-means on the residuals, level by level (`LevelCodebooks.initialize`).
-
-        A level with fewer than `least` latents per codeword has one k-means for all its codebooks.
+        """Start by k-means on the residuals of latents (..., D), level by level
+        (`LevelCodebooks.initialize`).
         """
         # the vectors that a call of `search` gets: residuals after the levels of earlier calls
         vectors = latents.flatten(0, -2).float()
@@ -159,8 +159,7 @@ class ResidualQuantizer(Quantizer):
             residual = vectors
             parent = torch.zeros_like(vectors[:, 0], dtype=torch.long)
             for count, codebooks in enumerate(levels, start=1):
-                shared = len(vectors) < least * codebooks.num_codewords
-                codebooks.initialize(residual, parent, rng, weight, shared)
+                codebooks.initialize(residual, parent, rng, weight, least)
 
                 # search again from the first level: a beam may change coarser levels too
                 started = levels[:count]
@@ -209,5 +208,4 @@ class ResidualQuantizer(Quantizer):
             target = finer.children_of(target)
             ratio = ratio.repeat_interleave(finer.size)
             count = finer.count.view(-1)[source] * ratio
-            codewords = finer.lookup(source)
-            finer.set_codewords(codewords, count, target)
+            finer.set_codewords(finer.lookup(source), count, target)

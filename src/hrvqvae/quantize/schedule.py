@@ -53,14 +53,13 @@ class CodebookSchedule(nn.Module):
         there are so many; in one fit, if the first batch is large enough.
         """
         batch = distributed.all_gather(vectors)
-        is_finite = batch.square().sum(1).isfinite()
-        batch = batch[is_finite]  # k-means would keep the others
+        batch = batch[batch.square().sum(1).isfinite()]  # k-means would keep the others
         collected = torch.cat([*self.waiting, batch])
         if len(collected) < self.start_vectors:
             self.waiting = [collected]
             # as long as vectors are missing, only the first batch is fitted
-            is_first = len(collected) == len(batch)
-            if not is_first or not len(batch):
+            is_first = len(collected) == len(batch) > 0
+            if not is_first:
                 return None
         rng = torch.Generator().manual_seed(0)
         order = torch.randperm(len(collected), generator=rng, device="cpu")
@@ -85,8 +84,7 @@ def track_moves(module: nn.Module) -> Iterator[Moved]:
     yield moved
     for book, old in zip(books, before, strict=True):
         distributed.broadcast(book.buffers())
-        rows = (book.codewords != old).any(-1)
-        moved.append((book, rows))
+        moved.append((book, (book.codewords != old).any(-1)))
 
 
 @torch.no_grad()

@@ -275,7 +275,7 @@ class SampleTask(DecoderTask):
             # decode them, and judge the images
             self.model.use_progressive_decoder(decoder)
             model = self.model.of_classes(classes)
-            latents = model.quantizer.lookup(tuple(codes), check=False)
+            latents = model.quantizer.lookup(tuple(codes))
             decoded = (model.pixels(latents, image_size(images), levels).float() + 1) / 2
             last_layer = decoder.decoder.decoder[-1].weight
             losses, metrics = self.objective.judge(images, decoded, classes, last_layer, state.step)

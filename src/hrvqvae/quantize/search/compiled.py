@@ -36,16 +36,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.quantize.search import simd
 from hrvqvae.quantize.search.simd import COLUMNS, LANES, ROWS, SIDE_BY_SIDE
 from hrvqvae.utils.compiled import compiled, in_parts
 from hrvqvae.utils.errors import InputError, NonFiniteError
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
 
 ONE_THREAD_UP_TO = 1024  # vectors
 _CHUNK = 128  # vectors that share one pass over a flat codebook
@@ -57,9 +53,9 @@ _LEVEL = np.dtype([(name, np.int64) for name in ("address", "size", "padded_size
 
 @compiled()
 def _search_tree(
-    vectors: Floats,
+    vectors: Any,
     tree: Any,
-    indices: Integers,
+    indices: Any,
     beam: int,
     coarse_weight: np.float32,
     first: int,
@@ -162,9 +158,9 @@ def _search_tree(
 
 @compiled()
 def _search_flat(
-    vectors: Floats,
-    codebook: Floats,
-    nearest: Integers,
+    vectors: Any,
+    codebook: Any,
+    nearest: Any,
     first: int,
     last: int,
 ) -> float:
@@ -180,6 +176,7 @@ def _search_flat(
     chunk_at = np.int64(chunk.ctypes.data)
     least_at = np.int64(least.ctypes.data)
     blocks_at = np.int64(blocks.ctypes.data)
+    least_bits = least.view(np.int32)
     squares = 0.0
     for start in range(first, last, _CHUNK):
         count = min(_CHUNK, last - start)
@@ -201,9 +198,9 @@ def _search_flat(
         for i in range(count):
             key: Any = _LARGEST_KEY
             for column in range(COLUMNS):
-                bits = np.float32(least[i, column]).view(np.int32)
+                high = np.int64(least_bits[i, column]) << 32
                 place = np.int64(blocks[i, column]) * COLUMNS + column
-                key = min(key, (np.int64(bits) << 32) + place)
+                key = min(key, high + place)
             place = key & 0xFFFFFFFF
             nearest[start + i] = place
             squares += float(least[i, place % COLUMNS])
@@ -224,7 +221,7 @@ def search_compiled(
     dim = codebooks[0].shape[2]
     if latents.shape[1] != dim:  # the loops would read past the end
         raise InputError(f"latents have {latents.shape[1]} channels; the codebooks have {dim}")
-    indices = torch.empty(len(codebooks), len(latents), dtype=torch.long, device="cpu")
+    indices = np.empty((len(codebooks), len(latents)), np.int64)
     vectors = latents.detach().float().contiguous()
     codebooks = [codebook.float() for codebook in codebooks]
     one_thread_up_to = ONE_THREAD_UP_TO
@@ -235,7 +232,7 @@ def search_compiled(
 
         # the larger the codebook, the fewer vectors are worth several threads
         one_thread_up_to = max(1, one_thread_up_to // len(blocks))
-        loop = partial(_search_flat, vectors.numpy(), blocks.numpy(), indices.numpy()[0])
+        loop = partial(_search_flat, vectors.numpy(), blocks.numpy(), indices[0])
     else:
         tree = np.empty(len(codebooks), _LEVEL)
         for level, codebook in enumerate(codebooks):
@@ -248,14 +245,14 @@ def search_compiled(
 
         padded = _pad_to(vectors, 1, LANES, 0.0).numpy()
         weight = np.float32(coarse_weight)
-        loop = partial(_search_tree, padded, tree, indices.numpy(), width, weight)
+        loop = partial(_search_tree, padded, tree, indices, width, weight)
 
     squares = sum(in_parts(len(latents), loop, one_thread_up_to=one_thread_up_to))
     if not np.isfinite(squares):
         raise NonFiniteError(
             "latents or codewords are NaN, infinite, or too large to be squared in float32"
         )
-    return indices
+    return torch.from_numpy(indices)
 
 
 def _pad_to(

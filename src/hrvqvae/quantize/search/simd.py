@@ -47,18 +47,18 @@ def _intrinsic(emit):
     return intrinsic(typed)
 
 
-def _load(builder, array, index, kind=_FLOATS):
-    """Load an item of an array at an address, whose items are of a kind."""
+def _item(builder, array, index, kind):
+    """Return a pointer to an item of an array at an address, whose items are of a kind."""
     items = builder.inttoptr(array, kind.as_pointer())
-    item = builder.gep(items, [index])
-    return builder.load(item, align=4)
+    return builder.gep(items, [index])
+
+
+def _load(builder, array, index, kind=_FLOATS):
+    return builder.load(_item(builder, array, index, kind), align=4)
 
 
 def _store(builder, values, array, index):
-    """Store values as an item of an array at an address, whose items are of their kind."""
-    items = builder.inttoptr(array, values.type.as_pointer())
-    item = builder.gep(items, [index])
-    builder.store(values, item, align=4)
+    builder.store(values, _item(builder, array, index, values.type), align=4)
 
 
 def _broadcast(builder, kind, value):
@@ -81,10 +81,10 @@ def _sum_squares(builder, count, differences):
         return builder.fadd(square, total, flags=["contract"])
 
     # variables of the loop, which LLVM keeps in registers
-    zero = ir.Constant(_FLOATS, None)
-    first = differences(_LONG(0))
-    squares = [add_square(difference, zero) for difference in first]
-    totals = [alloca_once_value(builder, square) for square in squares]
+    totals = []
+    for difference in differences(_LONG(0)):
+        square = add_square(difference, ir.Constant(_FLOATS, None))
+        totals.append(alloca_once_value(builder, square))
     with for_range(builder, count, start=_LONG(1), intp=_LONG) as loop:
         for total, difference in zip(totals, differences(loop.index), strict=True):
             added = add_square(difference, builder.load(total))
@@ -92,18 +92,14 @@ def _sum_squares(builder, count, differences):
     return [builder.load(total) for total in totals]
 
 
-def _add_lanes(builder, left, right, first, second):
-    """Return the sum of two choices of lanes of `left` and `right`.
+def _add_lanes(builder, left, right, *choices):
+    """Return the sum of two choices of eight lanes of `left` and `right`.
 
     The lanes of `right` are numbered after those of `left`.
     """
-
-    def take(lanes):
-        kind = ir.VectorType(_INT, len(lanes))
-        mask = ir.Constant(kind, lanes)
-        return builder.shuffle_vector(left, right, mask)
-
-    return builder.fadd(take(first), take(second))
+    kind = ir.VectorType(_INT, 8)
+    taken = [builder.shuffle_vector(left, right, ir.Constant(kind, lanes)) for lanes in choices]
+    return builder.fadd(*taken)
 
 
 def _eight_distances(builder, residual, codewords, width):

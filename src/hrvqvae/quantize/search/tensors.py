@@ -57,8 +57,7 @@ def _beam(
         # the cost of each child of each branch, (n, w * m)
         book = index % num_books  # its own codebook, or the only one
         distance = _distances(residual, codebook, book)
-        cost = distance + coarser_cost
-        cost = cost.flatten(1)
+        cost = (distance + coarser_cost).flatten(1)
 
         # the children of least cost are the next branches
         count = leaves if is_finest else min(width, cost.shape[1])
@@ -70,9 +69,8 @@ def _beam(
 
         # what is left of the vector, and its part of the next level's costs
         if not is_finest:
-            next_cost = coarse_weight * distance + coarser_cost
-            next_cost = next_cost.flatten(1).gather(1, kept)
-            coarser_cost = next_cost.unsqueeze(-1)
+            next_cost = (coarse_weight * distance + coarser_cost).flatten(1)
+            coarser_cost = next_cost.gather(1, kept).unsqueeze(-1)
             codeword = codebook.flatten(0, 1)[index]
             parents = parent.unsqueeze(-1).expand_as(codeword)
             residual = residual.gather(1, parents) - codeword
@@ -112,8 +110,7 @@ def _values_per_vector(codebook: Tensor, width: int) -> int:
     """Return the size per vector of the largest tensor that a level makes."""
     num_books, size, dim = codebook.shape
     is_product = num_books == 1 and size > _DIRECT
-    distances = size * width if is_product else size * width * dim
-    return max(distances, width * dim)
+    return width * max(dim, size if is_product else size * dim)
 
 
 def _least(cost: Tensor, count: int) -> Tensor:
@@ -124,5 +121,4 @@ def _least(cost: Tensor, count: int) -> Tensor:
         return cost.argmin(1, keepdim=True)
     if torch.compiler.is_compiling():  # graphs have no stable sort
         return cost.topk(count, dim=1, largest=False).indices
-    order = cost.sort(dim=1, stable=True).indices
-    return order[:, :count]
+    return cost.sort(dim=1, stable=True).indices[:, :count]
