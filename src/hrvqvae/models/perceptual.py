@@ -6,7 +6,7 @@ Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; reconstructions may 
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -161,7 +161,10 @@ class EfficientNetDistance(PerceptualDistance):
         return compare_features(self.features(images), self.features(others))
 
 
-DISTANCES = {LPIPS.name: LPIPS, EFFICIENTNET: EfficientNetDistance}
+DISTANCES: Mapping[str, Callable[[], PerceptualDistance]] = {
+    LPIPS.name: LPIPS,
+    EFFICIENTNET: EfficientNetDistance,
+}
 
 
 def choose_perceptual(section: Section | None = None) -> str:
