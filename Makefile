@@ -39,18 +39,18 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "setting up: hrvqvae and what it needs, with pip"
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@echo "setting up: hrvqvae, what it needs, and the tools that check it, with pip"
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 
 $(NEWEST)/.installed: pyproject.toml
 	@echo "setting up: Python 3.13 and the newest torch in $(NEWEST); with CUDA it takes 8 GB"
 	$$(command -v python3.13 || echo $(PYTHON)) -m venv $(NEWEST)
-	$(NEWEST)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --upgrade --upgrade-strategy eager \
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
 	    torch torchvision --editable '.[dev]'
 	@touch $@
 
