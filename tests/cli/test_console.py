@@ -2,6 +2,7 @@
 numbers.
 """
 
+import errno
 import io
 import json
 import re
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.cli.console import print_json, split_fields
 from hrvqvae.utils import progress
-from hrvqvae.utils.progress import Meter, tracked, waiting
+from hrvqvae.utils.progress import Meter, say, tracked, waiting
 from tests.conftest import check_refusals, do, input_error, parametrize, refused
 
 TRAIN = (
@@ -159,3 +160,14 @@ def test_lines_and_the_bar_of_a_training(stream, every_line):
         meter.say("step 5  evaluated")
     for part in ("step 5", "loss 0.1", "step 5  evaluated\n"):
         assert part in stream.getvalue()
+
+
+@parametrize("terminal", [False, True])
+def test_a_training_outlives_its_terminal(terminal, every_line, monkeypatch):
+    stream = Mock(isatty=lambda: terminal, write=Mock(side_effect=OSError(errno.EIO, "gone")))
+    monkeypatch.setattr(sys, "stdout", stream)
+    with closing(Meter(stream)) as meter:
+        meter.show("step 5", 0.5, "loss 0.1", last=True)
+        meter.say("step 5  evaluated")
+        say("a prior follows")
+    assert stream.write.called

@@ -224,6 +224,7 @@ def test_what_can_not_be_done(run, images, monkeypatch):
         compress {run} {image} {images}/more/0.png -o d | would both be named 0
         compress {run} notes.txt -o new.hrv | notes.txt is not a readable image
         compress {run} {image} -o x.hrv | exists already
+        compress {run} {image} -o x.hvr | end in .hrv, or be a folder that exists
         {new} --bytes 6 | {image} takes
         decompress x.hrv -o y.png | not inside the package: name it with --model
         decompress x.zip -o y.png | x.zip: 0.hrv was made by a model

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import relu
 from torch.testing import assert_close
 
+from hrvqvae.config.schema import decide_auto
 from hrvqvae.models.adversarial import (
     PatchDiscriminator,
     VQGANObjective,
@@ -123,14 +124,14 @@ def test_the_step_by_hand(gan):
 
 
 @parametrize("layers", [1, 3])
-def test_images_too_small_for_the_discriminator_are_refused(layers, gan):
+def test_images_too_small_for_the_discriminator_are_refused_before_a_run_begins(layers, gan):
     config = with_model(gan, discriminator_layers=layers, adversarial_start=1_000)
     smallest = 3 * 2**layers
     judge = PatchDiscriminator(1, 2, layers).train()
-    VQGANObjective(with_data(config, size=smallest))
+    config.model.check_images(smallest)
     assert judge(torch.rand(2, 1, smallest, smallest)).shape == (2, 1, 1, 1)
     small = with_data(config, size=smallest - 1)
     with input_error(f"images of {smallest} pixels a side"):
-        VQGANObjective(small)
+        decide_auto(small, "model")
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         judge(torch.rand(2, 1, smallest - 1, smallest - 1))

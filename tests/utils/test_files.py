@@ -81,9 +81,11 @@ def test_a_full_disk_leaves_the_old_file(owner, call, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_writer_left_goes(tmp_path):
+def test_a_file_keeps_its_mode_and_what_a_killed_writer_left_goes(tmp_path):
     path = tmp_path / "x"
-    path.touch()
+    path.touch(0o600)
+    write_atomic(path, b"private")
+    assert path.stat().st_mode & 0o777 == 0o600
     (tmp_path / f"{TEMPORARY}12").write_bytes(b"left by a killed writer")
     outputs.remove_temporaries(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
@@ -129,7 +131,7 @@ def test_what_exists_and_what_is_read_is_kept(tmp_path):
     link = tmp_path / "link.png"
     source.touch()
     target.touch()
-    link.symlink_to(source)
+    link.hardlink_to(source)
     for name, force, message in cells_of("""
             out.png | no | exists already; choose another output, or overwrite it with --force
             in.png | yes | is an input and is never overwritten
@@ -155,6 +157,8 @@ def test_a_single_output_takes_one_image_of_its_format(tmp_path):
     assert single.reserve("a", ".png") == path
     with input_error("takes one image"):
         single.reserve("b", ".png")
+    with input_error("must end in .png, or be a folder that exists"):
+        Outputs(tmp_path / "x.jpg", ".png")
 
 
 def test_links_are_followed_to_their_file_and_never_out_of_the_folder(tmp_path):

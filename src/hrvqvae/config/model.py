@@ -16,7 +16,7 @@ from hrvqvae.config.section import (
     Share,
     Weight,
 )
-from hrvqvae.utils.errors import require
+from hrvqvae.utils.errors import InputError, require
 
 Grid = tuple[int, int]
 """Height and width of a latent grid, or of an image."""
@@ -92,6 +92,9 @@ class ModelConfig(Section, section="model"):
     def trained(self) -> Self:
         """The configuration of the model that is trained, which may become another afterwards."""
         return self
+
+    def check_images(self, size: int) -> None:  # most systems take any size
+        """Raise InputError if the system can't be trained on images of `size` x `size` pixels."""
 
 
 class PriorNetworkConfig(Section, section="prior.network"):
@@ -282,6 +285,16 @@ class VQGANConfig(SingleGridConfig, section="model"):
     adversarial_start: Count = 10_000  #: training steps before the discriminator begins
     discriminator_units: Positive = 64  #: channels of the patch discriminator's first layer
     discriminator_layers: Positive = 3  #: layers that halve the resolution
+
+    def check_images(self, size: int) -> None:
+        """Raise InputError if the discriminator's output for such images is empty."""
+        # each layer halves the side, rounded down; then two convolutions take away a row each
+        least = 3 * 2**self.discriminator_layers
+        if size < least:
+            raise InputError(
+                f"the discriminator needs images of {least} pixels a side, and these have {size}:"
+                " take fewer model.discriminator_layers"
+            )
 
 
 class VQVAE2Config(CodebookConfig):

@@ -309,8 +309,11 @@ _DECIDE = {
 def decide_auto(config: Config, *sections: str) -> Config:
     """Return a configuration in which every "auto" of the sections is decided.
 
-    Raises InputError if this machine lacks a requested device, number format or perceptual network.
+    Raises InputError if this machine lacks a requested device, number format or perceptual network,
+    or the model can't be trained on images of `data.size`.
     """
+    if "model" in sections:
+        config.model.check_images(min(config.data.image_size))
     values = {}
     for name, value in flatten(config).items():
         path, _, field_name = name.rpartition(".")

@@ -25,7 +25,6 @@ from hrvqvae.models.perceptual import (
     PerceptualDistance,
     compare_features,
 )
-from hrvqvae.utils.errors import InputError
 
 DISCRIMINATOR = "discriminator"
 _WIDTH = 128  # hidden features of a FeatureHead
@@ -102,20 +101,12 @@ class VQGANObjective(Objective):
 
     Unlike the paper, this VQGAN has the encoder and decoder of the other systems, and a
     discriminator with group normalization. Raises InputError if the network of the perceptual
-    distance is not on this machine, or the images are too small for the discriminator.
+    distance is not on this machine.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.settings = cast(VQGANConfig, config.model)
-
-        # each layer halves the side, rounded down; then two convolutions take away a row each
-        least = 3 * 2**self.settings.discriminator_layers
-        if min(config.data.image_size) < least:
-            raise InputError(
-                f"the discriminator needs images of {least} pixels a side: take fewer"
-                " model.discriminator_layers"
-            )
         self.distance: PerceptualDistance | None = None
         if self.settings.perceptual != "none":
             self.distance = DISTANCES[self.settings.perceptual]()

@@ -4,7 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hrvqvae.utils.errors import InputError, explain_write_errors
@@ -28,19 +28,27 @@ def check_output(
     """
     if suffix and path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}")
-    _check_replaceable(path, force, {source.resolve() for source in inputs})
+    _check_replaceable(path, force, {_identify(source) for source in inputs if source.exists()})
     resolved = path.resolve()
     folder = next(parent for parent in resolved.parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise InputError(f"{path} can't be written: {folder} is no folder that may be written")
 
 
-def _check_replaceable(path: Path, force: bool, inputs: set[Path]) -> None:
+def _identify(path: Path) -> tuple[int, int]:
+    """Return the device and inode of a path: equal for all names of a file, also in other case."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _check_replaceable(path: Path, force: bool, inputs: set[tuple[int, int]]) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file")
-    if path.resolve() in inputs:
+    if not path.exists():
+        return
+    if _identify(path) in inputs:
         raise InputError(f"{path} is an input and is never overwritten; choose another output")
-    if path.exists() and not force:
+    if not force:
         raise InputError(
             f"{path} exists already; choose another output, or overwrite it with --force"
         )
@@ -59,10 +67,13 @@ class Outputs:
     def __init__(
         self, out: Path, suffix: str = "", *, force: bool = False, inputs: Iterable[Path] = ()
     ) -> None:
+        extension = out.suffix.lower()
+        if suffix and extension not in ("", suffix) and not out.is_dir():
+            raise InputError(f"{out} must end in {suffix}, or be a folder that exists")
         self._out = out
-        self._single = bool(suffix) and out.suffix.lower() == suffix
+        self._single = bool(suffix) and extension == suffix
         self._force = force or not self._single
-        self._inputs = {path.resolve() for path in inputs}
+        self._inputs = {_identify(path) for path in inputs if path.exists()}
         self._taken = set[str]()  # in lower case: some systems ignore the case
 
     def reserve(self, name: str, suffix: str) -> Path:
@@ -104,9 +115,9 @@ def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to, and replace the file by it at the end. After an error the
     file is unchanged.
 
-    If the path is a symbolic link, its target is replaced. Without `flush`, both the old and the
-    new file may be lost when the machine loses power. Raises OSError if the disk is full or the
-    folder can't be written.
+    A file that is replaced keeps its permissions. If the path is a symbolic link, its target is
+    replaced. Without `flush`, both the old and the new file may be lost when the machine loses
+    power. Raises OSError if the disk is full or the folder can't be written.
     """
     path = path.resolve()
     temporary = _name_temporary(path)
@@ -115,6 +126,8 @@ def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
         if flush:
             with temporary.open("r+b") as stream:
                 os.fsync(stream.fileno())
+        with suppress(FileNotFoundError):  # a new file
+            temporary.chmod(path.stat().st_mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, TextIO, TypeVar
 
@@ -39,7 +39,8 @@ def waiting(activity: str) -> None:
 
 def say(line: str) -> None:
     """Print a line at once, also where the output is a file."""
-    print(line, flush=True)
+    with suppress(OSError):  # a training outlives its terminal
+        print(line, flush=True)
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm comes without types
@@ -63,7 +64,8 @@ class Meter:
 
     def close(self) -> None:
         """Remove the bar."""
-        self._bar.close()
+        with suppress(OSError):
+            self._bar.close()
 
     def show(self, head: str, fraction: float, text: str, *, last: bool = False) -> None:
         """Set the bar to a fraction from 0 to 1. Without a bar, print a line if `LINE_SECONDS` have
@@ -74,14 +76,15 @@ class Meter:
             self._bar.n = fraction
             self._bar.desc = head
             self._bar.postfix = text
-            self._bar.refresh()
+            with suppress(OSError):
+                self._bar.refresh()
         elif now - self._last_line_at >= LINE_SECONDS or last:
             self._last_line_at = now
             self.say(f"{head}  {text}")
 
     def say(self, text: str) -> None:
         """Print a line of text, above the bar if there is one."""
-        with _Bar.external_write_mode(file=self._stream):
+        with suppress(OSError), _Bar.external_write_mode(file=self._stream):
             print(text, file=self._stream, flush=True)
 
 
