@@ -254,6 +254,18 @@ def encoded(
     return where(path, "mse", system=system, search=search, coarse_weight=coarse_weight)
 
 
+def errors_at(system: str, step: int) -> list[float]:
+    """Return the errors in docs/data/long-cifar10 of 2,000 test images after a number of steps."""
+    rows = [read(f"long-cifar10/rows/{system}-{seed}.json") for seed in range(3)]
+    return [dict(row["test_errors"])[step] for row in rows]
+
+
+def best_step(row: str) -> int:
+    """Return the step of a training at which its error on the way is least."""
+    step, _ = min(read(row)["test_errors"], key=lambda point: point[1])
+    return int(step)
+
+
 def leaves(system: str, passes: int, field: str = "mse") -> list[float]:
     """Return a field of a system's leaves in docs/data/long-cifar10 after passes of Lloyd's
     algorithm.
@@ -345,7 +357,10 @@ def main() -> None:
     at_3000 = {name: group for name, group in rows.items() if group[0]["bits_per_image"] >= 3000}
     tables["long_3000"] = Table(at_3000)
     tables["long_cifar10"] = Table({name: rows[name] for name in rows.keys() - at_3000})
-    names = globals() | tables
+
+    # RQ-VAE at the step that held-out images choose
+    names: dict[str, Any] = globals() | tables
+    names["chosen"] = best_step("long-cifar10/validation/rows/rqvae-1.json")
     count = lacking = 0
     for line in filter(None, Path(__file__).with_suffix(".txt").read_text().splitlines()):
         if line.endswith(".md"):
