@@ -18,7 +18,6 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import write_atomic
 
-_SHOWN_SIZE = 96  # approximate side of an image on the sheet, in pixels
 _RESULTS = ("results.json", "results.md", "curves.png", "reconstructions.png")
 
 
@@ -120,8 +119,7 @@ def _draw_sheet(comparison: Comparison, rows: Sequence[Row], folder: Folder) -> 
                 title = f"{system}: MSE {row['mse']:.2e}, all test images"
                 lines.append(sheets.SheetRow(title, images))
                 break
-    zoom = max(1, round(_SHOWN_SIZE / original.shape[-1]))
-    write_image(sheets.draw(lines, zoom), folder.path / "reconstructions.png")
+    write_image(sheets.draw(lines), folder.path / "reconstructions.png")
 
 
 def mean_errors(rows: Sequence[Row]) -> Mapping[int, float]:

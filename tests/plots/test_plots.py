@@ -19,10 +19,10 @@ def test_a_sheet_holds_every_image_at_its_pixels():
     colour = torch.zeros(3, 5, 12, dtype=torch.uint8)
     colour[0] = 200
     rows = [sheets.SheetRow("grey", grey), sheets.SheetRow("red", [colour])]
-    sheet = np.asarray(sheets.draw(rows, zoom=2))
+    sheet = np.asarray(sheets.draw(rows))
     colours = Counter(map(tuple, sheet.reshape(-1, 3).tolist()))
-    assert colours[51, 51, 51] == colours[204, 204, 204] == 16 * 16
-    assert colours[200, 0, 0] == 10 * 24
+    assert colours[51, 51, 51] == colours[204, 204, 204] == 40 * 40  # five times as large
+    assert colours[200, 0, 0] == 25 * 60
 
 
 @pytest.fixture
@@ -39,15 +39,13 @@ def test_curves_of_a_run_that_has_just_begun(tmp_path):
     for name in ("curves.png", "usage.png"):
         assert read_image(tmp_path / name, 3).shape[0] == 3
     with input_error("can't be written"):
-        curves.plot_training([], tmp_path / "nowhere" / "curves.png")
+        curves.plot_training([], tmp_path / "usage.png" / "curves.png")
 
 
-def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(figures):
+def test_what_was_not_measured_is_left_out(figures):
     records = [
-        {"kind": "evaluation", "step": 1},
-        {"kind": "evaluation", "step": 2, "usage": "all", "level_mse": None},
-        {"kind": "evaluation", "step": 3, "usage": [0.5, 1.0], "level_mse": [0.1]},
-        {"kind": "train", "step": 4, "loss": "low"},
+        {"kind": "evaluation", "step": 3, "usage": [0.5, 1.0], "level_mse": [0.1, None]},
+        {"kind": "train", "step": 4},
         {"kind": "train", "step": 5, "loss": 0.5, "discriminator_gradient_norm": 1.0},
     ]
     curves.plot_training(records, None)

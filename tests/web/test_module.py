@@ -35,9 +35,14 @@ FILES = int(os.environ.get("HRVQVAE_WEB_FILES", "30"))
 
 @shared_fixture
 def bundle(tmp_path_factory):
-    return export_web(
-        os.environ.get("HRVQVAE_WEB_MODEL", MODEL), tmp_path_factory.mktemp("web") / "bundle"
-    )[0]
+    model = os.environ.get("HRVQVAE_WEB_MODEL", MODEL)
+    return write_bundle(model, tmp_path_factory.mktemp("web") / "bundle")
+
+
+def write_bundle(model, folder):
+    export_web(model, folder)
+    (bundle,) = folder.glob("*.hrvw")
+    return bundle
 
 
 def run_module(task, bundle, entries, folder):
@@ -219,7 +224,7 @@ def test_the_command_writes_a_bundle_of_the_model(tmp_path, monkeypatch):
 def test_models_of_other_shapes(system, changes, levels, tmp_path, monkeypatch):
     config = override(test_graphs.config_of(system), changes)
     monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
-    bundle = export_web(test_graphs.saved(system, tmp_path), tmp_path / "web")[0]
+    bundle = write_bundle(test_graphs.saved(system, tmp_path), tmp_path / "web")
     model, entropy_model = read_bundle(bundle)
     check_encoding(bundle, model, entropy_model.bare, 4, tmp_path)
     file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0], levels)

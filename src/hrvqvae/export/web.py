@@ -24,7 +24,6 @@ from hrvqvae.utils.outputs import base_name, create_folder, write_atomic
 SUFFIX = ".hrvw"
 _MODULE = Path(__file__).parent / "javascript"
 _MAGIC = b"HRVQWEB1"
-_MOST_BODY = 1 << 26  # MAX_BUNDLE in javascript/hrvqvae.js
 _PREFIX = "progressive."
 _STATISTICS = (".count", ".total")  # of codewords, for training only
 _KINDS = {torch.int8: "i1", torch.int16: "i2", torch.float32: "f4"}
@@ -34,21 +33,21 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     """Write the bundle of a model, and the JavaScript module that reads it, into a new folder.
 
     Matrices and codebooks are stored in 8 bits with one scale per row, transposed convolutions in
-    16 bits, all other tensors in float32, rounded to half precision. The bundle is NAME.hrvw, the
-    first of the returned files. Raises InputError if the model has several latent grids or another
+    16 bits, all other tensors in float32, rounded to half precision. The bundle is NAME.hrvw.
+    Return the written files. Raises InputError if the model has several latent grids or another
     quantizer, or `out` can't be written.
     """
     loaded = open_run(run)
     model, config = loaded.load()
-    if not isinstance(model, SingleGridAutoencoder) or not isinstance(
-        model.quantizer, ResidualQuantizer
+    if (
+        not isinstance(model, SingleGridAutoencoder)
+        or not isinstance(model.quantizer, ResidualQuantizer)
+        or model.quantizer.config.level_codewords
     ):
         raise InputError(
-            f"{run} can't be decoded by a page: it has several latent grids, or no codebooks of"
-            " residuals"
+            f"{run} does not work in a page: that takes one latent grid, and codebooks of residuals"
+            " of one size"
         )
-    if model.quantizer.config.level_codewords:
-        raise InputError(f"{run} can't be encoded by a page: its levels have several sizes")
 
     # the tensors that a page needs; those in `fine` get 16 bits
     name = base_name(run)
@@ -90,14 +89,8 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     text = json.dumps(header, separators=(",", ":")).encode()
     stored = b"".join(array.contiguous().numpy().tobytes() for array in arrays.values())
     body = entropy_model.content + stored + zlib.crc32(text).to_bytes(4, "little")
-    if len(body) > _MOST_BODY:
-        raise InputError(
-            f"{name} takes {len(body):,} bytes in a page, more than {_MOST_BODY:,}: train a smaller"
-            " model"
-        )
     bundle = _MAGIC + len(text).to_bytes(4, "little") + text + zlib.compress(body, 9)
     with create_folder(out) as folder:
         shutil.copytree(_MODULE, folder, dirs_exist_ok=True)
         write_atomic(folder / f"{name}{SUFFIX}", bundle)
-    others = (out / path.name for path in sorted(_MODULE.iterdir()))
-    return [out / f"{name}{SUFFIX}", *others]
+    return sorted(out.iterdir())

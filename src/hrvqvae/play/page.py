@@ -4,7 +4,6 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-import torch
 from PIL import Image
 
 from hrvqvae.data.images import to_pil
@@ -12,7 +11,6 @@ from hrvqvae.model import Model
 from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors.guidance import format_guidance, parse_guidance
 from hrvqvae.priors.sampling import SamplingParams
-from hrvqvae.utils.errors import InputError
 
 _MOST_IMAGES = 64
 
@@ -20,7 +18,6 @@ _MOST_IMAGES = 64
 def build_page(model: Model) -> gr.Blocks:
     """Return the page; a model without priors reconstructs only."""
     height, width = model.config.data.image_size
-    mode = "L" if model.autoencoder.channels == 1 else "RGB"
     prefixes = model.autoencoder.prefixes
     defaults = model.run.sampling_options()
 
@@ -41,13 +38,10 @@ def build_page(model: Model) -> gr.Blocks:
 
     def complete(painted: dict[str, Any], count: float, *options: Any) -> Image.Image:
         # Gradio gives what was painted as a layer of its own, with opacity as fourth channel.
-        resized = painted["background"].convert(mode).resize((width, height))
-        image = np.asarray(resized).reshape(height, width, -1).transpose(2, 0, 1)
+        image = painted["background"].convert("RGB").resize((width, height))
         paint = painted["layers"][0].resize((width, height))
         keep = np.asarray(paint)[..., 3] > 0
-        images = model.complete(
-            torch.from_numpy(image.copy()), int(count), keep=keep, **parse(*options)
-        )
+        images = model.complete(image, int(count), keep=keep, **parse(*options))
         return draw_grid([*images])
 
     level = gr.Slider(prefixes[0], prefixes[-1], value=prefixes[-1], step=1, label="Levels")
@@ -59,8 +53,7 @@ def build_page(model: Model) -> gr.Blocks:
             api_name="reconstruct",
         )
     }
-    needed = defaults["levels"] or len(model.config.model.num_symbols)
-    if model.run.count_prior_levels() >= needed:
+    if model.run.count_prior_levels():
         tabs["Draw"] = gr.Interface(
             draw, _make_options(model), gr.Image(format="png"), api_name="draw"
         )
@@ -92,7 +85,4 @@ def serve(model: Model, host: str, port: int | None) -> None:
     # Gradio's own themes load fonts from the internet.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     page = build_page(model).queue(default_concurrency_limit=1)
-    try:
-        page.launch(server_name=host, server_port=port, show_error=True, theme=theme)
-    except OSError as error:
-        raise InputError(f"the page can't be served at {host} ({error})") from error
+    page.launch(server_name=host, server_port=port, show_error=True, theme=theme)

@@ -13,8 +13,10 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from hrvqvae.config import level_names
-from hrvqvae.utils.errors import InputError, explain_write_errors
-from hrvqvae.utils.outputs import write_atomic
+from hrvqvae.utils.outputs import write_output
+
+Record = Mapping[str, Any]
+"""A line of metrics.jsonl."""
 
 _LINES = ("-", "--", ":", "-.")
 # prefixes of the names of the losses that are never negative, for a logarithmic axis
@@ -22,26 +24,24 @@ _TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "dis
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG, by the suffix of the path, atomically. Raises InputError."""
-    if path.suffix not in (".png", ".svg"):
-        raise InputError(f"{path} must end in .png or .svg")
+    """Write a figure as PNG or SVG, by the suffix of the path. Raises InputError if it can't be
+    written.
+    """
     stream = BytesIO()
     figure.savefig(stream, format=path.suffix[1:], metadata={"Date": None})
-    with explain_write_errors(path):
-        write_atomic(path, stream.getvalue())
+    write_output(path, stream.getvalue())
 
 
-def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_training(records: Sequence[Record], path: Path) -> None:
     """Plot loss terms, test MSE and codeword usage against steps, from the records of
     metrics.jsonl.
-
-    Fields that a record lacks, or that are no numbers, are left out: the file may have been edited.
     """
-    steps = [record for record in records if record.get("kind") == "train"]
-    tests = [record for record in records if record.get("kind") == "evaluation"]
+    steps = [record for record in records if record["kind"] == "train"]
+    tests = [record for record in records if record["kind"] == "evaluation"]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     losses, errors, usage = figure.subplots(1, 3)
 
+    # the first record may lack a loss that begins later
     logged = dict.fromkeys(name for record in steps for name in record)
     names = [
         name for name in logged if name.startswith(_TERMS) and not name.endswith("gradient_norm")
@@ -49,7 +49,7 @@ def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     for name, style in zip(names, cycle(_LINES), strict=False):
         _plot_field(losses, steps, name, style, label=name)
 
-    levels = max((len(_values(record, "usage")) for record in tests), default=0)
+    levels = len(tests[-1]["usage"]) if tests else 0
     for level in range(levels):
         prefix = level_names(range(level + 1))
         _plot_field(errors, tests, "level_mse", ".-", label=prefix, level=level)
@@ -67,41 +67,34 @@ def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def _plot_field(
     axes: Axes,
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Record],
     name: str,
     style: str,
     label: str,
-    level: int = 0,
+    level: int | None = None,
 ) -> None:
     """Plot a field against steps; of a field with a value per level, plot the values of `level`.
-
-    A single point gets a marker, to be visible.
+    Records without a value are left out.
     """
     points = []
     for record in records:
-        values = _values(record, name)
-        if level < len(values) and isinstance(values[level], int | float):
-            points.append((record["step"], values[level]))
+        value = record.get(name)
+        if level is not None:
+            value = record[name][level]
+        if value is not None:
+            points.append((record["step"], value))
     if points:
-        (line,) = axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
-        if len(points) == 1:
-            line.set_marker(".")
+        axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
 
 
-def _values(record: Mapping[str, Any], name: str) -> list[Any]:
-    """Return a field of a record as a list, of one value or of a value per level."""
-    value = record.get(name)
-    return value if isinstance(value, list) else [value]
-
-
-def plot_prior(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_prior(records: Sequence[Record], path: Path) -> None:
     """Plot bits per code, in training and on held-out codes, against steps, from the records of
     metrics.jsonl.
     """
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    train = [record for record in records if record.get("kind") == "train"]
-    held_out = [record for record in records if record.get("kind") == "evaluation"]
+    train = [record for record in records if record["kind"] == "train"]
+    held_out = [record for record in records if record["kind"] == "evaluation"]
     _plot_field(axes, train, "bits_per_code", "-", label="training, with dropout")
     _plot_field(axes, held_out, "bits_per_code", ".-", label="held out")
     axes.set(title="bits per code", xlabel="step", yscale="log")

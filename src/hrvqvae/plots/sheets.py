@@ -14,6 +14,8 @@ from hrvqvae.data.images import to_pil
 from hrvqvae.utils.grouping import slices
 
 _GAP = 4
+_CAPTION_HEIGHT = 20
+_SHOWN_SIZE = 64  # approximate side of the largest image on a sheet, in pixels
 _BACKGROUND = (255, 255, 255)
 _INK = (40, 40, 40)
 
@@ -25,48 +27,42 @@ class SheetRow(NamedTuple):
     images: Sequence[Tensor]
 
 
-def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
+def draw(rows: Sequence[SheetRow]) -> Image.Image:
     """Return a picture of the rows, each below its caption. Captions take no space if all are
     empty.
 
-    Each pixel is repeated `zoom` times; None enlarges the largest side to about 64 pixels.
+    All images are enlarged by the same whole factor.
     """
-    # A column is as wide as its widest picture, a row as high as its highest.
     pictures = [[to_pil(image) for image in row.images] for row in rows]
-    largest = max(max(picture.size) for row in pictures for picture in row)
-    factor = zoom or max(1, round(64 / largest))
-    columns = max(map(len, pictures))
-    widths = [
-        max(row[i].width for row in pictures if i < len(row)) * factor for i in range(columns)
-    ]
-    heights = [max(picture.height for picture in row) * factor for row in pictures]
+
+    # all cells have the size of the largest picture
+    sizes = [picture.size for row in pictures for picture in row]
+    largest = max(max(size) for size in sizes)
+    factor = max(1, round(_SHOWN_SIZE / largest))
+    cell_width = max(width for width, _ in sizes) * factor + _GAP
+    cell_height = max(height for _, height in sizes) * factor + _GAP
 
     # the size of the sheet
     font = ImageFont.load_default(size=13)
-    caption_height = 20 if any(row.caption for row in rows) else 0
-    width = max(
-        sum(widths) + _GAP * (columns + 1),
-        *(int(font.getlength(row.caption)) + 2 * _GAP for row in rows),
-    )
-    height = sum(heights) + len(rows) * (caption_height + _GAP) + _GAP
+    caption_widths = [int(font.getlength(row.caption)) + 2 * _GAP for row in rows]
+    caption_height = _CAPTION_HEIGHT if any(row.caption for row in rows) else 0
+    columns = max(map(len, pictures))
+    width = max(columns * cell_width + _GAP, *caption_widths)
+    row_height = caption_height + cell_height
 
     # captions and pictures, row by row
-    sheet = Image.new("RGB", (width, height), _BACKGROUND)
+    sheet = Image.new("RGB", (width, len(rows) * row_height + _GAP), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
-    top = _GAP
-    for row, images, row_height in zip(rows, pictures, heights, strict=True):
+    for index, (row, images) in enumerate(zip(rows, pictures, strict=True)):
+        top = _GAP + index * row_height
         pen.text((_GAP, top), row.caption, fill=_INK, font=font)
-        left = _GAP
-        for picture, column_width in zip(images, widths, strict=False):
+        for column, picture in enumerate(images):
             enlarged = ImageOps.scale(picture, factor, Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (left, top + caption_height))
-            left += column_width + _GAP
-        top += caption_height + row_height + _GAP
+            sheet.paste(enlarged, (_GAP + column * cell_width, top + caption_height))
     return sheet
 
 
 def draw_grid(images: Sequence[Tensor]) -> Image.Image:
-    """Return a picture of images of one size in a nearly square grid, without captions."""
+    """Return a picture of images in a nearly square grid, without captions."""
     columns = math.ceil(math.sqrt(len(images)))
-    rows = [SheetRow("", row) for row in slices(images, columns)]
-    return draw(rows, zoom=max(1, round(64 / min(images[0].shape[-2:]))))
+    return draw([SheetRow("", row) for row in slices(images, columns)])

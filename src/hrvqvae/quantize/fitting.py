@@ -1,7 +1,7 @@
 """Fit codebooks to an array or to batches: a k-means start, then passes that refit all levels."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from hrvqvae.utils.progress import task, waiting
+from hrvqvae.utils.progress import tracked, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
 MOST_VALUES = 2**24  # of the vectors that are held at once: 64 MiB
@@ -69,11 +69,12 @@ def fit(
     device = quantizer.levels[0].count.device
     quantizer.initialize(sample.to(device), rng, least=_ENOUGH_PER_CODEWORD)
     weight = max(batch_sizes) / num_vectors  # of a vector, so that counts are those of a batch
-    with task("fit", num_vectors * passes, "vectors") as advance:
-        for index in range(passes):
-            if index > 0:
-                _split_fullest(quantizer, rng, num_vectors, weight)
-            _run_pass(quantizer, batches_of(vectors, dim), weight, advance)
+    for index in range(passes):
+        if index > 0:
+            _split_fullest(quantizer, rng, num_vectors, weight)
+        title = f"fit, pass {index + 1} of {passes}"
+        batches = tracked(batches_of(vectors, dim), title, num_vectors, len)
+        _run_pass(quantizer, batches, weight)
 
 
 def _draw_sample(
@@ -102,7 +103,6 @@ def _run_pass(
     quantizer: ResidualQuantizer,
     batches: Iterator[Tensor],
     weight: float,
-    advance: Callable[[int], None],
 ) -> None:
     """Search for all vectors, and refit all levels to the residuals that chose each codeword."""
     levels = quantizer.levels
@@ -115,7 +115,6 @@ def _run_pass(
         for count, total, index, residual in zip(counts, totals, indices, residuals, strict=False):
             count += vq.counts(index, count.numel()).view_as(count)
             total.flatten(0, 1).index_add_(0, index, residual.double())
-        advance(len(batch))
     _refit(levels, counts, totals, weight)
 
 

@@ -9,9 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
-from typing import Any, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -88,22 +88,16 @@ class Meter:
             print(text, file=self._stream, flush=True)
 
 
-@contextmanager
-def task(title: str, total: int, unit: str = "images") -> Iterator[Callable[[int], Any]]:
-    """Show the progress of a task. Yield a function to call with the number of parts that were done
-    since its last call.
-
-    Args:
-        title: Name of the task.
-        total: Number of parts of the task.
-        unit: Name of the parts.
+def tracked(items: Iterable[T], title: str, total: int, size: Callable[[T], int]) -> Iterator[T]:
+    """Yield the items, and show the progress. An item is `size(item)` of `total` parts, which are
+    done when the next item is requested.
     """
     # without a terminal, a short task shows nothing
     interval = 0.1 if sys.stderr.isatty() else LINE_SECONDS
     with _Bar(
         total=total,
         desc=title,
-        unit=f" {unit}",
+        unit="",
         file=sys.stderr,
         leave=False,
         disable=not LOG.isEnabledFor(logging.INFO),
@@ -111,14 +105,6 @@ def task(title: str, total: int, unit: str = "images") -> Iterator[Callable[[int
         mininterval=interval,
         miniters=1,
     ) as bar:
-        yield bar.update
-
-
-def tracked(items: Iterable[T], title: str, total: int, size: Callable[[T], int]) -> Iterator[T]:
-    """Yield the items, and show the progress. An item of `size(item)` images is done when the next
-    is requested.
-    """
-    with task(title, total) as advance:
         for item in items:
             yield item
-            advance(size(item))
+            bar.update(size(item))
