@@ -36,6 +36,7 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.priors.base import Prior, Priors, measure_bits
 from hrvqvae.priors.guidance import Guidance
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, expand_home, require
@@ -286,8 +287,10 @@ def evaluate_run(
     if samples:
         if not images.classes or images.classes != model.classes:
             raise InputError(_describe_other_classes(model.classes, images.classes))
-        options = model.run.sampling_options(guidance[0], sample_levels)
-        levels = options["levels"]
+        levels = model.run.sampling_options(guidance[0], sample_levels)["levels"]
+        priors_of_samples = model.load_priors(model.autoencoder.check_levels(levels))
+        for of_samples in guidance:
+            SamplingParams(guidance=of_samples).check(priors_of_samples.networks)
         quality = measure_samples(
             model, data, samples, guidances=guidance, effort=effort, levels=levels
         )

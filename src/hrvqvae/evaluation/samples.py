@@ -194,11 +194,6 @@ def measure_samples(
     The model has classes. Raises InputError if the data, the classifier or a prior is missing, or
     a prior does not support guidance.
     """
-    # What is missing is found before anything is computed.
-    all_params = [SamplingParams(guidance=guidance, levels=levels) for guidance in guidances]
-    priors = model.load_priors(model.autoencoder.check_levels(levels))
-    for params in all_params:
-        params.check(priors.networks)
     tests = load_images(config, "test")
     train = load_images(config, "train")
     size = choose_set_size(count, tests, train)
@@ -228,7 +223,9 @@ def measure_samples(
     reconstructions_accuracy = _measure_accuracy(trained, decoded, labels)
 
     qualities = []
-    for params in all_params:
+    for guidance in guidances:
+        params = SamplingParams(guidance=guidance, levels=levels)
+
         # For the distances, without a class: `draw` takes classes as often as in training. The
         # seeds differ from those of the samples that are classified.
         seeds = range(len(model.classes), len(model.classes) + NUM_SETS)
@@ -237,7 +234,7 @@ def measure_samples(
         qualities.append(
             SampleQuality(
                 samples=count,
-                guidance=params.guidance,
+                guidance=guidance,
                 compared=size,
                 frechet=real.frechet_name,
                 classification_accuracy=_classify_samples(model, trained, count, params),
