@@ -1,6 +1,6 @@
 """Fit the entropy model of a run otherwise than `hrvqvae compress` does when it needs one.
 
-python recipes/fit_entropy_model.py RUN [--data DIR] [--effort X] [--shifts N]
+python recipes/fit_entropy_model.py RUN [--data DIR] [--duration X]
 """
 
 import argparse
@@ -15,11 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run")
     parser.add_argument("--data", help="folder of the data (default: as in training)")
-    parser.add_argument("--effort", type=float, default=1.0, help="train X times as long")
-    parser.add_argument("--shifts", type=int, default=0, help="train on N shifted copies too")
+    parser.add_argument("--duration", type=float, default=1.0, help="fit X times as long")
     options = parser.parse_args(arguments)
     run = open_run(options.run)
-    fit_entropy_model(run, options.data, options.effort, options.shifts, say=print)
+    fit_entropy_model(run, options.data, options.duration, say=print)
     print(run.tables)
 
 

@@ -123,7 +123,7 @@ def test_a_shipped_model(name, tmp_path, monkeypatch):
         1.0 1.1 1.2 1.3 1.5 | 1.0 1.3
         -n 64 | -n 4
         ^(python .*/nearest.py .*) | \1 -n 4
-        ^(python .*/fit_entropy_model.py .*) | \1 --effort 0.01
+        ^(python .*/fit_entropy_model.py .*) | \1 --duration 0.01
         ^(hrvqvae train-decoder out --decoder progressive) --resume$ | \1 --resume --max-steps 2
         ^(hrvqvae train-decoder (?!.*progressive).*) | \1 --generation.samples 4 {SMALL_DECODER}
         ^(hrvqvae train .*) | \1 {SMALL}

@@ -48,7 +48,7 @@ def tiny_run_with_priors(mnist_root):
 def tiny_run_with_entropy_model(mnist_root):
     folder = mnist_root.parent / "tiny-with-entropy-model"
     shutil.copytree(tiny_run_with_priors(mnist_root), folder)
-    fit_entropy_model(open_run(folder), effort=0.2, say=silent)
+    fit_entropy_model(open_run(folder), duration=0.2, say=silent)
     return folder
 
 

@@ -116,7 +116,8 @@ def test_an_entropy_model_is_fitted_when_it_is_needed(run, monkeypatch):
     """Once per state of the autoencoder; without the training images, files are larger."""
     images = torch.rand(2, 1, 12, 12)
     model = load(run)
-    monkeypatch.setattr("hrvqvae.model.fit_entropy_model", partial(fit_entropy_model, effort=0.01))
+    short = partial(fit_entropy_model, duration=0.01)
+    monkeypatch.setattr("hrvqvae.model.fit_entropy_model", short)
     files = model.compress(images)
     assert model.entropy_model.networks
     assert load(run).compress(images) == files

@@ -65,7 +65,7 @@ def test_wrong_commands():
         evaluate mnist --data.size 12 | --data.size
         data gte | (see hrvqvae data --help)
         presets mnist | unknown preset 'mnist': did you mean
-        train mine.yaml | mine.yaml: there is no such file
+        train mine.yaml | mine.yaml can't be read as YAML or JSON
         reconstruct run | required: IMAGE
         train hrvqvae/mnist --max-steps 1 --model.quantizer.codwords 2 | quantizer.codewords
         train hrvqvae/mnist --max-steps 9 --training.max_steps 20 | contradicts

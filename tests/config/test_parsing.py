@@ -108,7 +108,7 @@ def test_wrong_options(name, value, message):
     "content, message",
     cells_of("""
         [1, 2] | a configuration is a mapping with data, model and training
-        name: [ | can't be read as YAML or JSON (while parsing
+        name: [ | can't be read as YAML or JSON: while parsing
         model: {stride: 2, colour: red} | unknown field 'model.colour'
         training: | training is None; it must be a mapping of fields
         training: {epochs: 2.5} | ; it must be a whole number

@@ -138,7 +138,7 @@ def main(folder, systems):
         if distributed.world_size() == 2:
             seen["failures"] = fail_in_each_way(folder, systems[0])
             run = open_run(folder / "priors-2")
-            fit = partial(fit_entropy_model, run, effort=0.01, say=silent)
+            fit = partial(fit_entropy_model, run, duration=0.01, say=silent)
             seen["fitted"] = len(distributed.on_rank_zero(fit).networks)
         (folder / f"seen-{distributed.world_size()}-{distributed.rank()}.json").write_text(
             json.dumps(seen)

@@ -42,8 +42,7 @@ def load_entropy_model(run: RunFolder) -> EntropyModel:
 def fit_entropy_model(
     run: RunFolder,
     root: str | None = None,
-    effort: float = 1.0,
-    shifts: int = 0,
+    duration: float = 1.0,
     device: torch.device | None = None,
     say: Say = note,
 ) -> EntropyModel:
@@ -54,8 +53,7 @@ def fit_entropy_model(
 
     Args:
         root: Folder of the data (default: as in training).
-        effort: Duration of the fit, in multiples of the usual duration.
-        shifts: Number of further copies of the images to fit, each shifted by some pixels.
+        duration: Of the fit, in multiples of the usual duration.
 
     Raises InputError if the data is missing, or another process fits the model.
     """
@@ -68,13 +66,13 @@ def fit_entropy_model(
         symbols = config.model.num_symbols
         model.to(device or "cpu")
         copies = []
-        for copy in list_copies(config.data.flip, shifts):
+        for copy in list_copies(config.data.flip):
             maps = encode_images(model.encode, images, symbols, device, copy.augment)
             copies.append(maps.levels)
         levels = [np.concatenate(arrays) for arrays in zip(*copies, strict=True)]
 
         bare = EntropyModel(config.name, run.digest, config.model.geometry, symbols)
-        fitted = fit(bare, levels, effort, say, len(copies))
+        fitted = fit(bare, levels, duration, say, len(copies))
         with explain_write_errors(run.tables):
             write_atomic(run.tables, fitted.content)
         return fitted

@@ -160,7 +160,7 @@ def _round_parameters(parameters: Parameters, contexts: Contexts) -> EntropyNetw
 def learn_level(
     levels: Sequence[NDArray[Any]],
     symbols: Sequence[int],
-    effort: float = 1.0,
+    duration: float = 1.0,
     copies: int = 1,
 ) -> tuple[EntropyNetwork, float]:
     """Fit the network of the finest of several levels.
@@ -171,7 +171,7 @@ def learn_level(
     Args:
         levels: codes (N, H_l, W_l) of the level and of all coarser ones, coarse first.
         symbols: values per code of each of these levels.
-        effort: multiplies the number of updates.
+        duration: multiplies the number of updates.
         copies: variants per image, for example mirrored: all images in the first variant, then all
             in the next. A held-out image is evaluated in its first variant, and none of its
             variants is trained on.
@@ -220,7 +220,7 @@ def learn_level(
     # update of its weight
     visited_positions = min(num_positions, _POSITIONS_PER_IMAGE)
     cost_per_update = hidden * (2 * (len(contexts.features) + 1) + 3 * symbols[level])
-    num_updates = effort * min(
+    num_updates = duration * min(
         max(_MULTIPLY_ADDS / cost_per_update, _LEAST_UPDATES),
         _MOST_PASSES * num_positions * len(others),
     )
@@ -244,7 +244,7 @@ def learn_level(
 def fit(
     bare: EntropyModel,
     levels: Sequence[NDArray[Any]],
-    effort: float = 1.0,
+    duration: float = 1.0,
     say: Callable[[str], None] = print,
     copies: int = 1,
 ) -> EntropyModel:
@@ -261,7 +261,8 @@ def fit(
             )
             networks.append(None)
             continue
-        network, bits = learn_level(levels[: level + 1], bare.symbols[: level + 1], effort, copies)
+        known = levels[: level + 1]
+        network, bits = learn_level(known, bare.symbols[: level + 1], duration, copies)
         say(
             f"level {level + 1}: {bits:.3f} bits per code on held-out images; without a network"
             f" {math.log2(count):.3f}"

@@ -69,10 +69,8 @@ def from_file(path: Path) -> Config:
     """
     try:
         tree = yaml.safe_load(path.read_text())  # YAML includes JSON
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file") from error
     except (OSError, yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path} can't be read as YAML or JSON ({error})") from error
+        raise InputError(f"{path} can't be read as YAML or JSON: {error}") from error
     return from_dict(tree, str(path))
 
 
