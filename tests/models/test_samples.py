@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from hrvqvae.config import presets
-from hrvqvae.models.adversarial import FeatureHead, SampleObjective
+from hrvqvae.models.adversarial import FeatureHead, SampleObjective, change_images
 from hrvqvae.models.perceptual import EfficientNetDistance
 from tests.conftest import generator, same
 
@@ -93,3 +93,39 @@ def test_a_score_is_a_mean_over_positions_and_a_projection_on_the_class():
     hidden = head.body(features).mean((2, 3))
     projected = torch.stack([hidden[index] @ directions[index] for index in range(3)])
     assert_close(head(features, classes)[0], plain + projected / 128**0.5)
+
+
+def test_changed_images_are_shifted_mirrored_at_the_border_and_covered():
+    image = torch.rand(1, 3, 16, 16, generator=generator(3))
+    corner = [0.2, 0.2]  # of the square: at the upper left
+    same_place = change_images(image, torch.tensor([[0.5] * 5 + corner]))
+    expected = image.clone()
+    expected[:, :, :6, :6] = 0.5
+    assert_close(same_place, expected)
+
+    # down by an eighth of the side, 2 pixels, and to the left by one
+    draws = torch.tensor([[0.5] * 3 + [0.0, 0.75] + corner])
+    expected = image[:, :, [2, 1, *range(14)]][:, :, :, [*range(1, 16), 14]]
+    expected[:, :, :6, :6] = 0.5
+    assert_close(change_images(image, draws), expected)
+
+
+def test_changed_images_have_other_colours():
+    image = torch.rand(1, 3, 8, 8, generator=generator(4))
+    still = [0.5, 0.5, 1.0, 1.0]  # no shift, and a square beyond the border
+    brighter = change_images(image, torch.tensor([[0.75, 0.5, 0.5, *still]]))
+    seen = (..., slice(0, 7), slice(0, 7))
+    assert_close(brighter[seen], (image + 0.1)[seen])
+    colourless = change_images(image, torch.tensor([[0.5, -0.5, 0.5, *still]]))
+    assert_close(colourless[seen], image.mean(1, keepdim=True).expand_as(image)[seen])
+    flat = change_images(image, torch.tensor([[0.5, 0.5, -7 / 6, *still]]))
+    assert_close(flat[seen], image.mean().expand_as(image)[seen])
+
+
+def test_an_image_and_its_reconstruction_are_changed_alike(images):
+    base = presets.get("treevq-deep/photos64").config
+    objective = SampleObjective(base.replace(**{"generation.classes": 2}))
+    assert objective.settings.augment
+    decoded = torch.cat([images, images.flip(3)]).requires_grad_()
+    losses, _ = objective.judge(images, decoded, CLASSES, decoded, 0)
+    assert float(losses["model"]["reconstruction"].detach()) == 0

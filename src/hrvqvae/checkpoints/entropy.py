@@ -43,6 +43,7 @@ def fit_entropy_model(
     run: RunFolder,
     root: str | None = None,
     duration: float = 1.0,
+    shifts: int = 0,
     device: torch.device | None = None,
     say: Say = note,
 ) -> EntropyModel:
@@ -54,6 +55,7 @@ def fit_entropy_model(
     Args:
         root: Folder of the data (default: as in training).
         duration: Of the fit, in multiples of the usual duration.
+        shifts: Number of further copies of the images to fit, each shifted by some pixels.
 
     Raises InputError if the data is missing, or another process fits the model.
     """
@@ -66,7 +68,7 @@ def fit_entropy_model(
         symbols = config.model.num_symbols
         model.to(device or "cpu")
         copies = []
-        for copy in list_copies(config.data.flip):
+        for copy in list_copies(config.data.flip, shifts):
             maps = encode_images(model.encode, images, symbols, device, copy.augment)
             copies.append(maps.levels)
         levels = [np.concatenate(arrays) for arrays in zip(*copies, strict=True)]

@@ -268,6 +268,9 @@ class GenerationConfig(Section, section="generation"):
     sample_weight: Weight = 3.0  #: the adversarial loss of samples, relative to that of images
     #: the cross-entropy of the classes of decoded images, relative to their adversarial loss
     class_weight: Weight = 2.0
+    #: show the discriminator changed images (`models.adversarial.change_images`): a few thousand
+    #: images it learns by heart otherwise, and then samples become alike
+    augment: bool = False
     adversarial_start: Count = 100  #: training steps before the discriminator begins
     #: the discriminator's learning rate divided by that of the decoder
     discriminator_rate: Rate = 0.5

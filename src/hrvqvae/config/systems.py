@@ -241,6 +241,7 @@ _DEEP_PHOTOS64 = f"""{_DEEP}
     prior.flip                  true
     prior.training.batch_size   32
     generation.levels           4
+    generation.augment          true
 """
 
 

@@ -68,7 +68,7 @@ def _flip_then(change: Augment | None, images: Tensor) -> Tensor:
     return change(flipped) if change else flipped
 
 
-def list_copies(flip: bool, shifts: int = 0, variants: int = 0) -> Iterator[Copy]:
+def list_copies(flip: bool, shifts: int, variants: int = 0) -> Iterator[Copy]:
     """Yield the images themselves, `shifts` shifted copies and `variants` varied copies.
 
     With `flip`, each copy is followed by its mirror images, which have the same index.

@@ -191,6 +191,44 @@ class FeatureDiscriminator(nn.ModuleList):
         return scores.view(len(self), -1), entropy / len(targets)
 
 
+def change_images(images: Tensor, draws: Tensor) -> Tensor:
+    """Change brightness, saturation and contrast of images (B, C, Y, X), shift them by up to an
+    eighth of a side, and cover a square of 3/8 of a side with grey (Zhao et al. 2020, DiffAugment).
+
+    draws (B, 7) in [0, 1) decide the changes. The result is differentiable in the images.
+    """
+    count, channels, height, width = images.shape
+    brightness, saturation, contrast, down, right, top, left = draws.T[..., None, None, None]
+
+    # colours
+    images = images + 0.4 * (brightness - 0.5)
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * (0.5 + saturation)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * (0.7 + 0.6 * contrast)
+
+    # shifts by whole pixels; the border is mirrored
+    rows = torch.arange(height, device=images.device)[:, None]
+    columns = torch.arange(width, device=images.device)
+    from_rows = _mirror(rows + (height / 4 * (down - 0.5)).round().long(), height)
+    from_columns = _mirror(columns + (width / 4 * (right - 0.5)).round().long(), width)
+    numbers = torch.arange(count, device=images.device)[:, None, None, None]
+    places = torch.arange(channels, device=images.device)[:, None, None]
+    images = images[numbers, places, from_rows, from_columns]
+
+    # the square may lie in part beyond the border
+    below = rows / height - (1.25 * top - 0.25)
+    beside = columns / width - (1.25 * left - 0.25)
+    covered = (below >= 0) & (below < 0.375) & (beside >= 0) & (beside < 0.375)
+    return images.masked_fill(covered, 0.5)
+
+
+def _mirror(indices: Tensor, size: int) -> Tensor:
+    """Return indices of which those outside of 0..size - 1 are mirrored at the border."""
+    last = size - 1
+    return last - (last - indices.abs()).abs()
+
+
 class SampleObjective(nn.Module):
     """The objective of a decoder of samples: squared error and perceptual distance of
     reconstructions, and a discriminator of reconstructions and samples.
@@ -223,6 +261,11 @@ class SampleObjective(nn.Module):
             step: Number of earlier steps; the discriminator joins at `adversarial_start`.
         """
         count = len(images)
+        if self.settings.augment:
+            # an image and its reconstruction are changed alike
+            draws = torch.rand(len(decoded), 7, device=images.device)
+            images = change_images(images, draws[:count])
+            decoded = change_images(decoded, draws)
         with torch.no_grad():
             features = self.distance.features(images)
         decoded_features = self.distance.features(decoded)

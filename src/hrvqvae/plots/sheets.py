@@ -27,18 +27,18 @@ class SheetRow(NamedTuple):
     images: Sequence[Tensor]
 
 
-def draw(rows: Sequence[SheetRow]) -> Image.Image:
+def draw(rows: Sequence[SheetRow], zoom: int = 0) -> Image.Image:
     """Return a picture of the rows, each below its caption. Captions take no space if all are
     empty.
 
-    All images are enlarged by the same whole factor.
+    All images are enlarged by the same whole factor, `zoom`, or one that suits their size.
     """
     pictures = [[to_pil(image) for image in row.images] for row in rows]
 
     # all cells have the size of the largest picture
     sizes = [picture.size for row in pictures for picture in row]
     largest = max(max(size) for size in sizes)
-    factor = max(1, round(_SHOWN_SIZE / largest))
+    factor = zoom or max(1, round(_SHOWN_SIZE / largest))
     cell_width = max(width for width, _ in sizes) * factor + _GAP
     cell_height = max(height for _, height in sizes) * factor + _GAP
 
