@@ -17,7 +17,7 @@ from hrvqvae.cli.console import (
     option,
     set_field,
 )
-from hrvqvae.utils.errors import InputError, expand_home
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
 if TYPE_CHECKING:
@@ -39,10 +39,6 @@ def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
         if value is not None:
             set_field(fields, field, str(value), f"--{option_name.replace('_', '-')}")
     return absolute_paths(fields)
-
-
-def _absolute(path: str | Path) -> str:
-    return str(expand_home(path).absolute())
 
 
 def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:

@@ -78,9 +78,9 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
     """Return `base` with new values, plain or as text, by dotted name. Raises InputError as
     `Section.replace`.
 
-    A new `prior.network.kind` replaces the whole section by the defaults of that network. If
-    `values` set a limit of a budget above 0, limits of this budget that are not in `values` become
-    0, which is no limit.
+    A new `prior.network.kind` replaces the whole section by the defaults of that network. A
+    training stops at the first of several limits (BUDGET). If `values` set one of them, it alone
+    counts: those not in `values` become 0, which is no limit.
     """
     system = base.model.system
     if values.get("model.system", system) != system:

@@ -1,6 +1,6 @@
 """Systems with a single latent grid: an encoder, a quantizer, a decoder."""
 
-from __future__ import annotations  # torch.compile can't evaluate those of inner functions
+from __future__ import annotations  # torch.compile can't evaluate annotations of inner functions
 
 import copy
 from collections.abc import Callable

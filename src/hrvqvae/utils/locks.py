@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from hrvqvae.utils.errors import InputError, explain_write_errors
 
-_PATIENCE = 0.5  # seconds; another process may hold the lock for a moment, to look
+_PATIENCE = 0.5  # seconds; a process that asks whether a folder is in use holds it briefly
 
 
 class InUseError(InputError):
