@@ -24,7 +24,6 @@ from hrvqvae.checkpoints import hub
 from hrvqvae.checkpoints.entropy import (
     bare_entropy_model,
     fit_entropy_model,
-    has_entropy_model,
     load_entropy_model,
 )
 from hrvqvae.checkpoints.export import export
@@ -153,11 +152,11 @@ class Model:
         return self._entropy_model
 
     def fit_entropy_model(self) -> None:
-        """Fit the entropy model to the training images, unless the run has one for its weights.
+        """Fit the entropy model to the training images, unless the run has one.
 
         Without the training images, files are written without it, with a note.
         """
-        if has_entropy_model(self.run):
+        if self.run.tables.is_file():
             return
         note(f"{self.run} has no entropy model: fitting it to the training images, once")
         try:
@@ -574,6 +573,7 @@ def train(
     test_data: Any = None,
     out: str | Path | None = None,
     resume: bool = False,
+    force: bool = False,
     **options: Any,
 ) -> Model:
     """Train an autoencoder into a run folder, as `hrvqvae train` does, and return its model.
@@ -587,6 +587,7 @@ def train(
             `data.split` says).
         out: The run folder (default: runs/PRESET).
         resume: Continue from the newest checkpoint.
+        force: Continue even if files of codes become unreadable.
         options: max_steps, max_minutes, seed, device, init_from, or any field of the configuration
             by its dotted name: `**{"model.quantizer.levels": 4}`.
 
@@ -600,7 +601,7 @@ def train(
     run = arguments.choose_run_folder(str(preset), out)
     fields = arguments.collect_fields("training", options, run.path, data, test_data)
     with process_group():
-        outcome = autoencoder.train(str(preset), run, fields, resume=resume)
+        outcome = autoencoder.train(str(preset), run, fields, resume=resume, force=force)
     arguments.raise_signal(outcome)
     return Model(run.path, options.get("device", "cpu"))
 

@@ -25,7 +25,6 @@ from hrvqvae.data.images import as_images, read_image
 from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors.base import LogitSteps
 from hrvqvae.priors.sampling import SamplingParams
-from tests.checkpoints.conftest import change
 from tests.conftest import (
     cells_of,
     do,
@@ -102,7 +101,7 @@ def test_a_configuration_that_was_edited_is_refused(run):
 
 
 def test_what_was_made_for_another_state_is_refused(changed):
-    told = "was made for another state of the autoencoder; delete it"
+    told = "was made for another state of the autoencoder"
     with input_error(f"prefixes {told}"):
         load(changed)
     with input_error(f"level-1 {told}"):
@@ -113,7 +112,7 @@ def test_what_was_made_for_another_state_is_refused(changed):
 
 
 def test_an_entropy_model_is_fitted_when_it_is_needed(run, monkeypatch):
-    """Once per state of the autoencoder; without the training images, files are larger."""
+    """Once; without the training images, files are larger."""
     images = torch.rand(2, 1, 12, 12)
     model = load(run)
     short = partial(fit_entropy_model, duration=0.01)
@@ -122,11 +121,6 @@ def test_an_entropy_model_is_fitted_when_it_is_needed(run, monkeypatch):
     assert model.entropy_model.networks
     assert load(run).compress(images) == files
     assert same(load(run).decompress(files), model.decompress(files))
-
-    change(run)
-    again = load(run)
-    again.compress(images)
-    assert again.entropy_model.model == again.run.digest
 
     RunFolder(run).tables.unlink()
     folder = RunFolder(run)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import hrvqvae
+from hrvqvae.checkpoints.entropy import bare_entropy_model
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import from_file
@@ -25,6 +26,7 @@ from tests.conftest import (
     do,
     done,
     ended,
+    refused,
     same,
     shared_fixture,
     write_file,
@@ -71,6 +73,33 @@ def test_resuming(tiny_file, tmp_path):
         train {config} --out {other} --max-steps 1 | of no run: choose another --out
         train hrvqvae/mnist --out {run} --resume | holds a run of tiny, not of hrvqvae/mnist
     """)
+
+
+def test_weights_that_made_files_stay(tiny_file, tmp_path):
+    folder = tmp_path / "my run"
+    run = RunFolder(folder)
+    do(f"train {tiny_file} --out '{folder}' --max-steps 4")
+    model = hrvqvae.load(folder)
+    content = bare_entropy_model(model.run).content
+    run.tables.write_bytes(content)
+    (file,) = model.compress(torch.rand(1, 12, 12))
+    weights = run.model.read_bytes()
+    assert "trained 4 steps" in do(f"train '{folder}' --resume")  # its budget is spent
+
+    longer = f"train '{folder}' --resume --max-steps 6"
+    told = refused(longer)
+    assert "tables.hrvt void" in told
+    assert run.model.read_bytes() == weights
+    assert hrvqvae.load(folder).decompress(file)
+
+    # the advice of the message
+    command = re.search("hrvqvae (train .* --out )NEW", told)[1]
+    assert "beginning with the weights" in do(f"{command} {tmp_path}/new --max-steps 6")
+    assert "trained 6 steps" in do(f"{longer} --force")
+    write_picture(tmp_path / "x.png", 1, (12, 12), "L")
+    compress = f"compress '{folder}' {tmp_path}/x.png -o {tmp_path}/x.hrv"
+    check_refusals(f"{compress} | made for another state of the autoencoder")
+    assert run.tables.read_bytes() == content
 
 
 def test_the_prior_of_a_level(tiny_file, tmp_path):

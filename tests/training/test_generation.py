@@ -112,11 +112,11 @@ def test_its_samples_are_drawn_once_half_of_them_without_guidance(case, monkeypa
 
     # others are refused: of another guidance, of other priors
     RunFolder(case.path).sampling.write_text('{"guidance": 1.5}')
-    with input_error("was made for another state of the guidance; delete"):
+    with input_error("was made for another state of the guidance; move"):
         case.train(config=longer, resume=True)
     RunFolder(case.path).sampling.write_text('{"guidance": 2.0}')
     train_levels(case.path, of={}, changes="training.max_steps=2", resume=True)
-    with input_error("was made for another state of the priors; delete"):
+    with input_error("was made for another state of the priors; move"):
         case.train(config=longer, resume=True)
 
 

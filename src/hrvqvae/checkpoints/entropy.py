@@ -9,17 +9,10 @@ from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.learning import fit
 from hrvqvae.data.copies import list_copies
 from hrvqvae.data.loading import open_images
-from hrvqvae.utils.errors import explain_write_errors, require_made_for
+from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import Say, note
-
-
-def has_entropy_model(run: RunFolder) -> bool:
-    """Return whether a run has an entropy model that was fitted for the weights of now."""
-    if not run.tables.is_file():
-        return False
-    return read_entropy_model(run.tables.read_bytes(), str(run.tables)).model == run.digest
 
 
 def bare_entropy_model(run: RunFolder) -> EntropyModel:
@@ -35,7 +28,11 @@ def load_entropy_model(run: RunFolder) -> EntropyModel:
     if not run.tables.is_file():
         return bare_entropy_model(run)
     fitted = read_entropy_model(run.tables.read_bytes(), str(run.tables))
-    require_made_for(run.tables, {"autoencoder": fitted.model}, {"autoencoder": run.digest})
+    if fitted.model != run.digest:
+        raise InputError(
+            f"{run.tables} was made for another state of the autoencoder, whose files need it: move"
+            " it to the weights of that state"
+        )
     return fitted
 
 
@@ -50,17 +47,18 @@ def fit_entropy_model(
     """Fit the entropy model to the codes of the training images, and write it beside the weights.
 
     If the model was trained on mirror images too, their codes are fitted as well. An entropy model
-    of the same weights is kept, because files that were written with it can't be read without it.
+    that is there is kept, because files that were written with it can't be read without it.
 
     Args:
         root: Folder of the data (default: as in training).
         duration: Of the fit, in multiples of the usual duration.
         shifts: Number of further copies of the images to fit, each shifted by some pixels.
 
-    Raises InputError if the data is missing, or another process fits the model.
+    Raises InputError if the data is missing, another process fits the model, or the entropy model
+    that is there was fitted for other weights.
     """
     with lock_folder(run.path):
-        if has_entropy_model(run):
+        if run.tables.is_file():
             return load_entropy_model(run)
         model, config = run.load(decoder=None)
         config = config.with_root(root)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.entropy import has_entropy_model
+from hrvqvae.checkpoints.entropy import load_entropy_model
 from hrvqvae.checkpoints.folder import (
     DECODERS,
     RunFolder,
@@ -83,8 +83,8 @@ def export(
             if network.model.is_file():
                 copy = RunFolder(path / network.path.relative_to(source.path))
                 _export_network(network, kind, source.digest, copy, target.digest, compact)
-        if has_entropy_model(source) and not compact:
-            write_atomic(target.tables, source.tables.read_bytes())
+        if source.tables.is_file() and not compact:
+            write_atomic(target.tables, load_entropy_model(source).content)
         if source.sampling.is_file():
             write_atomic(target.sampling, source.sampling.read_bytes())
         if source.card.is_file():

@@ -116,6 +116,10 @@ class RunFolder:
         """Return whether the folder holds a checkpoint or a model."""
         return bool(self.saved()) or self.model.is_file()
 
+    def list_made(self) -> list[str]:
+        """Return the names of what was made for the weights: the entropy model."""
+        return [path.name for path in self.path.glob(self.tables.name)]
+
     def write_config(self, config: Config) -> None:
         """Write config.yaml. Raises OSError."""
         write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())

@@ -15,6 +15,7 @@ from hrvqvae.cli.console import (
     flag,
     integer,
     option,
+    pick,
     set_field,
 )
 from hrvqvae.utils.errors import InputError
@@ -78,7 +79,9 @@ def _train(arguments: Arguments) -> int:
         from hrvqvae.training.options import choose_run_folder
 
         run = choose_run_folder(arguments.preset, arguments.out)
-        outcome = autoencoder.train(arguments.preset, run, fields, resume=arguments.resume)
+        outcome = autoencoder.train(
+            arguments.preset, run, fields, **pick(arguments, "resume force")
+        )
         return _report_outcome(outcome, "", f": {run.model}\npictures in {run.pictures}")
 
 
@@ -219,6 +222,7 @@ COMMANDS = (
         option("--out RUN", "write to the run folder RUN (default: runs/PRESET)", type=Path),
         flag("--print-config", "print the resolved configuration and stop"),
         *_TRAINING,
+        flag("--force", "with --resume: go on even if files of codes become unreadable"),
         fields="--model.quantizer.codewords 8",
     ),
     Command(

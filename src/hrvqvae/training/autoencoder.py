@@ -207,7 +207,12 @@ class AutoencoderTask(ImageTask):
 
 
 def train(
-    preset: str, run: RunFolder, fields: Mapping[str, Any], *, resume: bool = False
+    preset: str,
+    run: RunFolder,
+    fields: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    force: bool = False,
 ) -> Outcome:
     """Train the autoencoder of a preset, of a configuration file, or of a run folder.
 
@@ -228,4 +233,4 @@ def train(
         lambda: autoencoder_config(preset, fields, run.read_config() if is_stored else None)
     )
     task = AutoencoderTask(config, run)
-    return Trainer(task, resume=resume).train()
+    return Trainer(task, resume=resume, force=force).train()

@@ -6,6 +6,7 @@ is killed, and a resumed run repeats the evaluation.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import threading
@@ -155,6 +156,7 @@ class Trainer:
 
     task: Task
     resume: bool = False  #: continue a training that has begun; False refuses it (InputError)
+    force: bool = False  #: also if other networks or files were made for the weights
     pictures: bool = True  #: draw pictures after each evaluation
 
     def train(self) -> Outcome:
@@ -283,11 +285,26 @@ class Trainer:
                 " with its weights, by --init-from"
             )
         state.restore(tensors, meta)
+        distributed.on_rank_zero(partial(self._save_restored, state))
         say(f"resuming {run.path} at step {state.step}")
 
-        # a kill between checkpoint and model file left the model of an earlier step
-        if distributed.rank() == 0:
-            task.save(state)
+    def _save_restored(self, state: TrainState) -> None:
+        """Write the model file of a restored state, since a kill may have left an earlier one.
+
+        The weights stay as they are if anything was made for them. Raises InputError if the
+        training would change such weights. Called in rank 0.
+        """
+        run = self.task.run
+        made = run.list_made() if run.model.is_file() and not self.force else []
+        if not made:
+            self.task.save(state)
+        elif state.fraction < 1 or storage.read_meta(run.model)["step"] != state.step:
+            path = shlex.quote(str(run.path))
+            raise InputError(
+                f"{run.path} is finished: other weights would make {', '.join(made)} void, and its"
+                f" files of codes unreadable; begin with its weights (hrvqvae train {path}"
+                f" --init-from {path} --out NEW), or go on all the same with --force"
+            )
 
     # ---- steps ----
 

@@ -46,7 +46,7 @@ def require_made_for(path: Path, made: Mapping[str, Any], wanted: Mapping[str, A
     for name, value in wanted.items():
         if made.get(name) != value:
             raise InputError(
-                f"{path} was made for another state of the {name}; delete it, and make it again"
+                f"{path} was made for another state of the {name}; move it away, and make it again"
             )
 
 
