@@ -587,7 +587,7 @@ def train(
             `data.split` says).
         out: The run folder (default: runs/PRESET).
         resume: Continue from the newest checkpoint.
-        force: Continue even if files of codes become unreadable.
+        force: Continue even if files of codes, priors and decoders become void.
         options: max_steps, max_minutes, seed, device, init_from, or any field of the configuration
             by its dotted name: `**{"model.quantizer.levels": 4}`.
 

@@ -102,6 +102,16 @@ def test_weights_that_made_files_stay(tiny_file, tmp_path):
     assert run.tables.read_bytes() == content
 
 
+def test_weights_of_priors_and_decoders_stay(mnist_root, tmp_path):
+    folder = shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run")
+    before = folder_of(folder)
+    for name in ("prefixes", "generation"):
+        shutil.copytree(prior_folder(folder, 0).path, folder / name)
+    made = "generation, level-1, level-2, level-3, prefixes void"
+    check_refusals(f"train {folder} --resume --max-steps 61 | {made}")
+    assert folder_of(folder).items() >= before.items()
+
+
 def test_the_prior_of_a_level(tiny_file, tmp_path):
     run = tmp_path / "run"
     do(f"train {tiny_file} --max-steps 2 --out {run}")

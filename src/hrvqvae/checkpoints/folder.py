@@ -117,8 +117,11 @@ class RunFolder:
         return bool(self.saved()) or self.model.is_file()
 
     def list_made(self) -> list[str]:
-        """Return the names of what was made for the weights: the entropy model."""
-        return [path.name for path in self.path.glob(self.tables.name)]
+        """Return the names of what was made for the weights: entropy model, decoders, priors."""
+        decoders = [decoder_folder(self.path, name) for name in DECODERS]
+        priors = map(RunFolder, self.path.glob("priors/level*"))
+        folders = [folder.path for folder in (*decoders, *priors) if folder.begun()]
+        return sorted(path.name for path in (*self.path.glob(self.tables.name), *folders))
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml. Raises OSError."""

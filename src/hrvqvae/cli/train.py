@@ -222,7 +222,10 @@ COMMANDS = (
         option("--out RUN", "write to the run folder RUN (default: runs/PRESET)", type=Path),
         flag("--print-config", "print the resolved configuration and stop"),
         *_TRAINING,
-        flag("--force", "with --resume: go on even if files of codes become unreadable"),
+        flag(
+            "--force",
+            "with --resume: go on even if files of codes, priors and decoders become void",
+        ),
         fields="--model.quantizer.codewords 8",
     ),
     Command(
