@@ -37,10 +37,10 @@ def test_a_second_call_goes_on(tmp_path):
     drawn = {bytes((sample * 255).round().byte().numpy()) for sample in samples}
     assert drawn == {bytes(read_image(path).numpy()) for path in after}
 
-    with input_error("other images already"):
+    with input_error("begun with other options"):
         sample(2, seed=2)
     (folder / "samples.json").write_bytes(b"damaged")
-    with input_error("other images already"):
+    with input_error("begun with other options"):
         sample(2)
     assert after == contents(folder)
 

@@ -2,11 +2,12 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,15 +25,13 @@ from hrvqvae.data.images import (
 from hrvqvae.model import Model, find_model
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.grouping import chunk_by_size
-from hrvqvae.utils.outputs import Outputs, check_output, write_output
+from hrvqvae.utils.outputs import Outputs, Record, check_output, write_output
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
 # Values of the images of a batch. Its files are written as soon as it is done, so that little is
 # lost by Ctrl-C.
 _BATCH_VALUES = 1 << 17
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -114,8 +113,8 @@ def compress_images(
 ) -> CompressionOutcome:
     """Compress image files.
 
-    Each batch is written as soon as it is encoded, and files that exist are skipped: a second call
-    goes on where the first was stopped. The files of X.zip are written to the folder X.zip.parts
+    Each batch is written as soon as it is encoded, and a second call goes on where the first was
+    stopped (`Record`). The files of X.zip are written to the folder X.zip.parts
     until all of them are done.
 
     Args:
@@ -126,7 +125,7 @@ def compress_images(
         options: levels, max_bytes and effort, as for `Model.compress`.
 
     Raises InputError as `Model.compress` does, or if an image can't be read, X.hrv or X.zip exists,
-    or `out` can't be written.
+    the files were begun otherwise, or `out` can't be written.
     """
     model.autoencoder.check_levels(options.get("levels"))
     images = _find_images(paths)
@@ -139,7 +138,9 @@ def compress_images(
     else:
         outputs = Outputs(out, hrv.SUFFIX, force=force, inputs=paths)
     targets = {path: outputs.reserve(name, hrv.SUFFIX) for name, path in images.items()}
-    missing = _select_missing(targets, folder, force)
+    made_with = {"autoencoder": model.run.digest, "beam": model.beam, **options}
+    record = Record(folder / f"{hrv.SUFFIX}.json", made_with)
+    missing = [*targets] if force else record.select_missing(targets, Path)
 
     if missing:
         model.fit_entropy_model()  # before the bar: its time is not that of an image
@@ -150,6 +151,8 @@ def compress_images(
         names = [str(path) for path, _ in batch]
         pixels = [image for _, image in batch]
         files = model.compress(pixels, names=names, **options)
+        if suffix != hrv.SUFFIX:
+            record.write()
         for (path, _), content in zip(batch, files, strict=True):
             write_output(targets[path], content)
         outcome.images += len(files)
@@ -166,18 +169,8 @@ def compress_images(
     return outcome
 
 
-def _select_missing(targets: Mapping[T, Path], folder: Path, force: bool) -> list[T]:
-    """Return the inputs whose outputs do not exist; with `force`, all inputs. A notice counts the
-    others.
-    """
-    missing = [source for source, target in targets.items() if force or not target.exists()]
-    if len(missing) < len(targets):
-        existing = counted(len(targets) - len(missing), "file")
-        note(f"{folder} has {existing} already; they are kept (--force writes them anew)")
-    return missing
-
-
 class _CodeFile(NamedTuple):
+    path: Path  # of the file, or of the zip that holds it
     place: str  # for messages
     name: str  # of its image
     read: Callable[[], bytes]
@@ -190,7 +183,7 @@ def _find_codes(paths: Iterable[Path], faults: list[str]) -> list[_CodeFile]:
     files = []
     for path, name in _list_files(paths, (hrv.SUFFIX, zips.SUFFIX)).items():
         if path.suffix.lower() != zips.SUFFIX:
-            files.append(_CodeFile(str(path), _remove_suffix(name), path.read_bytes))
+            files.append(_CodeFile(path, str(path), _remove_suffix(name), path.read_bytes))
             continue
         try:
             entries = zips.open_zip(path)
@@ -198,7 +191,7 @@ def _find_codes(paths: Iterable[Path], faults: list[str]) -> list[_CodeFile]:
             faults.append(str(error))
             continue
         for entry, read in entries:
-            files.append(_CodeFile(f"{path}: {entry}", _remove_suffix(entry), read))
+            files.append(_CodeFile(path, f"{path}: {entry}", _remove_suffix(entry), read))
     return files
 
 
@@ -216,7 +209,7 @@ def decompress_files(
 ) -> int:
     """Decompress files of codes to PNG, and return the number of images that were written.
 
-    Each image is written as soon as it is decoded. Images that exist in a folder are skipped.
+    Each image is written as soon as it is decoded. A second call goes on (`Record`).
 
     Args:
         paths: Files of codes, zips of them, or folders of both.
@@ -225,7 +218,8 @@ def decompress_files(
         levels: Largest number of levels to use (default: all).
 
     Raises:
-        InputError: The levels are out of range, Y.png exists, or `out` can't be written.
+        InputError: The levels are out of range, Y.png exists, the images were begun otherwise, or
+            `out` can't be written.
         DamagedFileError: A file is damaged, or another model made it. Undamaged files and levels
             are decompressed all the same.
     """
@@ -233,7 +227,8 @@ def decompress_files(
     files = _find_codes(paths, faults)
     outputs = Outputs(out, ".png", force=force, inputs=paths)
     targets = {file: outputs.reserve(file.name, ".png") for file in files}
-    missing = _select_missing(targets, out, force)
+    record = Record(out / ".png.json", {"levels": levels})
+    missing = [*targets] if force else record.select_missing(targets, attrgetter("path"))
     only_maker = None if model is None else Model(model)
     find_maker = cache(find_model)  # each model of the package is loaded once
 
@@ -256,6 +251,8 @@ def decompress_files(
             continue
         if codes.fault:
             faults.append(f"{file.place}: {codes.fault}")
+        if out.suffix.lower() != ".png":
+            record.write()
         write_image(to_pil(image), targets[file])
         count += 1
     for earlier in faults[:-1]:

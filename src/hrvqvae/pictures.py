@@ -1,7 +1,6 @@
 """Draw reconstructions, samples and completions of a trained model as PNG files."""
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from hrvqvae.models.base import image_size
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.outputs import Outputs, check_output, write_output
+from hrvqvae.utils.outputs import Outputs, Record, check_output
 from hrvqvae.utils.progress import note
 
 _COMPLETIONS_PER_ROW = 8
@@ -112,44 +111,36 @@ def _write_samples(
     """Write the samples that a folder lacks, and return the paths of all."""
     check_output(folder / _RECORD, force=True)
 
-    # The record in the folder tells how its samples were drawn: a call goes on with its own only.
     weights = hashlib.blake2b(digest_size=16)
     for path in sorted(model.run.path.glob("**/model.safetensors")):
         weights.update(path.read_bytes())
     options = {"weights": weights.hexdigest(), "seed": seed, "class": class_name, **vars(params)}
     options["decoder"] = params.decoder or model.run.read_sampling().decoder
-    record = json.dumps(options).encode()
-    file = folder / _RECORD
-    goes_on = file.is_file() and file.read_bytes() == record
-    if not (goes_on or force) and next(folder.glob("*.png"), None):
-        raise InputError(
-            f"{folder} has other images already; choose another folder, or overwrite them with"
-            " --force"
-        )
+    record = Record(folder / _RECORD, options)
 
     # Names are known before anything is drawn, from the classes.
     priors = model.load_priors(model.autoencoder.check_levels(params.levels))
     labels = model.draw_labels(range(count), seed, class_name, priors)
     outputs = Outputs(folder)
-    paths = []
+    paths = {}
     for index in range(count):
         name = f"{index:04d}"
         if labels is not None:
             name = f"{priors.classes[labels[index]]}-{name}".replace("/", "_")
-        paths.append(outputs.reserve(name, ".png"))
+        paths[index] = outputs.reserve(name, ".png")
 
-    # The samples of another call go before the first sample is written, but not before it is drawn.
-    missing = [index for index in range(count) if not (goes_on and paths[index].is_file())]
+    missing = [*paths]
+    if not force or record.is_written():
+        missing = record.select_missing(paths, lambda _: record.path)
     remaining = iter(missing)
     for batch in model.draw_batches(missing, seed=seed, class_name=class_name, params=params):
-        if not goes_on:
-            for path in paths:
+        if not record.is_written():
+            for path in paths.values():
                 path.unlink(missing_ok=True)
-            write_output(file, record)
-            goes_on = True
+            record.write()
         for image in batch.images:
             write_image(to_pil(image), paths[next(remaining)])
-    return paths
+    return [*paths.values()]
 
 
 def draw_completions(

@@ -93,21 +93,59 @@ def test_a_folder_gets_a_file_for_each_image(run, images):
     codes = Path("codes")
     first = codes / "0.hrv"
     again = f"compress {run} {images} -o codes"
-    do(f"{again} --levels 1")
+    do(again)
     assert [*folder_of(codes)] == ["0.hrv", "1.hrv", "2.hrv", "more/0.hrv"]
     first.unlink()
     before = (codes / "1.hrv").read_bytes()
     do(again)
     assert first.exists()
     assert (codes / "1.hrv").read_bytes() == before
-    do(f"{again} --force")
-    assert (codes / "1.hrv").read_bytes() != before
     do(f"decompress {first} codes/1.hrv -o back --model {run}")
     assert [*folder_of(Path("back"))] == ["0.png", "1.png"]
     do(f"decompress codes -o all --model {run}")
     assert [*folder_of(Path("all"))] == ["0.png", "1.png", "2.png", "more/0.png"]
     told = "has no files that end in .hrv, .zip"
     check_refusals(f"decompress {images} -o none --model {run} | {told}")
+
+
+def test_what_was_begun_otherwise_is_refused(run, images):
+    """For compress, also to a zip, and for decompress."""
+    few = f"{images}/0.png {images}/1.png"
+    otherwise = "was begun with other options or another model"
+    for out, parts in (("codes", "codes"), ("x.zip", "x.zip.parts")):
+        Path(parts).mkdir()
+        do(f"compress {run} {few} -o {parts} --levels 1")  # as a call that was stopped
+        command = f"compress {run} {images} -o {out}"
+        check_refusals(f"""
+            {command} | {parts} {otherwise}
+            {command} --levels 1 --effort 1 | {parts} {otherwise}
+            {command} --levels 1 --bytes 99 | {parts} {otherwise}
+            compress mnist {images} -o {out} --levels 1 | {parts} {otherwise}
+            compress mnist {images}/2.png -o {out} --levels 1 | {parts} {otherwise}
+        """)
+        # of two models, after `--force`, none is kept
+        do(f"compress mnist {images}/2.png -o {parts} --levels 1 --force")
+        do(f"compress mnist {images} -o {out} --levels 1")
+    do(f"compress mnist {images} -o whole --levels 1")
+    assert folder_of(Path("codes")) == folder_of(Path("whole"))
+    assert files_in("x.zip") == folder_of(Path("whole"))
+    do("decompress whole -o back --levels 1")
+    do("decompress whole -o whole --levels 1")
+    check_refusals(f"decompress whole -o back | back {otherwise}")
+
+
+def test_an_image_that_changed_is_compressed_anew(run):
+    save_images(Path("in"))
+    command = f"compress {run} in -o out"
+    do(command)
+    before = folder_of(Path("out"))
+    write_picture(Path("older.png"), 5, (12, 12), "L")
+    os.utime("older.png", (0, 0))
+    Path("older.png").replace("in/0.png")
+    assert "4 files already; 3 newer" in ended(0, command)
+    after = folder_of(Path("out"))
+    assert {name for name in after if after[name] != before[name]} == {"0.hrv"}
+    assert "4 files already; 4 newer" in ended(0, command)
 
 
 def test_a_zip_is_a_folder_of_files(run, images):
@@ -268,7 +306,9 @@ def test_any_name_of_a_file_can_be_zipped_and_read_again(run, images):
     printed = ended(0, f"decompress x.zip -o back --model {run}")
     assert "4 images" in printed
     assert "\x1b" not in printed
-    files, codes = ({file.stem for file in Path(folder).iterdir()} for folder in ("back", "codes"))
+    files, codes = (
+        {file.stem for file in Path(folder).glob("[!.]*")} for folder in ("back", "codes")
+    )
     assert files == codes > {"a\\b", "two\nlines"}
 
 
@@ -371,6 +411,6 @@ def test_a_class_is_no_path(monkeypatch):
     }
     check_refusals(f"""
         {command} sheet.png | exists already
-        {command} new.png --seed 1 | has other images already
+        {command} new.png --seed 1 | was begun with other options
         sample mnist -n 4 -o '' | is empty; name a file or a folder
     """)

@@ -73,10 +73,10 @@ def write_folder(folder, files):
 
 
 def folder_of(folder):
-    """Return the content of each file by its path in the folder."""
+    """Return the content of each file by its path in the folder; not of hidden files."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*.*"))
+        for path in sorted(folder.rglob("[!.]*.*"))
     }
 
 

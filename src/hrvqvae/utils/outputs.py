@@ -1,14 +1,19 @@
 """Output files: their names, what they may replace, and writing them whole or not at all."""
 
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.progress import note
+from hrvqvae.utils.quantities import counted
 
+T = TypeVar("T")
 TEMPORARY = ".writing-"
 
 
@@ -104,6 +109,54 @@ class Outputs:
             unique = f"{name}-{number}{suffix}"
         self._taken.add(unique.casefold())
         return unique
+
+
+class Record:
+    """A file in a folder that tells with which options the other files there are made.
+
+    A second call goes on if it has the same options. A file that is older than the record or than
+    its input is made anew.
+    """
+
+    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
+        self.path = path
+        self.content = json.dumps(options).encode()
+
+    def is_written(self) -> bool:
+        """Return whether the folder has this record."""
+        return self.path.is_file() and self.path.read_bytes() == self.content
+
+    def write(self) -> None:
+        """Write the record before the first file. Raises InputError."""
+        if not self.is_written():
+            write_output(self.path, self.content)
+
+    def select_missing(self, targets: Mapping[T, Path], find_input: Callable[[T], Path]) -> list[T]:
+        """Return the sources whose files must be made; a notice counts the others. Raises
+        InputError if files were made with other options.
+        """
+        folder = self.path.parent
+        existing = {
+            source: target
+            for source, target in targets.items()
+            if target.exists() and find_input(source).exists()
+        }
+        if not self.is_written() and (existing or self.path.exists()):
+            raise InputError(
+                f"{folder} was begun with other options or another model; choose another, or begin"
+                " anew with --force"
+            )
+        kept = set[T]()
+        for source, target in existing.items():
+            status = find_input(source).stat()
+            # a file that replaces another one may have been written earlier
+            changed = max(self.path.stat().st_mtime, status.st_mtime, status.st_ctime)
+            if target.stat().st_mtime >= changed:
+                kept.add(source)
+        if existing:
+            files = counted(len(existing), "file")
+            note(f"{folder} has {files} already; {len(kept)} newer than their inputs are kept")
+        return [source for source in targets if source not in kept]
 
 
 def _name_temporary(path: Path) -> Path:
