@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hrvqvae.checkpoints.entropy import load_entropy_model
+from hrvqvae.checkpoints.folder import list_models, open_run
 from hrvqvae.compression import hrv, zips
 from hrvqvae.compression.images import decode_images
 from hrvqvae.data.folders import find_files
@@ -22,7 +24,7 @@ from hrvqvae.data.images import (
     to_pil,
     write_image,
 )
-from hrvqvae.model import Model, find_model
+from hrvqvae.model import Model
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.grouping import chunk_by_size
 from hrvqvae.utils.outputs import Outputs, Record, check_output, write_output
@@ -229,20 +231,22 @@ def decompress_files(
     targets = {file: outputs.reserve(file.name, ".png") for file in files}
     record = Record(out / ".png.json", {"levels": levels})
     missing = [*targets] if force else record.select_missing(targets, attrgetter("path"))
-    only_maker = None if model is None else Model(model)
-    find_maker = cache(find_model)  # each model of the package is loaded once
+    makers = dict[bytes, str]()  # names of models, by the fingerprints of their files
+    for name in list_models() if model is None else [model]:
+        entropy_model = load_entropy_model(open_run(name))
+        makers[entropy_model.fingerprint] = makers[entropy_model.bare.fingerprint] = name
+    open_model = cache(Model)
+    foreign = []  # files of other models
 
     count = 0
     for file in tracked(missing, "decompress", len(missing), lambda _: 1):
         try:
             content = file.read()
             fingerprint = hrv.read_header(content, file.place).fingerprint
-            maker = only_maker or find_maker(fingerprint)
-            if maker is None:
-                raise DamagedFileError(
-                    f"{file.place} was made by a model whose fingerprint is {fingerprint.hex()}, or"
-                    " is damaged; the model is not inside the package: name it with --model RUN"
-                )
+            if fingerprint not in makers:
+                foreign.append(file.place)
+                continue
+            maker = open_model(makers[fingerprint])
             max_pixels = maker.config.data.max_pixels
             (codes,) = hrv.read(maker.entropy_model, [content], levels, [file.place], max_pixels)
             (image,) = decode_images(maker.autoencoder, [codes], maker.device, levels)
@@ -255,6 +259,11 @@ def decompress_files(
             record.write()
         write_image(to_pil(image), targets[file])
         count += 1
+    if foreign:
+        faults.append(
+            f"{foreign[0]} was made by another model than {model or 'those of the package'}, or is"
+            f" damaged ({counted(len(foreign), 'such file')}); name its run with --model RUN"
+        )
     for earlier in faults[:-1]:
         note(earlier)
     if faults:

@@ -27,7 +27,7 @@ from hrvqvae.checkpoints.entropy import (
     load_entropy_model,
 )
 from hrvqvae.checkpoints.export import export
-from hrvqvae.checkpoints.folder import list_models, open_run
+from hrvqvae.checkpoints.folder import open_run
 from hrvqvae.compression import hrv
 from hrvqvae.compression.decoder_search import open_encoder
 from hrvqvae.compression.entropy_model import EntropyModel
@@ -627,15 +627,6 @@ def _as_mask(mask: Mask) -> Tensor:
         return torch.from_numpy(values.astype(np.bool_, order="C"))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"the mask is {reprlib.repr(mask)}; it must be (Y, X) bool") from error
-
-
-def find_model(fingerprint: bytes) -> Model | None:
-    """Return the model of the package that made files of codes with a fingerprint, if any."""
-    for name in list_models():
-        entropy_model = load_entropy_model(open_run(name))
-        if fingerprint in (entropy_model.fingerprint, entropy_model.bare.fingerprint):
-            return Model(name)
-    return None
 
 
 def _open_encoder(run: Path, beam: int | None, effort: int, device: str) -> Encode:

@@ -246,9 +246,15 @@ def test_the_shipped_model_is_found_by_what_it_wrote(images):
     unknown = Path("codes/unknown.hrv")
     fingerprint = hrv.read_header(content).fingerprint
     unknown.write_bytes(content.replace(fingerprint, bytes(len(fingerprint))))
-    check_refusals(f"decompress {unknown} -o y.png | name it with --model RUN")
-    check_refusals("decompress codes -o out | name it with --model RUN; 1 image written")
+    check_refusals(f"decompress {unknown} -o y.png | name its run with --model RUN")
+    check_refusals("decompress codes -o out | name its run with --model RUN; 1 image written")
     assert {*folder_of(Path("out"))} == {"known.png"}
+
+
+def test_one_cause_is_one_line(run, images):
+    do(f"compress {run} {images} -o x.zip")
+    check_refusals("decompress x.zip -o out | or is damaged (4 such files); name its run")
+    assert not Path("out").exists()
 
 
 def test_what_can_not_be_done(run, images, monkeypatch):
@@ -264,8 +270,9 @@ def test_what_can_not_be_done(run, images, monkeypatch):
         compress {run} {image} -o x.hrv | exists already
         compress {run} {image} -o x.hvr | end in .hrv, or be a folder that exists
         {new} --bytes 6 | {image} takes
-        decompress x.hrv -o y.png | not inside the package: name it with --model
-        decompress x.zip -o y.png | x.zip: 0.hrv was made by a model
+        decompress x.hrv -o y.png | name its run with --model RUN
+        decompress x.hrv -o y.png --model mnist | another model than mnist
+        decompress x.zip -o y.png | x.zip: 0.hrv was made by another model
         decompress {image} -o y.png --model {run} | is not a file of codes
         decompress no.hrv -o y.png --model {run} | no.hrv: there is no such file
         compress no-such-run no.png -o new.hrv | no.png: there is no such file
