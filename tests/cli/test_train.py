@@ -189,6 +189,15 @@ def test_evaluation_for_programs_and_people(run):
     assert f"no priors: {told}" in out
 
 
+def test_a_run_by_its_weights_file(mnist_root):
+    """Only a training reads a checkpoint."""
+    run = tiny_run_with_priors(mnist_root)
+    command = "evaluate {} --json --device cpu -n 10"
+    assert do(command.format(run / "model.safetensors")) == do(command.format(run))
+    checkpoint = run / "checkpoints/step-000000060.safetensors"
+    check_refusals(f"evaluate {checkpoint} | for a checkpoint, give its run")
+
+
 def test_a_beam_encodes_whatever_the_model_was_trained_with(run, tmp_path):
     """By all commands that encode."""
     folder = tmp_path / "images"

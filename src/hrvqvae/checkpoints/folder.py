@@ -450,7 +450,10 @@ def open_run(name: str | Path) -> RunFolder:
             f" {shlex.quote(str(path))} --resume"
         )
     if path.exists():
-        raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
+        raise InputError(
+            f"{path} is not a run folder (it has no model.safetensors); for a checkpoint, give its"
+            " run"
+        )
     hint = f"models of the package: {', '.join(list_models())}"
     if matches := near_names(str(run).lower(), list_models()):
         hint = f"did you mean {matches}?"

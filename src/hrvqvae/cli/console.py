@@ -67,11 +67,14 @@ def integer(least: int, most: int | None = None) -> Callable[[str], int]:
     return convert
 
 
+def _find_run(text: str) -> str:
+    return text.removesuffix("model.safetensors") or "."
+
+
+_RUN = "run folder or the model.safetensors in it, or a model of the package such as mnist"
 COMMON: Mapping[str, Option] = {
-    "run": option("run RUN", "run folder, weights file, or a model of the package such as mnist"),
-    "model": option(
-        "model MODEL", "run folder, weights file, or a model of the package such as mnist"
-    ),
+    "run": option("run RUN", _RUN, type=_find_run),
+    "model": option("model MODEL", _RUN, type=_find_run),
     "--json": flag("--json", "print JSON"),
     "--device": option(
         "--device NAME", "auto, cpu, cuda or cuda:N (default: auto)", default="auto"

@@ -116,7 +116,7 @@ class StageConfig(Section, section="training"):
     threads: Count = 0  #: CPU threads (0: torch decides)
     #: Seed of start weights, data order, augmentation, k-means and restarts.
     seed: Count = 0
-    #: run folder, weights file or model of the package with the start weights (default: random)
+    #: run folder or model of the package with the start weights (default: random)
     init_from: str = ""
     #: where metrics go beside metrics.jsonl
     loggers: Literal["", "tensorboard"] = ""

@@ -18,8 +18,8 @@ TEMPORARY = ".writing-"
 
 
 def base_name(run: str | Path) -> str:
-    """Return the name of a run's folder, or of its file without .safetensors."""
-    return Path(run).resolve().name.removesuffix(".safetensors")
+    """Return the name of a run's folder."""
+    return Path(run).resolve().name
 
 
 def check_output(
