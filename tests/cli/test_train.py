@@ -54,6 +54,25 @@ def test_print_config_is_a_file_that_trains(tmp_path):
     assert do(f"train {path} --print-config") == printed
 
 
+def test_a_training_without_data_leaves_no_folder(mnist_root, tmp_path):
+    run = shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    train = f"train treevq/photos --out {tmp_path}/new --max-steps 1 --data {tmp_path}"
+    decoder = f"train-decoder {run} --max-steps 1 --data {tmp_path}"
+    priors = f"train-prior {run} --resume --level 3 --max-steps 1"
+    shutil.rmtree(prior_folder(run, 2).path)
+    check_refusals(f"""
+        {train}/nope | nope does not exist: give a folder
+        {train}/empty | empty has no image
+        {decoder}/nope --decoder progressive | is not in {tmp_path}/nope
+        {priors} --codes {tmp_path}/nope | nope is no folder of codes
+        {priors} --data {tmp_path}/nope | is not in {tmp_path}/nope
+    """)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "run"]
+    assert not (run / "prefixes").exists()
+    assert not prior_folder(run, 2).path.exists()
+
+
 def test_resuming(tiny_file, tmp_path):
     run = tmp_path / "run"
     command = f"train {tiny_file} --out {run} --max-steps"

@@ -198,5 +198,5 @@ def test_what_is_no_set_of_images_is_one_line():
     write_folder("set", {"x.parquet": b"no parquet"})
     with input_error("can't be read as images"):
         loaded("set")
-    with input_error("gone has no image"):
+    with input_error("gone does not exist"):
         loaded("gone")

@@ -96,8 +96,9 @@ def open_stored(path: str, labels: bool = True) -> dict[str, DatasetSource]:
     is_hub = path.startswith(HUB)
     builder = _BUILDERS.get(Path(path).suffix.lower())
     if not is_hub and not builder and not find_files(Path(path), tuple(_BUILDERS)):
+        wrong = "has no image" if Path(path).exists() else "does not exist"
         raise InputError(
-            f"{path} has no image: give a folder of PNG, JPEG or WebP files, Parquet, tar or Arrow"
+            f"{path} {wrong}: give a folder of PNG, JPEG or WebP files, Parquet, tar or Arrow"
             " files, or hub:OWNER/NAME"
         )
     import datasets

@@ -31,16 +31,24 @@ _BATCH = 64  # images per batch while decoding into memory
 
 
 def load_images(config: DataConfig, split: str) -> ImageSet:
-    """Return the images of the split "train" or "test".
-
-    They are decoded into memory, unless they do not fit or are cropped at random. Raises InputError
-    as `open_images`, and BrokenImageError if an image can't be decoded and `on_error` is "stop".
+    """Return the images of the split "train" or "test", decoded as far as `decode` does. Raises as
+    `open_images` and `decode`.
     """
     images = open_images(config, split)
+    decode(images, split)
+    return images
+
+
+def decode(images: ImageSet, split: str) -> None:
+    """Decode images of a split into memory, unless they do not fit or are cropped at random.
+
+    Raises BrokenImageError if an image can't be decoded and `on_error` is "stop".
+    """
+    config = images.config
     shape = (len(images), config.channels, *config.image_size)
     is_cropped = split == "train" and config.crop == "random"
     if images.source is None or is_cropped or math.prod(shape) > config.memory_mb * 2**20:
-        return images
+        return
 
     pixels = np.empty(shape, np.uint8)
     labels = list[int]()
@@ -50,7 +58,6 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
         pixels[start : len(labels)] = batch.images.numpy()
     images.pixels = pixels[: len(labels)]
     images.labels = np.array(labels)
-    return images
 
 
 def open_images(config: DataConfig, split: str) -> ImageSet:

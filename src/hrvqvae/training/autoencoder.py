@@ -12,10 +12,11 @@ from torch import nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder, open_run, save_model
+from hrvqvae.config import Config
 from hrvqvae.config.parsing import autoencoder_config
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.images import write_image
-from hrvqvae.data.loading import load_images
+from hrvqvae.data.loading import decode, open_images
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.models.base import Autoencoder, image_size
 from hrvqvae.models.build import build, build_objective
@@ -35,7 +36,15 @@ _NUM_PLOTTED = 8  # test images in the picture of reconstructions
 
 
 class ImageTask(Task):
-    """A task that trains on images and is evaluated as an autoencoder."""
+    """A task that trains on images and is evaluated as an autoencoder. Raises InputError if there
+    are no images.
+    """
+
+    def __init__(self, config: Config, *arguments: Any) -> None:
+        super().__init__(config, *arguments)
+        # missing images are reported before the folder is made
+        self.images = open_images(config.data, "train")
+        self.test_images = open_images(config.data, "test")
 
     @abstractmethod
     def averaged_model(self, state: TrainState) -> Autoencoder:
@@ -43,9 +52,8 @@ class ImageTask(Task):
 
     def read_data(self) -> None:
         waiting("reading the images")
-        data = self.config.data
-        self.images = load_images(data, "train")
-        self.test_images = load_images(data, "test")
+        decode(self.images, "train")
+        decode(self.test_images, "test")
         self.num_samples = len(self.images)
         self.data_digest = distributed.on_rank_zero(self.images.digest)
         self.description = f"{self.config.name}: {counted(self.num_samples, 'training image')}"

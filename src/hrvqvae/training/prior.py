@@ -350,7 +350,8 @@ def resolve_priors(
     remaining levels get new priors. With `level`, counted from 1, only the prior that covers this
     level is returned. Raises InputError if there is no such run or level, or as `stage_config`.
     """
-    stored = require_trainable(path).read_config()
+    run = require_trainable(path)
+    stored = run.read_config()
     num_levels = len(stored.model.num_symbols)
     if level is not None and not 1 <= level <= num_levels:
         raise InputError(f"--level is {level}; this model has levels 1 to {num_levels}")
@@ -362,7 +363,12 @@ def resolve_priors(
             configs[levels] = stage_config("prior", stored, fields, folder.read_config())
             missing -= {*levels}
     if missing:
-        new = add_copies(stage_config("prior", stored, fields), fields)
+        new = stage_config("prior", stored, fields)
+        # missing data is reported before a folder is made
+        if new.prior.codes is None:
+            new = add_copies(new, len(open_images(new.data, "train")), fields)
+        else:
+            read_codes(Path(new.prior.codes), run.digest)
         configs |= {levels: new for levels in new.prior_levels if missing & {*levels}}
 
     # two priors must not share a level
@@ -374,13 +380,11 @@ def resolve_priors(
     return dict(sorted(configs.items(), key=lambda item: item[0].start))
 
 
-def add_copies(config: Config, fields: Mapping[str, Any]) -> Config:
+def add_copies(config: Config, images: int, fields: Mapping[str, Any]) -> Config:
     """Return the configuration of a new prior with changed copies of each image, if there are few
     images, the network can tell copies apart, and no field says otherwise.
     """
-    is_given = any(f"prior.{name}" in fields for name in ("flip", "shifts", "variants", "codes"))
-    if is_given or config.prior.network.kind != "gpt":
-        return config
-    if len(open_images(config.data, "train")) >= _FEW_IMAGES:
+    is_given = any(f"prior.{name}" in fields for name in ("flip", "shifts", "variants"))
+    if is_given or config.prior.network.kind != "gpt" or images >= _FEW_IMAGES:
         return config
     return config.replace(**_COPIES_OF_FEW)
