@@ -107,6 +107,20 @@ def test_signals_end_it_after_the_step(case, unstopped, signum, handler, monkeyp
     assert same(case.state(), unstopped.state())
 
 
+def test_a_signal_before_the_first_step_leaves_a_checkpoint(case, unstopped, monkeypatch):
+    batches = case.kind.batches
+
+    def stopped(task, first_step):
+        signal.raise_signal(signal.SIGTERM)
+        yield from batches(task, first_step)
+
+    monkeypatch.setattr(case.kind, "batches", stopped)
+    assert case.train().signal == signal.SIGTERM
+    assert case.last_step == 0
+    monkeypatch.undo()
+    finish(case, unstopped)
+
+
 @parametrize("where", ["loss", "gradient", "weight"])
 def test_what_is_not_finite_stops_before_the_update(case, where, monkeypatch):
     minimize = TrainState.minimize

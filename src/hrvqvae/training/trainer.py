@@ -158,6 +158,7 @@ class Trainer:
     resume: bool = False  #: continue a training that has begun; False refuses it (InputError)
     force: bool = False  #: also if other networks or files were made for the weights
     pictures: bool = True  #: draw pictures after each evaluation
+    saved_step = -1  # of the newest checkpoint
 
     def train(self) -> Outcome:
         """Train until the budget is spent or a signal asks to stop; then save a checkpoint and
@@ -184,7 +185,6 @@ class Trainer:
             advice = "; make room, and continue with --resume"
             stack.enter_context(explain_write_errors(task.run.path, advice))
             state = self._prepare_state()
-            self.saved_step = state.step  # of the newest checkpoint
             stack.enter_context(explain_worker_errors())
             self.batches = stack.enter_context(closing(task.batches(state.step)))
             self.processes = ProcessSync()
@@ -285,6 +285,7 @@ class Trainer:
                 " with its weights, by --init-from"
             )
         state.restore(tensors, meta)
+        self.saved_step = state.step
         distributed.on_rank_zero(partial(self._save_restored, state))
         say(f"resuming {run.path} at step {state.step}")
 
