@@ -19,9 +19,9 @@ import numpy as np
 import pillow_jxl  # noqa: F401  # opens JPEG XL
 from PIL import Image
 
-from hrvqvae.checkpoints.storage import write_array
 from hrvqvae.config.presets import get
 from hrvqvae.data.loading import load_images
+from hrvqvae.utils.outputs import replace_file
 
 SIZE = 32
 CROPS = 40  # of each photograph
@@ -78,7 +78,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for split, images in splits.items():
         # `recipes/thumb` takes the images as whole when those for test, the last, are there.
-        write_array(out / f"{split}_images.npy", np.concatenate(images))
+        path = out / f"{split}_images.npy"
+        with replace_file(path) as temporary, temporary.open("xb") as stream:
+            np.save(stream, np.concatenate(images))
     print(f"{out}: crops of {count} photographs beside CIFAR10's images")
 
 

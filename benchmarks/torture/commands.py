@@ -154,8 +154,10 @@ class Box:
 
 
 def _digest_files(folder: Path) -> dict[Path, str]:
-    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {path.relative_to(folder): digest(path.read_bytes()) for path in paths}
+    """Return the digest of each file, but not of hidden files, nor of those in hidden folders."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    visible = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    return {path: digest((folder / path).read_bytes()) for path in visible}
 
 
 def _disk_bytes(folder: Path) -> int:

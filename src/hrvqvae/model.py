@@ -22,7 +22,6 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import hub
 from hrvqvae.checkpoints.entropy import (
-    bare_entropy_model,
     fit_entropy_model,
     load_entropy_model,
 )
@@ -165,7 +164,6 @@ class Model:
             raise
         except InputError as error:
             note(f"files are larger without an entropy model: {error}")
-            self._entropy_model = bare_entropy_model(self.run)
 
     @torch_defaults()
     @torch.no_grad()

@@ -108,6 +108,7 @@ def test_wrong_options(name, value, message):
     "content, message",
     cells_of("""
         [1, 2] | a configuration is a mapping with data, model and training
+        name: &x {y: *x} | maximum recursion depth
         name: [ | can't be read as YAML or JSON: while parsing
         model: {stride: 2, colour: red} | unknown field 'model.colour'
         training: | training is None; it must be a mapping of fields

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -231,6 +231,19 @@ def test_a_kill_before_the_model_file(case, unstopped, write, monkeypatch):
         case.train()
     monkeypatch.undo()
     finish(case, unstopped)
+
+
+@of_the_trainer
+def test_a_kill_while_it_draws(case, monkeypatch):
+    """A resumed run draws the pictures of its last evaluation."""
+    draw = Mock(side_effect=[None, None, Killed])
+    monkeypatch.setattr(case.kind, "draw", draw)
+    with pytest.raises(Killed):
+        case.train()
+    draw.side_effect = None
+    case.resume()
+    assert draw.call_args.args[1][-1]["step"] == 12
+    assert draw.call_count == 4
 
 
 def test_it_begins_with_the_weights_of_another_run(case, twin, unstopped):

@@ -117,11 +117,11 @@ class RunFolder:
         return bool(self.saved()) or self.model.is_file()
 
     def list_made(self) -> list[str]:
-        """Return the names of what was made for the weights: entropy model, decoders, priors."""
-        decoders = [decoder_folder(self.path, name) for name in DECODERS]
-        priors = map(RunFolder, self.path.glob("priors/level*"))
-        folders = [folder.path for folder in (*decoders, *priors) if folder.begun()]
-        return sorted(path.name for path in (*self.path.glob(self.tables.name), *folders))
+        """Return the files that were made for the weights: entropy model, decoders, priors."""
+        decoders = [f"{name}/model.safetensors" for name in DECODERS]
+        patterns = ("tables.hrvt", *decoders, "priors/level*/model.safetensors")
+        files = (path for pattern in patterns for path in self.path.glob(pattern))
+        return sorted(path.relative_to(self.path).as_posix() for path in files)
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml. Raises OSError."""
@@ -348,13 +348,9 @@ class RunFolder:
         if guidance is None and levels is None:
             guidance = defaults.guidance
             levels = defaults.levels
-        if levels is None and not self.has_all_priors():
+        if levels is None and self.count_prior_levels() < len(self.read_config().model.num_symbols):
             levels = defaults.levels
         return {"guidance": 1.0 if guidance is None else guidance, "levels": levels}
-
-    def has_all_priors(self) -> bool:
-        """Return whether every level has a trained prior. Reads no weights."""
-        return self.count_prior_levels() == len(self.read_config().model.num_symbols)
 
 
 def save_model(

@@ -17,16 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.outputs import replace_file, write_atomic
+from hrvqvae.utils.outputs import write_atomic
 
 _SCALE = ":scale"
 _PRODUCT = ":product"
@@ -70,12 +68,6 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     header = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     write_atomic(path, len(header).to_bytes(8, "little") + header + content[header_end:])
-
-
-def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write an .npy file atomically. Raises OSError."""
-    with replace_file(path) as temporary:
-        np.save(temporary, array, allow_pickle=False)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def from_dict(tree: Any, where: str) -> Config:
         system = str(values.get("model.system", DEFAULT_SYSTEM))
         kind = str(values.get("prior.network.kind", DEFAULT_PRIOR))
         return override(default_config(system, kind), values)
-    except InputError as error:
+    except (InputError, RecursionError) as error:
         raise InputError(f"{where}: {error}") from error
 
 

@@ -121,10 +121,6 @@ def _open_sources(config: DataConfig) -> tuple[str, Mapping[str, Source]]:
     if config.root and config.root.startswith(datasets.HUB):
         return config.root, datasets.open_stored(config.root, config.labels)
     path = find_folder(config.dataset, config.root)
-    if config.root is None and not path.is_dir():
-        raise InputError(
-            f"no folder {path}; name it with --data DIR, or see the sets of hrvqvae data list"
-        )
     sources = open_folder(path) if path.is_dir() else {}
     return str(path), sources or datasets.open_stored(str(path), config.labels)
 

@@ -328,9 +328,7 @@ def train(
     # refuse early, and write the configurations, which a later --resume reads
     for task in tasks:
         with distributed.lock_on_rank_zero(task.run.path):
-            distributed.on_rank_zero(Trainer(task, resume=resume).check_folder)
-            if not distributed.on_rank_zero(task.run.begun):
-                distributed.on_rank_zero(partial(task.run.prepare, task.config))
+            distributed.on_rank_zero(Trainer(task, resume=resume).prepare_folder)
     outcomes = {}
     for task in tasks:
         outcomes[task.levels] = Trainer(task, resume=resume).train()

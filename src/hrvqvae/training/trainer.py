@@ -213,9 +213,11 @@ class Trainer:
 
     # ---- before the first step ----
 
-    def check_folder(self) -> None:
-        """Raise InputError if the folder must not be overwritten, or the run of its autoencoder is
-        in use. Called in rank 0.
+    def prepare_folder(self) -> bool:
+        """Write the configuration of a new run; return whether the run is new. Called in rank 0.
+
+        Raises InputError if the folder must not be overwritten, or the run of its autoencoder is in
+        use.
         """
         task = self.task
         run = task.run
@@ -225,11 +227,14 @@ class Trainer:
             if run.model.is_file():
                 wanted = {"autoencoder": task.autoencoder_digest}
                 require_made_for(run.path, storage.read_meta(run.model), wanted)
-        if run.begun() and not self.resume:
-            raise InputError(
-                f"{run.path} holds a run already: continue it with --resume, or move the folder"
-                " away"
-            )
+        if not run.begun():
+            run.prepare(task.config)
+            return True
+        if self.resume:
+            return False
+        raise InputError(
+            f"{run.path} holds a run already: continue it with --resume, or move the folder away"
+        )
 
     def _prepare_state(self) -> TrainState:
         """Prepare the folder; return the state of the newest intact checkpoint, or that of a new
@@ -238,15 +243,9 @@ class Trainer:
         task = self.task
         run = task.run
         training = task.training
-        distributed.on_rank_zero(self.check_folder)
+        is_new = distributed.on_rank_zero(self.prepare_folder)
         if training.threads:
             torch.set_num_threads(training.threads)
-
-        # write the configuration of a new run first: after an error, `--resume` knows the options
-        write_config = partial(run.prepare, task.config)
-        is_new = not distributed.on_rank_zero(run.begun)
-        if is_new:
-            distributed.on_rank_zero(write_config)
         task.read_data()
         counts = {int(count) for (count,) in distributed.all_gather_numbers(task.num_samples)}
         if len(counts) > 1:
@@ -269,7 +268,7 @@ class Trainer:
         # continue a run that has begun
         if not is_new:
             self._restore(state)
-            distributed.on_rank_zero(write_config)
+            distributed.on_rank_zero(partial(run.prepare, task.config))
         distributed.broadcast(state.tensors().values())
         say(f"{task.description}, {count_parameters(model):,} parameters, {task.compute.precision}")
         return state
@@ -401,10 +400,12 @@ class Trainer:
         if self.log.has("evaluation", state.step):
             return
         evaluation = self.task.evaluate(state, self.log.records)
-        self.log.write("evaluation", state.step, evaluation.record)
         self.meter.say(f"step {state.step}  {evaluation.line}")
         if self.pictures and distributed.rank() == 0:
-            self.task.draw(state, self.log.records)
+            record = {"kind": "evaluation", "step": state.step, **evaluation.record}
+            self.task.draw(state, [*self.log.records, record])
+        # last, so that a run that is killed before draws its pictures when it resumes
+        self.log.write("evaluation", state.step, evaluation.record)
 
 
 class ProcessSync:

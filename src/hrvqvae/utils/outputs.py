@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,6 +112,7 @@ class Outputs:
         return unique
 
 
+@dataclass(frozen=True)
 class Record:
     """A file in a folder that tells with which options the other files there are made.
 
@@ -118,45 +120,45 @@ class Record:
     its input is made anew.
     """
 
-    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
-        self.path = path
-        self.content = json.dumps(options).encode()
+    path: Path
+    options: Mapping[str, Any]
 
     def is_written(self) -> bool:
         """Return whether the folder has this record."""
-        return self.path.is_file() and self.path.read_bytes() == self.content
+        return self.path.is_file() and self.path.read_bytes() == self._content
+
+    @property
+    def _content(self) -> bytes:
+        return json.dumps(self.options).encode()
 
     def write(self) -> None:
         """Write the record before the first file. Raises InputError."""
         if not self.is_written():
-            write_output(self.path, self.content)
+            write_output(self.path, self._content)
 
     def select_missing(self, targets: Mapping[T, Path], find_input: Callable[[T], Path]) -> list[T]:
         """Return the sources whose files must be made; a notice counts the others. Raises
         InputError if files were made with other options.
         """
+        existing = [source for source in targets if targets[source].exists()]
         folder = self.path.parent
-        existing = {
-            source: target
-            for source, target in targets.items()
-            if target.exists() and find_input(source).exists()
-        }
         if not self.is_written() and (existing or self.path.exists()):
             raise InputError(
                 f"{folder} was begun with other options or another model; choose another, or begin"
                 " anew with --force"
             )
-        kept = set[T]()
-        for source, target in existing.items():
+        missing = dict(targets)
+        for source in existing:
             status = find_input(source).stat()
             # a file that replaces another one may have been written earlier
             changed = max(self.path.stat().st_mtime, status.st_mtime, status.st_ctime)
-            if target.stat().st_mtime >= changed:
-                kept.add(source)
+            if targets[source].stat().st_mtime >= changed:
+                del missing[source]
         if existing:
+            kept = len(targets) - len(missing)
             files = counted(len(existing), "file")
-            note(f"{folder} has {files} already; {len(kept)} newer than their inputs are kept")
-        return [source for source in targets if source not in kept]
+            note(f"{folder} has {files} already; {kept} newer than their inputs are kept")
+        return [*missing]
 
 
 def _name_temporary(path: Path) -> Path:
