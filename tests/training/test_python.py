@@ -73,7 +73,7 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
     assert RunFolder(tmp_path).read_config().model.hidden_units == 5
     bad_data = tmp_path / "second"
     with input_error("is not a readable image"):
-        hrvqvae.train(tiny_file, data=[torch.zeros(12, 12)], out=bad_data, **narrow)
+        hrvqvae.train(tiny_file, data=[torch.zeros(12, 12)] * 2, out=bad_data, **narrow)
     assert RunFolder(bad_data).read_config().model.hidden_units == 5
 
 
