@@ -2,14 +2,7 @@
 
 from pathlib import Path
 
-from hrvqvae.cli.console import (
-    Arguments,
-    Command,
-    flag,
-    integer,
-    option,
-    pick,
-)
+from hrvqvae.cli.console import Arguments, Command, flag, integer, option, pick
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 

@@ -2,13 +2,7 @@
 
 from pathlib import Path
 
-from hrvqvae.cli.console import (
-    Arguments,
-    Command,
-    flag,
-    integer,
-    option,
-)
+from hrvqvae.cli.console import Arguments, Command, flag, integer, option
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import base_name
 from hrvqvae.utils.progress import waiting

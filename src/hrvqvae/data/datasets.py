@@ -97,8 +97,8 @@ def open_stored(path: str, labels: bool = True) -> dict[str, DatasetSource]:
     builder = _BUILDERS.get(Path(path).suffix.lower())
     if not is_hub and not builder and not find_files(Path(path), tuple(_BUILDERS)):
         raise InputError(
-            f"{path} has no image: give a folder of PNG, JPEG or WebP files, Parquet, tar or Arrow"
-            " files, or hub:OWNER/NAME"
+            f"{path} has no image: give a folder of images, Parquet, tar or Arrow files, or"
+            " hub:OWNER/NAME (HEIC needs pip install '.[data]')"
         )
     import datasets
 
