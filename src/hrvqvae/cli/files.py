@@ -1,9 +1,9 @@
 """Commands for files of codes, and for codes of many images."""
 
+import argparse
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Command, flag, integer, option, pick
-from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
 
@@ -41,19 +41,22 @@ def _decompress(arguments: Arguments) -> None:
     print(f"{counted(count, 'image')}: {arguments.out}")
 
 
+def _part(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"it must be from 1/N to N/N, not {text}")
+    return int(part), int(parts)
+
+
 def _tokenize(arguments: Arguments) -> None:
     from hrvqvae.model import Model
 
     model = Model(arguments.model, arguments.device, arguments.beam)
-    part, _, parts = arguments.part.partition("/")
-    if not (part.isdecimal() and parts.isdecimal()):
-        raise InputError(f"--part is {arguments.part}; it must be such as 1/4")
     count = model.tokenize(
         arguments.source,
         arguments.out,
-        part=(int(part), int(parts)),
         on_error=arguments.on_error or "stop",
-        **pick(arguments, "split effort ray"),
+        **pick(arguments, "part split effort ray"),
     )
     print(f"{counted(count, 'image')}: {arguments.out}")
 
@@ -95,7 +98,12 @@ COMMANDS = (
         "model",
         option("source SOURCE", "a folder of images", type=Path),
         option("out OUT", "write the codes to the folder OUT", type=Path),
-        option("--part I/N", "write part I of N, one per machine (default: 1/1)", default="1/1"),
+        option(
+            "--part I/N",
+            "write part I of N, one per machine (default: 1/1)",
+            type=_part,
+            default=(1, 1),
+        ),
         option(
             "--split",
             "images to encode (default: all)",
