@@ -1,6 +1,5 @@
 """Commands for files of codes, and for codes of many images."""
 
-import argparse
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Command, flag, integer, option, pick
@@ -16,10 +15,9 @@ def _compress(arguments: Arguments) -> None:
     written = compress_images(
         model,
         arguments.images,
-        arguments.out,
         skip=arguments.on_error == "skip",
         max_bytes=arguments.bytes,
-        **pick(arguments, "force levels effort"),
+        **pick(arguments, "out force levels effort"),
     )
     if written.images:  # all files may exist already
         mean = written.bytes / written.images
@@ -33,19 +31,14 @@ def _decompress(arguments: Arguments) -> None:
     from hrvqvae.image_files import check_exist, decompress_files
 
     check_exist(arguments.files)
-    count = decompress_files(
-        arguments.files,
-        arguments.out,
-        **pick(arguments, "model levels force"),
-    )
+    count = decompress_files(arguments.files, **pick(arguments, "out model levels force"))
     print(f"{counted(count, 'image')}: {arguments.out}")
 
 
-def _part(text: str) -> tuple[int, int]:
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"it must be from 1/N to N/N, not {text}")
-    return int(part), int(parts)
+def fraction(text: str) -> tuple[int, int]:
+    """Convert "1/4" to (1, 4)."""
+    part, parts = map(integer(1), text.split("/"))
+    return part, parts
 
 
 def _tokenize(arguments: Arguments) -> None:
@@ -53,10 +46,8 @@ def _tokenize(arguments: Arguments) -> None:
 
     model = Model(arguments.model, arguments.device, arguments.beam)
     count = model.tokenize(
-        arguments.source,
-        arguments.out,
         on_error=arguments.on_error or "stop",
-        **pick(arguments, "part split effort ray"),
+        **pick(arguments, "source out part split effort ray"),
     )
     print(f"{counted(count, 'image')}: {arguments.out}")
 
@@ -101,7 +92,7 @@ COMMANDS = (
         option(
             "--part I/N",
             "write part I of N, one per machine (default: 1/1)",
-            type=_part,
+            type=fraction,
             default=(1, 1),
         ),
         option(

@@ -65,10 +65,7 @@ COMMANDS = (
                 "half precision for the autoencoder, 8 bits for the other networks; changes a few"
                 " codes and samples",
             ),
-            flag(
-                "--onnx",
-                "write encoder and decoder as ONNX graphs",
-            ),
+            flag("--onnx", "write encoder and decoder as ONNX graphs"),
             flag(
                 "--web",
                 "write a file of 8-bit weights and the JavaScript module that reads it"

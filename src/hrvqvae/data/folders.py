@@ -15,7 +15,7 @@ from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import note, note_once
+from hrvqvae.utils.progress import note_once
 from hrvqvae.utils.quantities import counted
 
 TRAIN = "train"
@@ -124,7 +124,7 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
         sources[split] = FolderSource(folder / prefix, inside)
     left_out = len(files) - sum(map(len, sources.values()))
     if left_out:
-        note(f"{folder}: {left_out:,} images outside of {' and '.join(splits)} are left out")
+        note_once(f"{folder}: {left_out:,} images outside of {' and '.join(splits)} are left out")
     return sources
 
 
@@ -159,7 +159,7 @@ def find_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     runs = tuple(name.removesuffix(mark) for name in names if name.endswith(f"/{mark}"))
     names = [name for name in names if not name.startswith(runs)]
     found = [name for name in names if name.lower().endswith(suffixes)]
-    others = [path for name in {*names} - {*found} if (path := folder / name).is_file()]
+    others = [path for name in sorted({*names} - {*found}) if (path := folder / name).is_file()]
     if found and others:
         counts = Counter(path.suffix.lower() or "without an ending" for path in others)
         listed = ", ".join(f"{count:,} {ending}" for ending, count in counts.most_common(8))

@@ -34,7 +34,6 @@ Image.init()
 _RASTER = "PNG JPEG WEBP GIF TIFF BMP DIB PPM JPEG2000 AVIF HEIF ICO ICNS PCX PSD QOI SGI DDS TGA"
 FORMATS = tuple(name for name in _RASTER.split() if name in Image.OPEN)
 SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
-_SUBFILE = 254  # tag of TIFF: 1 is a thumbnail
 MAX_PIXELS = 64_000_000
 _MOST_OPTIMIZED = 1_000_000  # pixels of a PNG that is made as small as possible
 Pixels = NDArray[np.uint8]
@@ -107,7 +106,7 @@ def _load(source: Path | OpenImage, channels: int | None, max_pixels: int) -> Im
                 f"it has {opened.width}x{opened.height} pixels; at most {max_pixels} are admitted:"
                 " make the image smaller"
             )
-        if getattr(opened, "tag_v2", {}).get(_SUBFILE) == 1:
+        if getattr(opened, "tag_v2", {}).get(254) == 1:  # TIFF's tag NewSubfileType
             raise InputError("its first picture is a thumbnail: convert the raw file to PNG")
         opened.load()
         try:
@@ -138,9 +137,9 @@ def _convert_to_srgb(image: Image.Image) -> Image.Image:
     profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
     if "sRGB" in ImageCms.getProfileDescription(profile):
         return image
+    mode = "RGBA" if image.has_transparency_data else "RGB"
     if image.mode != "CMYK":
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        image = image.convert(mode)
     srgb = ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, profile, srgb, outputMode=mode)
     assert converted is not None

@@ -21,8 +21,7 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
     # far from the origin float32 loses the distances
     centered = vectors - vectors.mean(0)
     squares = centered.square().sum(-1)
-    new = torch.randint(len(vectors), (1,), generator=rng)
-    new = new.to(vectors.device)
+    new = torch.randint(len(vectors), (1,), generator=rng).to(vectors.device)
     chosen = new
     distance = torch.full_like(squares, torch.inf)  # squared, from each vector to the nearest seed
     while True:
