@@ -75,6 +75,7 @@ class Model:
         self.beam = beam
         self.device = resolve_device(device)
         self._entropy_model: EntropyModel | None = None
+        self._fit_failed = False
         self._priors: Priors | None = None
         self._generators = dict[tuple[int | None, str | None], Autoencoder]()  # by levels, decoder
 
@@ -155,9 +156,9 @@ class Model:
     def fit_entropy_model(self) -> None:
         """Fit the entropy model to the training images, unless the run has one for its weights.
 
-        Without the training images, files are written without it, with a note.
+        Without the training images, files are written without it, with one note.
         """
-        if has_entropy_model(self.run):
+        if self._fit_failed or has_entropy_model(self.run):
             return
         note(f"{self.run} has no entropy model: fitting it to the training images, once")
         try:
@@ -166,6 +167,7 @@ class Model:
             raise
         except InputError as error:
             note(f"files are larger without an entropy model: {error}")
+            self._fit_failed = True
             self._entropy_model = bare_entropy_model(self.run)
 
     @torch_defaults()

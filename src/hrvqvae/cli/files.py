@@ -23,7 +23,7 @@ def _compress(arguments: Arguments) -> None:
         mean = written.bytes / written.images
         share = written.bytes / written.pixels
         totals = f"{counted(written.images, 'image')}, {counted(written.bytes, 'byte')}"
-        print(f"{totals}, {mean:.1f} per image: {share:.2%} of the pixels")
+        print(f"{totals}, {mean:,.1f} per image: {share:.2%} of the pixels")
     print(arguments.out)
 
 
