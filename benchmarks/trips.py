@@ -55,6 +55,12 @@ def count(functions: list[CodeType]) -> tuple[int, int, int]:
     return len(functions), len(files), len(stays) - len(files)
 
 
+def call(command: list[str]) -> None:
+    """Run a command. Raises SystemExit if it fails, after its message."""
+    if code := main(command):
+        raise SystemExit(code)
+
+
 def train(folder: Path) -> Callable[[], object]:
     """Return a trip of `hrvqvae train`, up to its first gradient."""
 
@@ -62,7 +68,7 @@ def train(folder: Path) -> Callable[[], object]:
 
     def trip() -> None:
         with patch.object(torch.Tensor, "backward", side_effect=FirstGradientError):
-            main(command)
+            call(command)
 
     return trip
 
@@ -77,7 +83,7 @@ def compress(folder: Path) -> Callable[[], object]:
     """Return a trip of `hrvqvae compress` for one image."""
     to_pil(torch.zeros(1, 28, 28)).save(folder / "image.png")
     files = [str(folder / "image.png"), "-o", str(folder / "image.hrv")]
-    return lambda: main(["compress", "mnist", *files])
+    return lambda: call(["compress", "mnist", *files])
 
 
 def quantize(folder: Path) -> Callable[[], object]:

@@ -11,11 +11,16 @@ from torch.distributed.run import get_args_parser
 
 from hrvqvae.cli import _parser
 from hrvqvae.cli.console import split_fields
+from hrvqvae.config import flatten, presets
+from hrvqvae.utils.errors import InputError
 from tests.conftest import cells_of, parametrize, run_python, write_picture
 from tests.replay import blocks, cut, drawn_mnist, replay
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+CARDS = sorted(ROOT.glob("src/hrvqvae/weights/*/README.md"))
+FIELDS = {name for preset in presets.names() for name in flatten(presets.get(preset).config)}
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *CARDS]
+COMMANDS = _parser()._actions[-1].choices
 SMALL = (
     "--model.stride 8 --model.hidden_units 8 --model.residual_units 8 --training.batch_size 8"
     " --model.quantizer.init_vectors 4096"
@@ -53,6 +58,33 @@ def commands(page):
             lines = block.replace("\\\n", "")
             for command, shown in re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", lines, re.MULTILINE):
                 yield shlex.split(command, comments=True), shown
+
+
+def mentions(page):
+    """Yield the words of each code in a sentence that names a command or an option."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for code in re.findall(r"`([^`]+)`", text):
+        code = code.removesuffix(" --help")
+        words = re.sub(r"\b[Nwab]\b", "1", code.removeprefix("hrvqvae ")).split()
+        if code.startswith(("hrvqvae ", "--")) or (words[0] in COMMANDS and " -" in code):
+            yield words
+
+
+def is_accepted(command, words):
+    """Return whether a command knows the options and takes their values. Other arguments may be
+    missing, and the value of a last option.
+    """
+    if command not in COMMANDS:
+        return False
+    options = {*COMMANDS[command]._option_string_actions}
+    words, given = split_fields(words)
+    if {*given} - FIELDS or {word for word in words if re.match("--?[a-z]", word)} - options:
+        return False
+    try:
+        _parser().parse_args([command, *words])
+    except InputError as error:
+        return bool(re.search("are required|expected one argument", str(error)))
+    return True
 
 
 def run(words):
@@ -117,6 +149,17 @@ def test_what_a_page_names_is_there(page):
             _parser().parse_args(split_fields(words[1:])[0])
     for name in re.findall(r"`([a-z_]+/[\w/]*\w\.py)`", text):
         assert (ROOT / "src" / "hrvqvae" / name).exists() or (ROOT / name).exists(), name
+
+
+@parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=str)
+def test_a_sentence_names_commands_and_options_that_there_are(page):
+    """An option without a command is one of any command. The changelog names what is gone."""
+    for words in mentions(page):
+        alone = words[0].startswith("--")
+        if alone and len(words) == 1 and "." in words[0]:
+            words = [*words, "1"]
+        names = [*COMMANDS] if alone else [words.pop(0)]
+        assert any(is_accepted(name, words) for name in names), words
 
 
 def test_figures_are_those_of_the_rows():

@@ -17,13 +17,7 @@ from hrvqvae.checkpoints.folder import list_models, open_run
 from hrvqvae.compression import hrv, zips
 from hrvqvae.compression.images import decode_images
 from hrvqvae.data.folders import find_files
-from hrvqvae.data.images import (
-    SUFFIXES,
-    BrokenImageError,
-    decode_image,
-    to_pil,
-    write_image,
-)
+from hrvqvae.data.images import SUFFIXES, BrokenImageError, decode_image, to_pil, write_image
 from hrvqvae.model import Model
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.grouping import chunk_by_size
@@ -63,7 +57,8 @@ def _list_files(paths: Iterable[Path], suffixes: tuple[str, ...]) -> dict[Path, 
             continue
         names = sorted(find_files(path, suffixes))
         if not names:
-            raise InputError(f"{path} has no files that end in {', '.join(suffixes)}")
+            kind = "images" if suffixes == SUFFIXES else "files of codes"
+            raise InputError(f"{path} has no {kind}")
         files |= {path / name: name for name in names}
     return files
 

@@ -73,6 +73,7 @@ class Model:
         self.beam = beam
         self.device = resolve_device(device)
         self._entropy_model: EntropyModel | None = None
+        self._fit_failed = False
         self._priors: Priors | None = None
         self._generators = dict[tuple[int | None, str | None], Autoencoder]()  # by levels, decoder
 
@@ -153,9 +154,9 @@ class Model:
     def fit_entropy_model(self) -> None:
         """Fit the entropy model to the training images, unless the run has one.
 
-        Without the training images, files are written without it, with a note.
+        Without the training images, files are written without it, with one note.
         """
-        if self.run.tables.is_file():
+        if self._fit_failed or self.run.tables.is_file():
             return
         note(f"{self.run} has no entropy model: fitting it to the training images, once")
         try:
@@ -164,6 +165,7 @@ class Model:
             raise
         except InputError as error:
             note(f"files are larger without an entropy model: {error}")
+            self._fit_failed = True
 
     @torch_defaults()
     @torch.no_grad()

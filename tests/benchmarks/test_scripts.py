@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import common, gpu
+from benchmarks import common, gpu, trips
 from benchmarks.common import fields
 from benchmarks.gpu import SEARCHES
 from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
@@ -72,6 +72,15 @@ def test_commands_that_texts_name_exist():
         for name in re.findall(r"python -m (benchmarks(?:\.\w+)*)", text):
             assert find_spec(name), path
         assert {*re.findall(r"`hrvqvae ([a-z][a-z-]+)[ `]", text)} <= commands, path
+
+
+def test_a_trip_that_fails_is_not_counted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path))
+    with pytest.raises(SystemExit):
+        trips.report()
+    printed = capsys.readouterr()
+    assert "hrvqvae data get mnist" in printed.err
+    assert "train to backward" not in printed.out
 
 
 def test_files_of_codes(run, capsys):

@@ -111,8 +111,8 @@ def test_what_was_made_for_another_state_is_refused(changed):
         load_entropy_model(open_run(changed))
 
 
-def test_an_entropy_model_is_fitted_when_it_is_needed(run, monkeypatch):
-    """Once; without the training images, files are larger."""
+def test_an_entropy_model_is_fitted_when_it_is_needed(run, monkeypatch, caplog):
+    """Once; without the training images, files are larger, which a model says once."""
     images = torch.rand(2, 1, 12, 12)
     model = load(run)
     short = partial(fit_entropy_model, duration=0.01)
@@ -132,6 +132,8 @@ def test_an_entropy_model_is_fitted_when_it_is_needed(run, monkeypatch):
     assert same(
         bare.decompress(bare.compress(images)), bare.decode(bare.encode(images), size=(12, 12))
     )
+    bare.compress(images)
+    assert caplog.text.count("files are larger") == 1
 
 
 def test_priors_of_other_classes_are_refused(full_run):

@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from hrvqvae.data.batches import batches, evaluation_batches, make_rng
-from hrvqvae.data.images import read_image
+from hrvqvae.data.images import decode_image, read_image
 from tests.conftest import cells_of, input_error, parametrize, same
 from tests.data.stored import (
     broken_image,
@@ -158,8 +158,49 @@ def test_folders_that_are_refused(names, message):
 
 
 def test_what_is_no_image_of_the_set_is_left_out():
-    touch("a/0.PNG", "a/1.jpeg", "b/2.webp", ".git/x.png", "a/._0.png", "b/x.gif", "notes.txt")
+    touch("a/0.PNG", "a/1.jpeg", "b/2.webp", ".git/x.png", "a/._0.png", "notes.txt")
     assert sorted(names_of("set") + names_of("set", "test")) == ["a/0.PNG", "a/1.jpeg", "b/2.webp"]
+
+
+def test_other_files_are_counted_by_their_endings(caplog):
+    touch("0.png", "1.mov", "a.b/2.MOV", "labels.csv", "LICENSE", ".hidden", "page.eps")
+    assert names_of("set", "all", labels=False) == ["0.png"]
+    (line,) = [line for line in caplog.messages if "left out" in line]
+    for ending in ("2 .mov", "1 .csv", "1 .eps", "1 without an ending"):
+        assert ending in line
+    assert "hidden" not in line
+
+
+FORMATS = "tif tiff gif bmp dib avif jp2 ppm pgm ico icns tga pcx sgi qoi dds"
+
+
+@parametrize("suffix", FORMATS.split())
+def test_formats_that_pillow_opens(suffix):
+    """Also a file without an ending, if it is named."""
+    Path("set").mkdir()
+    path = Path(f"set/0.{suffix}")
+    last = Image.new("RGB", (32, 32), "blue")
+    mode = "L" if suffix == "pgm" else "RGB"
+    options = {"save_all": True, "append_images": [last]} if suffix in ("gif", "tif") else {}
+    Image.new(mode, (32, 32), "red").save(path, **options)
+    grey = decode_image(Path(path), 1)
+    assert abs(grey.astype(int) - 76).max() < 3
+    assert names_of("set", "all") == [path.name]
+    assert_array_equal(decode_image(path.rename("set/0"), 1), grey)
+
+
+def test_the_thumbnail_of_a_raw_file_is_no_image():
+    Image.new("RGB", (8, 8)).save("x.tif", tiffinfo={254: 1})
+    Path("x.tif").rename("x.nef")
+    with broken_image("thumbnail"):
+        read_image("x.nef")
+
+
+def test_files_that_run_programs_are_refused():
+    Image.new("RGB", (8, 8)).save("page.eps")
+    Path("page.eps").rename("page.png")
+    with broken_image("cannot identify"):
+        read_image("page.png")
 
 
 def test_heic_is_read():

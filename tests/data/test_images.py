@@ -64,6 +64,8 @@ def test_other_objects_are_refused(images, fault):
 def test_16_bits_become_8():
     Image.fromarray(np.array([[0, 128, 129, 255, 65535]], np.uint16)).save(PATH)
     assert decode_image(PATH, 1).tolist() == [[[0, 0, 1, 1, 255]]]
+    Path("x.pgm").write_bytes(b"P5 5 1 65535\n" + bytes([0, 0, 0, 128, 0, 129, 0, 255, 255, 255]))
+    assert decode_image(Path("x.pgm"), 1).tolist() == [[[0, 0, 1, 1, 255]]]
     for mode in "IF":
         with input_error(f"its mode is {mode}"):
             as_images(Image.new(mode, (2, 2)), 1)

@@ -50,6 +50,25 @@ def error(tree, vectors):
     return (tree.get_output_from_indices(tree.encode(vectors)) - vectors).square().mean()
 
 
+@parametrize("codewords, levels, linked", [(600, 1, 0), (16, 2, 0), (520, 2, 1)])
+def test_data_far_from_the_origin(codewords, levels, linked):
+    """Up to 100,000 times the spread, codewords are used and fit as for centred data."""
+    vectors = normal(2_500, DIM)
+    errors = []
+    for ratio in (0, 10_000, 100_000):
+        far = vectors + ratio * normal(DIM, seed=1)
+        for fitted in (True, False):
+            tree = TreeVQ(DIM, codewords, levels, linked=linked, start_vectors=2_500)
+            if fitted:
+                tree.fit(far, passes=2)
+            else:
+                tree(far)
+            indices = tree.encode(far)
+            assert num_unique(indices[:, :1]) > 0.99 * codewords
+            errors.append(error(tree, far))
+    assert max(errors) < 1.1 * max(errors[:2])
+
+
 @parametrize("beam", [1, 4])
 def test_all_leaves_live_and_passes_help(beam, monkeypatch):
     vectors = vectors_of(2_000)

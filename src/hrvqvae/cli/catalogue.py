@@ -43,8 +43,8 @@ def _data_list(_: Arguments) -> None:
         how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how
         rows.append((dataset.name, where, f"{dataset.about}; {how}"))
     about = (
-        "--data DIR: PNG, JPEG, WebP or HEIC, also in class folders, train/ and test/; or Parquet,"
-        " tar or Arrow files; or hub:OWNER/NAME"
+        "--data DIR: images, also in class folders, train/ and test/; or Parquet, tar or Arrow"
+        " files; or hub:OWNER/NAME"
     )
     rows.append(("any folder", "", about))
     for network in published.NETWORKS.values():

@@ -2,15 +2,7 @@
 
 from pathlib import Path
 
-from hrvqvae.cli.console import (
-    Arguments,
-    Command,
-    flag,
-    integer,
-    option,
-    pick,
-)
-from hrvqvae.utils.errors import InputError
+from hrvqvae.cli.console import Arguments, Command, flag, integer, option, pick
 from hrvqvae.utils.quantities import counted
 
 
@@ -23,16 +15,15 @@ def _compress(arguments: Arguments) -> None:
     written = compress_images(
         model,
         arguments.images,
-        arguments.out,
         skip=arguments.on_error == "skip",
         max_bytes=arguments.bytes,
-        **pick(arguments, "force levels effort"),
+        **pick(arguments, "out force levels effort"),
     )
     if written.images:  # all files may exist already
         mean = written.bytes / written.images
         share = written.bytes / written.pixels
         totals = f"{counted(written.images, 'image')}, {counted(written.bytes, 'byte')}"
-        print(f"{totals}, {mean:.1f} per image: {share:.2%} of the pixels")
+        print(f"{totals}, {mean:,.1f} per image: {share:.2%} of the pixels")
     print(arguments.out)
 
 
@@ -40,27 +31,23 @@ def _decompress(arguments: Arguments) -> None:
     from hrvqvae.image_files import check_exist, decompress_files
 
     check_exist(arguments.files)
-    count = decompress_files(
-        arguments.files,
-        arguments.out,
-        **pick(arguments, "model levels force"),
-    )
+    count = decompress_files(arguments.files, **pick(arguments, "out model levels force"))
     print(f"{counted(count, 'image')}: {arguments.out}")
+
+
+def fraction(text: str) -> tuple[int, int]:
+    """Convert "1/4" to (1, 4)."""
+    part, parts = map(integer(1), text.split("/"))
+    return part, parts
 
 
 def _tokenize(arguments: Arguments) -> None:
     from hrvqvae.model import Model
 
     model = Model(arguments.model, arguments.device, arguments.beam)
-    part, _, parts = arguments.part.partition("/")
-    if not (part.isdecimal() and parts.isdecimal()):
-        raise InputError(f"--part is {arguments.part}; it must be such as 1/4")
     count = model.tokenize(
-        arguments.source,
-        arguments.out,
-        part=(int(part), int(parts)),
         on_error=arguments.on_error or "stop",
-        **pick(arguments, "split effort ray"),
+        **pick(arguments, "source out part split effort ray"),
     )
     print(f"{counted(count, 'image')}: {arguments.out}")
 
@@ -102,7 +89,12 @@ COMMANDS = (
         "model",
         option("source SOURCE", "a folder of images", type=Path),
         option("out OUT", "write the codes to the folder OUT", type=Path),
-        option("--part I/N", "write part I of N, one per machine (default: 1/1)", default="1/1"),
+        option(
+            "--part I/N",
+            "write part I of N, one per machine (default: 1/1)",
+            type=fraction,
+            default=(1, 1),
+        ),
         option(
             "--split",
             "images to encode (default: all)",

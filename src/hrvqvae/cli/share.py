@@ -2,13 +2,7 @@
 
 from pathlib import Path
 
-from hrvqvae.cli.console import (
-    Arguments,
-    Command,
-    flag,
-    integer,
-    option,
-)
+from hrvqvae.cli.console import Arguments, Command, flag, integer, option
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import base_name
 from hrvqvae.utils.progress import waiting
@@ -71,10 +65,7 @@ COMMANDS = (
                 "half precision for the autoencoder, 8 bits for the other networks; changes a few"
                 " codes and samples",
             ),
-            flag(
-                "--onnx",
-                "write encoder and decoder as ONNX graphs",
-            ),
+            flag("--onnx", "write encoder and decoder as ONNX graphs"),
             flag(
                 "--web",
                 "write a file of 8-bit weights and the JavaScript module that reads it"

@@ -9,15 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import (
-    Arguments,
-    Command,
-    flag,
-    integer,
-    option,
-    pick,
-    set_field,
-)
+from hrvqvae.cli.console import Arguments, Command, flag, integer, option, pick, set_field
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -46,9 +38,7 @@ def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
     """Print `prefix` and how a training ended, then `suffix` if it is complete. Return the exit
     code.
     """
-    minutes = f"{outcome.seconds / 60:.1f}"
-    unit = "minute" if minutes == "1.0" else "minutes"
-    spent = f"in {minutes} {unit}"
+    spent = f"in {outcome.seconds / 60:.1f} minutes"
     if outcome.signal is not None:
         print(f"{prefix}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
         return 128 + outcome.signal

@@ -6,15 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hrvqvae.cli.console import (
-    Arguments,
-    Command,
-    integer,
-    option,
-    pick,
-    print_json,
-    print_table,
-)
+from hrvqvae.cli.console import Arguments, Command, integer, option, pick, print_json, print_table
 from hrvqvae.priors.guidance import format_guidance, parse_guidance
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted, psnr

@@ -98,8 +98,9 @@ def open_stored(path: str, labels: bool = True) -> dict[str, DatasetSource]:
     if not is_hub and not builder and not find_files(Path(path), tuple(_BUILDERS)):
         wrong = "has no image" if Path(path).exists() else "does not exist"
         raise InputError(
-            f"{path} {wrong}: give --data a folder of PNG, JPEG or WebP files, Parquet, tar or"
-            " Arrow files, or hub:OWNER/NAME (hrvqvae data list names published sets)"
+            f"{path} {wrong}: give --data a folder of images, Parquet, tar or Arrow files, or"
+            " hub:OWNER/NAME (hrvqvae data list names published sets; HEIC needs"
+            " pip install '.[data]')"
         )
     import datasets
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from glob import glob
@@ -14,7 +15,8 @@ from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import note
+from hrvqvae.utils.progress import note_once
+from hrvqvae.utils.quantities import counted
 
 TRAIN = "train"
 # Names of the split that is not trained on: the first of these that is there is the test split.
@@ -122,7 +124,7 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
         sources[split] = FolderSource(folder / prefix, inside)
     left_out = len(files) - sum(map(len, sources.values()))
     if left_out:
-        note(f"{folder}: {left_out:,} images outside of {' and '.join(splits)} are left out")
+        note_once(f"{folder}: {left_out:,} images outside of {' and '.join(splits)} are left out")
     return sources
 
 
@@ -145,13 +147,21 @@ def choose_splits(names: set[str], where: object, has_others: bool) -> tuple[str
 
 def find_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     """Return the paths of the files with these suffixes at any depth of a folder, in no order.
-    Names that begin with a dot are left out, and so are folders of runs with their pictures.
+    Names that begin with a dot are left out, and so are folders of runs with their pictures. If
+    there are such files, a notice counts the others by their endings.
     """
     # unlike `Path.rglob`, it follows links and leaves out what begins with a dot
     names = [
         name.replace(os.sep, "/")
         for name in glob("**/*", root_dir=folder, recursive=True)  # noqa: PTH207
     ]
-    marks = [name for name in names if name.endswith("/metrics.jsonl")]
-    runs = tuple(mark.removesuffix("metrics.jsonl") for mark in marks)
-    return [name for name in names if name.lower().endswith(suffixes) and not name.startswith(runs)]
+    mark = "metrics.jsonl"
+    runs = tuple(name.removesuffix(mark) for name in names if name.endswith(f"/{mark}"))
+    names = [name for name in names if not name.startswith(runs)]
+    found = [name for name in names if name.lower().endswith(suffixes)]
+    others = [path for name in sorted({*names} - {*found}) if (path := folder / name).is_file()]
+    if found and others:
+        counts = Counter(path.suffix.lower() or "without an ending" for path in others)
+        listed = ", ".join(f"{count:,} {ending}" for ending, count in counts.most_common(8))
+        note_once(f"{folder}: {counted(len(others), 'other file')} left out: {listed}")
+    return found

@@ -24,16 +24,16 @@ from hrvqvae.config import Grid
 from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import replace_file
 
-try:
-    import pillow_heif
-except ImportError:
-    _HEIF = False
-else:
-    pillow_heif.register_heif_opener()
-    _HEIF = True
+with suppress(ImportError):
+    from pillow_heif import register_heif_opener
 
-FORMATS = ("PNG", "JPEG", "WEBP", *["HEIF"] * _HEIF)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *[".heic", ".heif"] * _HEIF)
+    register_heif_opener()
+Image.init()
+
+# Pillow also opens EPS files, which run Ghostscript, and files whose pixels it can't decode.
+_RASTER = "PNG JPEG WEBP GIF TIFF BMP DIB PPM JPEG2000 AVIF HEIF ICO ICNS PCX PSD QOI SGI DDS TGA"
+FORMATS = tuple(name for name in _RASTER.split() if name in Image.OPEN)
+SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
 MAX_PIXELS = 64_000_000
 _MOST_OPTIMIZED = 1_000_000  # pixels of a PNG that is made as small as possible
 Pixels = NDArray[np.uint8]
@@ -106,13 +106,16 @@ def _load(source: Path | OpenImage, channels: int | None, max_pixels: int) -> Im
                 f"it has {opened.width}x{opened.height} pixels; at most {max_pixels} are admitted:"
                 " make the image smaller"
             )
+        if getattr(opened, "tag_v2", {}).get(254) == 1:  # TIFF's tag NewSubfileType
+            raise InputError("its first picture is a thumbnail: convert the raw file to PNG")
         opened.load()
         try:
             image: Image.Image = ImageOps.exif_transpose(opened)
         except Exception:  # Pillow raises any error for a damaged block of EXIF
             image = opened.copy()
 
-    if image.mode.startswith("I;16"):
+    # 16 bits; Pillow opens PGM files of 16 bits in mode I
+    if image.mode.startswith("I;16") or (image.mode, opened.format) == ("I", "PPM"):
         values = np.asarray(image) / 257
         image = Image.fromarray(np.rint(values).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -134,9 +137,9 @@ def _convert_to_srgb(image: Image.Image) -> Image.Image:
     profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
     if "sRGB" in ImageCms.getProfileDescription(profile):
         return image
+    mode = "RGBA" if image.has_transparency_data else "RGB"
     if image.mode != "CMYK":
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        image = image.convert(mode)
     srgb = ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, profile, srgb, outputMode=mode)
     assert converted is not None
@@ -242,7 +245,7 @@ def as_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Tenso
 def read_image(
     path: str | Path, channels: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Tensor:
-    """Return the pixels (C, Y, X) uint8 of an image file: PNG, JPEG or WebP.
+    """Return the pixels (C, Y, X) uint8 of an image file.
 
     Args:
         path: The image file.
@@ -262,9 +265,7 @@ def to_pil(image: Any) -> Image.Image:
     pixels = _find_planes(torch.as_tensor(image)).transpose(1, 2, 0)
     if pixels.dtype != np.uint8:
         pixels = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
-    if pixels.shape[2] == 1:
-        return Image.fromarray(pixels[:, :, 0])
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def write_image(image: Image.Image, path: Path) -> None:

@@ -131,7 +131,8 @@ def _read_published(config: DataConfig, split: str) -> ImageSet:
     if missing := list_missing_files(dataset, folder):
         raise InputError(
             f"{dataset.name} is not in {folder} ({missing[0].name} is missing); get it with:"
-            f" hrvqvae data get {dataset.name}, or name other images: --data.dataset mine"
+            f" hrvqvae data get {dataset.name}, or take other images: --data DIR, and in a training"
+            " --data.dataset mine"
         )
     if split == "all":
         raise InputError(f"{dataset.name} {_CHOOSE_SPLIT}")

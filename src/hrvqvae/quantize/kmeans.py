@@ -18,19 +18,20 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
     are duplicates.
     """
     seeds_per_round = num_clusters // 64 if num_clusters > _MANY else 1
-    squares = vectors.square().sum(-1)
-    new = torch.randint(len(vectors), (1,), generator=rng)
-    new = new.to(vectors.device)
+    # far from the origin float32 loses the distances
+    centered = vectors - vectors.mean(0)
+    squares = centered.square().sum(-1)
+    new = torch.randint(len(vectors), (1,), generator=rng).to(vectors.device)
     chosen = new
     distance = torch.full_like(squares, torch.inf)  # squared, from each vector to the nearest seed
     while True:
         # the seeds of the last round may be nearer than the others
-        seeds = vectors[new]
+        seeds = centered[new]
         if len(new) == 1:
-            to_new = (vectors - seeds).square().sum(-1)
+            to_new = (centered - seeds).square().sum(-1)
         else:  # |v|^2 - 2 v s + |s|^2 needs less memory than the differences
             norms = seeds.square().sum(-1)
-            products = torch.addmm(norms, vectors, seeds.T, alpha=-2)
+            products = torch.addmm(norms, centered, seeds.T, alpha=-2)
             to_new = products.amin(1) + squares
             to_new = to_new.clamp(min=0)
         distance = torch.minimum(distance, to_new)
