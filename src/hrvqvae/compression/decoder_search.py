@@ -14,7 +14,12 @@ the error has risen and shrinks slowly if not.
 
 Effort 1 is one turn, and its image is not decoded again. Effort 2 is four turns. An image keeps the
 codes of the least error, the first codes included. A large image is searched in tiles.
+
+Where positions may stop, a leaf or an inner node of the tree is chosen, by its distance and the
+price of its bits, and the last codes are kept.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +27,7 @@ from torch import Tensor, nn
 from hrvqvae.models import tiles
 from hrvqvae.models.base import Autoencoder, Encode, image_size, to_unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.quantize import Codes
+from hrvqvae.quantize import Codes, choose_depths, stop_at
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.utils.device import computes_bf16, exact_float32
 from hrvqvae.utils.errors import InputError
@@ -50,7 +55,7 @@ def open_encoder(model: Autoencoder, levels: int | None = None, effort: int = 0)
     networks = nn.ModuleList([model.encoder, model.decoder])
 
     def search(images: Tensor) -> Codes:
-        return _search_codes(model, quantizer, images, num_levels, effort)
+        return _search_codes(model, images, num_levels, effort)[0]
 
     def encode(images: Tensor) -> Codes:
         batch_size = max(1, _MOST_PIXELS // max(1, images.shape[-2:].numel()))
@@ -61,20 +66,68 @@ def open_encoder(model: Autoencoder, levels: int | None = None, effort: int = 0)
     return exact_float32()(encode)
 
 
+class Rate(NamedTuple):
+    """The rate of images (B, C, Y, X) whose positions may stop."""
+
+    bits: Tensor  # mean bits per code of each level (levels,)
+    qualities: Tensor  # of the files (B,) float32
+
+
+def encode_with_distances(
+    model: SingleGridAutoencoder,
+    images: Tensor,
+    levels: int,
+    effort: int = 0,
+    rate: Rate | None = None,
+) -> tuple[Codes, Tensor]:
+    """Return the codes of the first levels of images (B, C, Y, X), before positions stop, and the
+    squared distances (levels, B, H, W) that remain after each level.
+
+    With an effort the distances are those of goals that the decoder has moved, and the rate must be
+    given.
+    """
+    networks = nn.ModuleList([model.encoder, model.decoder] if effort else [model.encoder])
+
+    def encode_tile(tile: Tensor) -> tuple[Tensor, ...]:
+        codes, goals = _search_codes(model, tile, levels, effort, rate)
+        return *codes, *model.quantizer.prefix_distances(goals, codes)
+
+    maps = tiles.encode(encode_tile, images, model.config, networks)
+    return maps[:levels], torch.stack(maps[levels:])
+
+
 @torch.inference_mode(False)  # gradients need tensors made outside inference mode
 @torch.no_grad()
 def _search_codes(
     model: SingleGridAutoencoder,
-    quantizer: ResidualQuantizer,
     images: Tensor,
     levels: int,
     effort: int,
-) -> Codes:
-    """Return the codes of the first levels of images (B, C, Y, X)."""
+    rate: Rate | None = None,
+) -> tuple[Codes, Tensor]:
+    """Return the codes of the first levels of images (B, C, Y, X), before positions stop, and the
+    last goals (B, H, W, D).
+    """
+    quantizer = model.quantizer
     targets = to_unit_images(images, model.channels)
     goals = model.latents(targets)
-    codes = torch.stack(quantizer.encode(goals, levels))  # (levels, B, H, W)
-    vectors = quantizer.lookup(tuple(codes))
+
+    def choose_nodes(goals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the nodes nearest to goals (B, H, W, D): codes (levels, B, H, W), numbers of
+        levels and prices (B, H, W), and vectors.
+        """
+        codes = quantizer.encode(goals, levels)
+        depths = torch.full_like(codes[0], levels)
+        prices = torch.zeros_like(goals[..., 0])
+        if rate is not None:
+            bits = rate.bits.view(-1, 1, 1, 1)
+            level_prices = quantizer.price_bits(bits, rate.qualities).expand(-1, *depths.shape)
+            depths = choose_depths(quantizer.prefix_distances(goals, codes), level_prices)
+            prices = level_prices.gather(0, depths[None] - 1)[0]
+        vectors = quantizer.lookup(stop_at(codes, depths))
+        return torch.stack(codes), depths, prices, vectors
+
+    codes, depths, prices, vectors = choose_nodes(goals)
     rows, columns = (torch.arange(side, device=goals.device) for side in goals.shape[1:3])
     colours = (rows[:, None] + columns) % 2
 
@@ -83,7 +136,7 @@ def _search_codes(
     for turn in range(_TURNS[effort]):
         inputs = vectors.detach().requires_grad_()
         with torch.enable_grad():
-            errors = _measure_errors(model, inputs, targets, levels)
+            errors = _measure_errors(model, inputs, targets, depths)
             (gradients,) = torch.autograd.grad(errors.sum(), inputs)
         errors = errors.detach()
 
@@ -103,30 +156,34 @@ def _search_codes(
             moves = torch.ones_like(moves)
         new_goals = vectors + _CARRY * (goals - vectors) - gradients / (2 * weights)
         goals = torch.where(moves[..., None], new_goals, goals)
-        leaves = torch.stack(quantizer.encode(goals, levels))
-        leaf_vectors = quantizer.lookup(tuple(leaves))
-        moves = moves & (_distances(leaf_vectors, goals) < _distances(vectors, goals))
-        codes = torch.where(moves, leaves, codes)
-        vectors = torch.where(moves[..., None], leaf_vectors, vectors)
+        new_codes, new_depths, new_prices, new_vectors = choose_nodes(goals)
+        new_costs = _distances(new_vectors, goals) + new_prices
+        moves = moves & (new_costs < _distances(vectors, goals) + prices)
+        codes = torch.where(moves, new_codes, codes)
+        depths = torch.where(moves, new_depths, depths)
+        prices = torch.where(moves, new_prices, prices)
+        vectors = torch.where(moves[..., None], new_vectors, vectors)
 
-    if effort == 1:
-        return tuple(codes)
-    errors = _measure_errors(model, vectors, targets, levels)
+    if effort < 2 or rate is not None:
+        return tuple(codes), goals
+    errors = _measure_errors(model, vectors, targets, depths)
     best = torch.where((errors < best_errors)[:, None, None], codes, best)
-    return tuple(best)
+    return tuple(best), goals
 
 
 def _measure_errors(
-    model: SingleGridAutoencoder, vectors: Tensor, targets: Tensor, levels: int
+    model: SingleGridAutoencoder, vectors: Tensor, targets: Tensor, depths: Tensor
 ) -> Tensor:
-    """Return the squared errors (B,) of the images that are decoded from vectors (B, H, W, D)."""
-    is_prefix = levels < model.prefixes[-1]
-    count = torch.tensor(levels, device=vectors.device) if is_prefix else None
+    """Return the squared errors (B,) of the images that are decoded from vectors (B, H, W, D) with
+    `depths` (B, H, W) levels.
+    """
+    is_whole = bool((depths == model.prefixes[-1]).all())
     # bfloat16 takes half of the time; its error of 2% changes no choice that matters
     use_bf16 = computes_bf16(vectors.device)
     with torch.autocast(vectors.device.type, torch.bfloat16, enabled=use_bf16):
         # `pixels` are in [-1, 1], unlike the inputs of `latents`
-        decoded = (model.pixels(vectors, image_size(targets), count) + 1) / 2
+        counts = None if is_whole else depths
+        decoded = (model.pixels(vectors, image_size(targets), counts) + 1) / 2
     return (decoded.float().clamp(0, 1) - targets).square().sum((1, 2, 3))
 
 

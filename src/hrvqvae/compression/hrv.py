@@ -1,8 +1,11 @@
-"""The file of one image, .hrv: a header, then a stream and a check byte per level, coarse first
+"""The file of one image, .hrv: a header, then a stream and a check byte per part, coarse first
 (docs/format.md).
+
+In version 1, a part is a level, and all positions have all levels of the file. In version 2, a part
+is a family of levels, and each position may stop at a level of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -10,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from hrvqvae.compression.entropy_model import FINGERPRINT_BYTES, MOST_PIXELS, EntropyModel
-from hrvqvae.compression.levels import NOT_WHOLE, CodeArray, decode_level, encode_level
-from hrvqvae.config import Grid
+from hrvqvae.compression.levels import NOT_WHOLE, CodeArray, PartCoder
+from hrvqvae.compression.network import NUM_QUALITIES, find_parts
+from hrvqvae.config import Grid, level_names
 from hrvqvae.utils.compiled import in_parts
 from hrvqvae.utils.errors import DamagedFileError
 
@@ -20,6 +24,9 @@ SUFFIX = ".hrv"
 _FIRST_BYTE = 0xD4
 _SQUARE = 2
 _BY_TABLES = 1
+# first byte of version 2, to which the quality is added, and the flag
+_FIRST_BYTE_2 = 0xE0
+_SQUARE_2 = NUM_QUALITIES
 # x^8 + x^4 + x^3 + x^2 + 1, primitive: detects two flipped bits less than 255 apart
 _POLYNOMIAL = 0x11D
 _VARINT_BYTES = 4  # at most
@@ -34,15 +41,16 @@ class Header(NamedTuple):
     by_tables: bool  # whether networks predict the codes
     fingerprint: bytes  # of the entropy model; without `by_tables`, of the weights
     length: int  # of the header, in bytes
+    quality: int | None = None  # of version 2, in which positions may stop
 
 
 @dataclass(frozen=True)
 class ImageCodes:
-    """The codes of one image, up to the first damaged or absent level."""
+    """The codes of one image, up to the first damaged or absent part."""
 
     size: Grid  # height and width in pixels
     codes: tuple[CodeArray, ...]  # (H_l, W_l) int32 of each whole level, coarse first
-    lengths: tuple[int, ...] = ()  # bytes of the header, then of each whole level with its check
+    lengths: tuple[int, ...] = ()  # bytes of the header, then of each whole part with its check
     fault: str = ""  # what is wrong with the rest; "" for nothing
     name: str = "the file"  # for messages
 
@@ -85,11 +93,19 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
     """Return the header of a file. Raises DamagedFileError for another kind or version, or for too
     large an image.
     """
-    if not content or not _FIRST_BYTE <= content[0] <= _FIRST_BYTE + _SQUARE + _BY_TABLES:
+    flags = content[0] - _FIRST_BYTE if content else -1
+    quality = None
+    if 0 <= flags <= _SQUARE + _BY_TABLES:
+        by_tables = flags & _BY_TABLES
+        square = flags & _SQUARE
+    elif content and 0 <= content[0] - _FIRST_BYTE_2 < 2 * NUM_QUALITIES:
+        by_tables = 1
+        square, quality = divmod(content[0] - _FIRST_BYTE_2, NUM_QUALITIES)
+    else:
         raise DamagedFileError(f"{name} is not a file of codes (.hrv), or it is damaged")
     height, offset = _read_varint(content, 1 + FINGERPRINT_BYTES, name)
     width = height
-    if not content[0] & _SQUARE:
+    if not square:
         width, offset = _read_varint(content, offset, name)
     size = (height + 1, width + 1)
     if size[0] * size[1] > max_pixels:
@@ -97,25 +113,32 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
             f"{name} says {size[0]}x{size[1]} pixels; at most {max_pixels} are admitted"
         )
     fingerprint = content[1 : 1 + FINGERPRINT_BYTES]
-    return Header(size, bool(content[0] & _BY_TABLES), fingerprint, offset)
+    return Header(size, bool(by_tables), fingerprint, offset, quality)
 
 
 def write(
-    model: EntropyModel, codes: CodeArray, size: Grid, levels: int | None = None
+    model: EntropyModel,
+    codes: CodeArray,
+    size: Grid,
+    levels: int | None = None,
+    qualities: Sequence[int] | None = None,
 ) -> list[bytes]:
     """Return the content of each image's file, coded without networks if that makes it smaller.
 
     Args:
         codes: (N, all codes), level after level, each row-major, of images of one size.
         levels: Number of levels to write (default: all).
+        qualities: The quality of each file (N,), for codes that are -1 where positions have
+            stopped; then all levels are written.
     """
     levels = levels or len(model.symbols)
-    coders = [model, model.bare] if model.networks else [model]
+    coders = [model, model.bare] if model.networks and qualities is None else [model]
 
     def write_files(begin: int, end: int) -> list[bytes]:
         files = []
-        for row in codes[begin:end]:
-            contents = [_write_file(coder, row, size, levels) for coder in coders]
+        for row in range(begin, end):
+            quality = None if qualities is None else qualities[row]
+            contents = [_write_file(coder, codes[row], size, levels, quality) for coder in coders]
             files.append(min(contents, key=len))
         return files
 
@@ -123,19 +146,44 @@ def write(
     return list(chain(*parts))
 
 
-def _write_file(model: EntropyModel, codes: CodeArray, size: Grid, levels: int) -> bytes:
-    """Return the content of an image's file, with networks if the model has any."""
+def _make_part_coders(
+    model: EntropyModel, size: Grid, levels: int, quality: int | None
+) -> Iterator[PartCoder]:
+    """Yield the coder of each part of a file that has some of the first levels."""
+    absent = [None] * len(model.symbols)
     layout = model.layout(size)
+    if quality is None:
+        parts = [range(level, level + 1) for level in range(len(model.symbols))]
+    else:
+        parts = find_parts(model.symbols)
+    for part in parts:
+        if part.start < levels:
+            stops = absent if quality is None else model.stops
+            yield PartCoder(layout, part, model.networks or absent, stops, quality or 0)
+
+
+def _write_file(
+    model: EntropyModel, codes: CodeArray, size: Grid, levels: int, quality: int | None
+) -> bytes:
+    """Return the content of an image's file, with networks if the model has any."""
     height, width = size
-    first_byte = _FIRST_BYTE + _SQUARE * (height == width) + _BY_TABLES * bool(model.networks)
-    header = bytes([first_byte]) + model.fingerprint + _write_varint(height - 1)
-    if height != width:
+    square = height == width
+    if quality is None:
+        first_byte = _FIRST_BYTE + _SQUARE * square + _BY_TABLES * bool(model.networks)
+        fingerprint = model.fingerprint
+    else:
+        first_byte = _FIRST_BYTE_2 + _SQUARE_2 * square + quality
+        fingerprint = model.stop_fingerprint
+        # parts after the last level at which a position goes on are left out
+        last_code = int(np.flatnonzero(codes >= 0)[-1])
+        levels = int(np.searchsorted(model.layout(size).begins, last_code, side="right"))
+    header = bytes([first_byte]) + fingerprint + _write_varint(height - 1)
+    if not square:
         header += _write_varint(width - 1)
-    networks = model.networks or [None] * levels
     file = b""
     checked = header  # the first check includes the header
-    for level in range(levels):
-        checked += encode_level(codes, layout, level, networks[level])
+    for part in _make_part_coders(model, size, levels, quality):
+        checked += part.encode(codes)
         file += checked + bytes([crc8(checked)])
         checked = b""
     return file
@@ -173,37 +221,40 @@ def _read_file(
     """Return the codes of a file, as far as its levels are whole. Raises DamagedFileError."""
     header = read_header(file, name, max_pixels)
     decoder = model if header.by_tables else model.bare
-    if header.fingerprint != decoder.fingerprint:
+    quality = header.quality
+    expected = decoder.fingerprint if quality is None else decoder.stop_fingerprint
+    if header.fingerprint != expected or (quality is not None and not decoder.stops):
         # A damaged header can't be told from another model's: its check byte lies behind level 1,
         # whose end only the right model finds.
         raise DamagedFileError(
             f"{name} was made by another model ({header.fingerprint.hex()}) than {model.name}"
-            f" ({decoder.fingerprint.hex()}), or with another entropy model, or it is damaged"
+            f" ({expected.hex()}), or with another entropy model, or it is damaged"
         )
 
     layout = model.layout(header.size)
-    networks = decoder.networks or [None] * levels
-    codes = np.zeros(layout.begins[levels], np.int32)
+    codes = np.zeros(layout.begins[-1], np.int32)
     content = np.frombuffer(file, np.uint8)
     lengths = [header.length]
     fault = ""
-    start = header.length  # of the next level
-    for level in range(levels):
-        # A file may end behind any level.
-        if level > 0 and start == len(file):
+    start = header.length  # of the next part
+    num_whole = 0  # levels
+    for part in _make_part_coders(decoder, header.size, levels, quality):
+        # A file may end behind any part.
+        if num_whole > 0 and start == len(file):
             break
 
-        # The check byte follows the level's stream. That of level 1 covers the header, too.
-        end = decode_level(content, start, codes, layout, level, networks[level])
+        # The check byte follows the part's stream. That of the first part covers the header, too.
+        end = part.decode(content, start, codes)
         is_whole = end not in (NOT_WHOLE, len(file))
-        checked_from = start if level > 0 else 0
+        checked_from = start if num_whole > 0 else 0
         if not is_whole or crc8(file[checked_from : end + 1]) != 0:
-            fault = f"level {level + 1} is cut short or damaged"
+            fault = f"{level_names(part.levels)} is cut short or damaged"
             break
         lengths.append(end + 1 - start)
         start = end + 1
+        num_whole = part.levels.stop
 
-    num_whole = len(lengths) - 1
     if num_whole == len(model.symbols) and start < len(file):
         fault = "there are bytes behind its last level"
-    return ImageCodes(header.size, layout.split(codes, num_whole), tuple(lengths), fault, name)
+    whole_codes = layout.split(codes, min(num_whole, levels))
+    return ImageCodes(header.size, whole_codes, tuple(lengths), fault, name)

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import MOST_SYMBOLS, EntropyModel
-from hrvqvae.compression.levels import Layout, compute_scores, fill_maps, find_rows
+from hrvqvae.compression.levels import Layout, compute_scores, fill_maps, find_rows, is_coded
 from hrvqvae.compression.network import (
     FRAME,
     STEPS_PER_OCTAVE,
     Contexts,
     EntropyNetwork,
     usual_contexts,
+    usual_stop_contexts,
 )
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import InputError
@@ -53,11 +54,13 @@ _MOST_PASSES = 12  # over all codes; limits the updates of small data sets
 @compiled(fastmath=True)
 def _train(
     codes: Any,
+    qualities: Integers,
     order: Integers,
     positions: Integers,
     level: int,
     layout: Any,
     contexts: Any,
+    is_flag: bool,
     maps: Any,
     parameters: Any,
     rate: float,
@@ -67,22 +70,25 @@ def _train(
 
     Args:
         codes: (N, codes of all levels).
+        qualities: (N,), of the files.
         order: The images that are visited, in order.
         positions: (len(order), n) positions that are visited in each of them.
-        level: The level whose codes are predicted.
+        level: The level whose codes or flags are predicted.
         layout: `Layout.arrays`.
         contexts: `Contexts.arrays`.
+        is_flag: Whether flags are predicted (levels.py).
         maps: A buffer.
         parameters: The network.
         rate: The first learning rate; with 0 nothing is updated.
         decay: The last learning rate is `rate * decay`.
     """
-    begins, grids, symbols = layout
+    begins, grids, _ = layout
     groups, features, selecting = contexts
     table, bias, weights, offsets = parameters
     num_hidden = len(bias)
-    num_symbols = symbols[level]
+    num_symbols = len(offsets[0])
     width = grids[level, 1]
+    num_positions = grids[level, 0] * width
     rows = np.empty(len(features), np.int64)
     hidden = np.empty(num_hidden, np.float32)
     gradient = np.empty(num_hidden, np.float32)
@@ -91,12 +97,17 @@ def _train(
     for index in range(len(order)):
         row_codes = codes[order[index]]
         # The maps include the codes of the level itself. Its features see earlier positions only.
-        fill_maps(row_codes, layout, groups, level + 1, maps)
+        fill_maps(row_codes, layout, groups, level + 1, qualities[order[index]], maps)
         step_size = np.float32(rate * decay ** (index / len(order)))
         for position in positions[index]:
             y = position // width
             x = position % width
-            code = row_codes[begins[level] + position]
+            place = begins[level] + position
+            if not is_coded(row_codes, place, num_positions, is_flag):
+                continue
+            code = row_codes[place]
+            if is_flag:
+                code = 1 if code < 0 else 0
             weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
             compute_scores(rows, weight_set, parameters, hidden, scores)
             largest = scores[0]
@@ -162,8 +173,9 @@ def learn_level(
     symbols: Sequence[int],
     duration: float = 1.0,
     copies: int = 1,
+    qualities: Integers | None = None,
 ) -> tuple[EntropyNetwork, float]:
-    """Fit the network of the finest of several levels.
+    """Fit the network of the finest of several levels: of its codes, or of its flags.
 
     A twentieth of the images, at most 1,000, is held out. Of all evaluated states the one with the
     fewest bits on held-out images is kept.
@@ -175,23 +187,30 @@ def learn_level(
         copies: variants per image, for example mirrored: all images in the first variant, then all
             in the next. A held-out image is evaluated in its first variant, and none of its
             variants is trained on.
+        qualities: of each image's file (N,), to fit the network of the flags; codes are -1 where a
+            position has stopped.
 
-    Returns the network, and the bits per code of held-out images before rounding.
+    Returns the network, and the bits per position of held-out images before rounding.
     """
     level = len(levels) - 1
     num_images = len(levels[0]) // copies
     if num_images < 2:
         raise InputError(f"an entropy model is fitted to at least 2 images; there are {num_images}")
     grids = [(level_codes.shape[1], level_codes.shape[2]) for level_codes in levels]
-    contexts = usual_contexts(level, symbols, grids)
+    is_flag = qualities is not None
+    find_contexts = usual_stop_contexts if is_flag else usual_contexts
+    contexts = find_contexts(level, symbols, grids)
+    if qualities is None:
+        qualities = np.zeros(num_images * copies, np.int64)
     layout = Layout(grids, symbols)
     flat = [level_codes.reshape(num_images * copies, -1) for level_codes in levels]
-    codes = np.concatenate(flat, 1).astype(np.min_scalar_type(max(symbols)))
+    codes = np.concatenate(flat, 1).astype(np.min_scalar_type(-max(symbols)))
 
     # with small random numbers, all symbols are about equally likely
     rng = np.random.default_rng([0, level])
     hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
-    shape = contexts.sets, symbols[level], hidden
+    num_symbols = contexts.num_symbols
+    shape = contexts.sets, num_symbols, hidden
     parameters: Parameters = (
         rng.normal(0, 0.02, (contexts.rows, hidden)).astype(np.float32),
         np.full(hidden, 0.1, np.float32),
@@ -203,8 +222,8 @@ def learn_level(
     decay = (_LAST_RATE / _FIRST_RATE) ** (1 / _EVALUATIONS)  # from an evaluation to the next
 
     def train(order: Integers, positions: Integers, rate: float) -> float:
-        arrays = layout.arrays, contexts.arrays, maps, parameters
-        return float(_train(codes, order, positions, level, *arrays, rate, decay))
+        arrays = layout.arrays, contexts.arrays, is_flag, maps, parameters
+        return float(_train(codes, qualities, order, positions, level, *arrays, rate, decay))
 
     # held-out images, and the variants of the others
     num_held_out = max(1, min(num_images // 20, _MOST_HELD_OUT))
@@ -219,7 +238,7 @@ def learn_level(
     # per hidden unit, each row is added and updated; each symbol takes a score, a gradient and an
     # update of its weight
     visited_positions = min(num_positions, _POSITIONS_PER_IMAGE)
-    cost_per_update = hidden * (2 * (len(contexts.features) + 1) + 3 * symbols[level])
+    cost_per_update = hidden * (2 * (len(contexts.features) + 1) + 3 * num_symbols)
     num_updates = duration * min(
         max(_MULTIPLY_ADDS / cost_per_update, _LEAST_UPDATES),
         _MOST_PASSES * num_positions * len(others),
@@ -229,7 +248,7 @@ def learn_level(
 
     # the first network is kept if no state has fewer bits than equally likely symbols
     best = copy.deepcopy(parameters)
-    best_bits = math.log2(symbols[level]) * all_positions.size
+    best_bits = math.log2(num_symbols) * all_positions.size
     for evaluation in range(_EVALUATIONS):
         order = others[rng.integers(0, len(others), num_visits)]
         positions = rng.integers(0, num_positions, (num_visits, visited_positions))

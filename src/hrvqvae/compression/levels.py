@@ -1,15 +1,18 @@
 """Encode and decode the codes of one level of an image.
 
 docs/format.md defines the results. All numbers are integers, and the sums of an `EntropyNetwork`
-fit in 32 bits.
+fit in 32 bits. With stops, the flags of a level come before its codes: 1 where a position stops, of
+the positions that have not stopped. A code of a stopped position is -1.
 
 To compile fast, a compiled function has a single signature, allocates no memory and assigns no
 slices. Arguments of several functions: `codes` are the codes of all levels of an image, `layout` is
 `Layout.arrays` (begins, grids, symbols). `network` is `EntropyNetwork.arrays` (table, bias,
 weights, offsets, groups, features, selecting, shift), or `ABSENT`. `work` holds buffers: coder
-state, maps of the groups, table rows, hidden units and frequencies.
+state, maps of the groups, table rows, hidden units and frequencies. `quality` is that of the file.
+With `is_flag` the flags of the level are coded, otherwise its codes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,17 +21,21 @@ from numpy.typing import NDArray
 from hrvqvae.compression import range_coder as coder
 from hrvqvae.compression.network import (
     ABSENT,
+    DEPTH,
     FRAME,
     FREQUENCY_BITS,
     POWERS,
+    QUALITY,
     STEPS_PER_OCTAVE,
     ZONES,
     EntropyNetwork,
 )
 from hrvqvae.compression.range_coder import Bytes, Integers
+from hrvqvae.config import Levels
 from hrvqvae.utils.compiled import compiled, inlined
 
 CodeArray = NDArray[np.int32]
+Floats = NDArray[np.float32]
 
 NOT_WHOLE = -1  # in place of the end of a stream: the stream is cut short or damaged
 _MOST_CODE_BYTES = 5  # that one code adds to a stream
@@ -61,35 +68,45 @@ class Layout:
 
 
 @inlined
-def fill_maps(codes: Any, layout: Any, groups: Integers, num_levels: int, maps: CodeArray) -> None:
+def _extend(value: int, group: Integers, num_symbols: int, code: int) -> int:
+    """Return the value of a group with the code of its next level."""
+    if group[0] == DEPTH:
+        return value + (code >= 0)
+    if code < 0:
+        return group[2]
+    return value * num_symbols + code
+
+
+@inlined
+def fill_maps(
+    codes: Any, layout: Any, groups: Integers, num_levels: int, quality: int, maps: CodeArray
+) -> None:
     """Write the value of each group at every position to `maps`, inside a frame with the value for
     outside.
 
-    `groups` (G, 2) are the first and the last level of runs of levels whose codes form one number
-    (network.py). No group ends behind the level that is coded. Only the codes of the first
-    `num_levels` levels enter a value; `append_code` adds the code of the next level.
+    `groups` (G, 3) are the first and the last level of runs of levels whose codes form one number
+    (network.py), and the value for outside. No group ends behind the level that is coded. Only the
+    codes of the first `num_levels` levels enter a value; `append_code` adds the code of the next
+    level.
     """
     begins, grids, symbols = layout
-    for group in range(len(groups)):
-        first = groups[group, 0]
-        last = groups[group, 1]
-        outside_value = 1
-        for coarser in range(first, last + 1):
-            outside_value *= symbols[coarser]
+    for index in range(len(groups)):
+        group = groups[index]
         for y in range(maps.shape[1]):
             for x in range(maps.shape[2]):
-                maps[group, y, x] = outside_value
-        height = grids[last, 0]
-        width = grids[last, 1]
+                maps[index, y, x] = group[2]
+        height = grids[group[1], 0]
+        width = grids[group[1], 1]
         for y in range(height):
             for x in range(width):
-                value = 0
-                for coarser in range(first, min(last + 1, num_levels)):
+                value = quality if group[0] == QUALITY else 0
+                last = -1 if group[0] == QUALITY else group[1]
+                for coarser in range(max(group[0], 0), min(last + 1, num_levels)):
                     row = y * grids[coarser, 0] // height
                     column = x * grids[coarser, 1] // width
                     code = codes[begins[coarser] + row * grids[coarser, 1] + column]
-                    value = value * symbols[coarser] + code
-                maps[group, y + FRAME, x + FRAME] = value
+                    value = _extend(value, group, symbols[coarser], code)
+                maps[index, y + FRAME, x + FRAME] = value
 
 
 @inlined
@@ -97,10 +114,11 @@ def append_code(
     maps: CodeArray, groups: Integers, level: int, num_symbols: int, y: int, x: int, code: int
 ) -> None:
     """Append a code of the level to the values of the groups that include the level."""
-    for group in range(len(groups)):
-        if groups[group, 1] == level:
-            value = maps[group, y + FRAME, x + FRAME]
-            maps[group, y + FRAME, x + FRAME] = value * num_symbols + code
+    for index in range(len(groups)):
+        if groups[index, 1] == level:
+            value = maps[index, y + FRAME, x + FRAME]
+            extended = _extend(value, groups[index], num_symbols, code)
+            maps[index, y + FRAME, x + FRAME] = extended
 
 
 @inlined
@@ -194,26 +212,49 @@ def _predict(level: int, layout: Any, network: Any, work: Any, y: int, x: int) -
     return int(total)
 
 
+@inlined
+def is_coded(codes: Any, index: int, num_positions: int, is_flag: bool) -> bool:
+    """Return whether the flag, or the code, at an index is coded."""
+    return bool(codes[index - num_positions if is_flag else index] >= 0)
+
+
 @compiled()
 def encode_stream(
-    codes: CodeArray, level: int, layout: Any, network: Any, work: Any, out: Bytes
+    codes: CodeArray,
+    level: int,
+    layout: Any,
+    network: Any,
+    work: Any,
+    quality: int,
+    is_flag: bool,
+    ends: tuple[bool, bool],
+    out: Bytes,
 ) -> int:
-    """Encode a level, write the stream to `out`, and return its length in bytes."""
+    """Encode the flags or the codes of a level, and append them to the stream in `out`. `ends` tell
+    whether the stream begins and ends with them. Return the bytes of a stream that ends.
+    """
     begins, grids, symbols = layout
     groups = network[4]
     state, maps, _, _, frequencies = work
-    fill_maps(codes, layout, groups, level, maps)
-    coder.begin_encoding(state)
+    num_positions = grids[level, 0] * grids[level, 1]
+    if ends[0]:
+        coder.begin_encoding(state)
+    fill_maps(codes, layout, groups, level, quality, maps)
     for y in range(grids[level, 0]):
         for x in range(grids[level, 1]):
-            code = codes[begins[level] + y * grids[level, 1] + x]
-            total = _predict(level, layout, network, work, y, x)
-            before = 0
-            for k in range(code):
-                before += frequencies[k]
-            coder.encode(state, out, before, frequencies[code], total)
+            index = begins[level] + y * grids[level, 1] + x
+            code = codes[index]
+            if is_coded(codes, index, num_positions, is_flag):
+                symbol = code
+                if is_flag:
+                    symbol = 1 if code < 0 else 0
+                total = _predict(level, layout, network, work, y, x)
+                before = 0
+                for k in range(symbol):
+                    before += frequencies[k]
+                coder.encode(state, out, before, frequencies[symbol], total)
             append_code(maps, groups, level, symbols[level], y, x, code)
-    return int(coder.end_encoding(state, out))
+    return int(coder.end_encoding(state, out)) if ends[1] else 0
 
 
 @compiled()
@@ -225,70 +266,145 @@ def decode_stream(
     layout: Any,
     network: Any,
     work: Any,
+    quality: int,
+    is_flag: bool,
+    is_first: bool,
 ) -> int:
-    """Decode a level from content[start:] into `codes`. Return the offset at which its stream ends,
-    or NOT_WHOLE.
+    """Decode the flags or the codes of a level into `codes`, which are 0; a flag becomes 0 or -1.
+    The stream content[start:] may begin with them. Return the offset at which the stream ends if
+    nothing follows, or NOT_WHOLE.
     """
     begins, grids, symbols = layout
     groups = network[4]
     state, maps, _, _, frequencies = work
     stop = len(content)
-    fill_maps(codes, layout, groups, level, maps)
-    coder.begin_decoding(state, content, start, stop)
+    num_positions = grids[level, 0] * grids[level, 1]
+    if is_first:
+        coder.begin_decoding(state, content, start, stop)
+    fill_maps(codes, layout, groups, level, quality, maps)
     for y in range(grids[level, 0]):
         for x in range(grids[level, 1]):
-            total = _predict(level, layout, network, work, y, x)
-            target = coder.find_target(state, total)
-            if target >= total or state[coder.USED] > stop - start:
-                return NOT_WHOLE
-            code = 0
-            before = 0
-            while before + frequencies[code] <= target:
-                before += frequencies[code]
-                code += 1
-            coder.consume(state, content, start, stop, before, frequencies[code], total)
+            index = begins[level] + y * grids[level, 1] + x
+            code = -1
+            if is_coded(codes, index, num_positions, is_flag):
+                total = _predict(level, layout, network, work, y, x)
+                target = coder.find_target(state, total)
+                if target >= total or state[coder.USED] > stop - start:
+                    return NOT_WHOLE
+                symbol = 0
+                before = 0
+                while before + frequencies[symbol] <= target:
+                    before += frequencies[symbol]
+                    symbol += 1
+                coder.consume(state, content, start, stop, before, frequencies[symbol], total)
+                code = -symbol if is_flag else symbol
             append_code(maps, groups, level, symbols[level], y, x, code)
-            codes[begins[level] + y * grids[level, 1] + x] = code
+            codes[index] = code
     end = start + coder.end_decoding(state)
     return int(end) if end <= stop else NOT_WHOLE
 
 
-def _kernel_arguments(
-    layout: Layout, level: int, network: EntropyNetwork | None
-) -> tuple[Any, ...]:
-    """Return level, layout, network and buffers, as kernels take them."""
+@compiled()
+def measure_stream(
+    codes: CodeArray, level: int, layout: Any, network: Any, work: Any, bits: Any
+) -> int:
+    """Write the ideal number of bits of each code of a level to `bits` (codes of the level,);
+    return 0.
+    """
+    begins, grids, symbols = layout
+    groups = network[4]
+    _, maps, _, _, frequencies = work
+    fill_maps(codes, layout, groups, level, 0, maps)
+    for y in range(grids[level, 0]):
+        for x in range(grids[level, 1]):
+            position = y * grids[level, 1] + x
+            code = codes[begins[level] + position]
+            total = _predict(level, layout, network, work, y, x)
+            bits[position] = np.log2(total / frequencies[code])
+            append_code(maps, groups, level, symbols[level], y, x, code)
+    return 0
+
+
+def _network_arguments(
+    layout: Layout, level: int, network: EntropyNetwork | None, state: Integers
+) -> tuple[Any, Any]:
+    """Return a network and its buffers, as kernels take them."""
     arrays = ABSENT if network is None else network.arrays
     _, bias, _, _, groups, features, *_ = arrays
     height, width = layout.grids[: level + 1].max(0) + 2 * FRAME
+    num_symbols = layout.symbols[level] if network is None else network.contexts.num_symbols
     work = (
-        np.empty(4, np.int64),
+        state,
         np.empty((len(groups), height, width), np.int32),
         np.empty(len(features), np.int64),
         np.empty(len(bias), np.int32),
-        np.ones(layout.symbols[level], np.int64),
+        np.ones(num_symbols, np.int64),
     )
-    return level, layout.arrays, arrays, work
+    return arrays, work
 
 
-def encode_level(
-    codes: CodeArray, layout: Layout, level: int, network: EntropyNetwork | None
-) -> bytes:
-    """Return the stream of one level. `codes` (all codes,) must be below `layout.symbols`."""
-    most_bytes = _MOST_CODE_BYTES * int(layout.grids[level].prod()) + 2 * coder.VALUE_BYTES
-    out = np.empty(most_bytes, np.uint8)
-    length = encode_stream(codes, *_kernel_arguments(layout, level, network), out)
-    return out[:length].tobytes()
+class PartCoder:
+    """Encodes and decodes a part of an image's levels as one stream. `codes` are all codes of an
+    image, below `layout.symbols`.
 
-
-def decode_level(
-    content: Bytes,
-    start: int,
-    codes: CodeArray,
-    layout: Layout,
-    level: int,
-    network: EntropyNetwork | None,
-) -> int:
-    """Decode one level from content[start:] into `codes` (all codes,). Return the offset at which
-    its stream ends, or NOT_WHOLE.
+    Args:
+        levels: The consecutive levels of the part.
+        networks: The network of each level of the image; with None all symbols are equally
+            frequent.
+        stops: The networks of the flags of each level; with None no position stops there.
+        quality: The quality of a file with stops.
     """
-    return int(decode_stream(content, start, codes, *_kernel_arguments(layout, level, network)))
+
+    def __init__(
+        self,
+        layout: Layout,
+        levels: Levels,
+        networks: Sequence[EntropyNetwork | None],
+        stops: Sequence[EntropyNetwork | None],
+        quality: int = 0,
+    ) -> None:
+        self.levels = levels
+        self._most_bytes = 2 * coder.VALUE_BYTES
+        state = np.empty(4, np.int64)
+        self._steps = list[tuple[Any, ...]]()  # arguments of kernels: flags, then codes of a level
+        for level in levels:
+            place = level, layout.arrays
+            if stops[level] is not None:
+                flags = _network_arguments(layout, level, stops[level], state)
+                self._steps.append((*place, *flags, quality, True))
+            network = _network_arguments(layout, level, networks[level], state)
+            self._steps.append((*place, *network, quality, False))
+            self._most_bytes += 2 * _MOST_CODE_BYTES * int(layout.grids[level].prod())
+
+    def encode(self, codes: CodeArray) -> bytes:
+        """Return the stream of the part."""
+        out = np.empty(self._most_bytes, np.uint8)
+        length = 0
+        last = len(self._steps) - 1
+        for number, arguments in enumerate(self._steps):
+            length = encode_stream(codes, *arguments, (number == 0, number == last), out)
+        return out[:length].tobytes()
+
+    def decode(self, content: Bytes, start: int, codes: CodeArray) -> int:
+        """Decode the part from content[start:] into `codes`, which are 0. Return the offset at
+        which its stream ends, or NOT_WHOLE.
+        """
+        end = start
+        for number, arguments in enumerate(self._steps):
+            end = int(decode_stream(content, start, codes, *arguments, number == 0))
+            if end == NOT_WHOLE:
+                break
+        return end
+
+
+def measure_level(
+    codes: CodeArray, layout: Layout, level: int, network: EntropyNetwork | None
+) -> Floats:
+    """Return the ideal number of bits (codes of the level,) of each code, where no position
+    stops.
+    """
+    bits = np.empty(int(layout.grids[level].prod()), np.float32)
+    state = np.empty(4, np.int64)
+    arguments = _network_arguments(layout, level, network, state)
+    measure_stream(codes, level, layout.arrays, *arguments, bits)
+    return bits

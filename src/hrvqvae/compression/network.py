@@ -1,7 +1,8 @@
 """The integer network of one level, which turns the codes around a position into the frequencies of
 the next code.
 
-A group is one or several consecutive levels, whose codes at a position form one number. A feature
+A group is one or several consecutive levels, whose codes at a position form one number; or the
+number of levels at a position before it stops; or the quality of the file. A feature
 is a group at an offset. For coarser levels the offset points anywhere nearby; for the level itself
 it points to an earlier position in raster order. docs/format.md defines how frequencies follow from
 the features.
@@ -14,16 +15,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.config import Grid
+from hrvqvae.config import Grid, Levels
 
 Integers = NDArray[np.int64]
 
+# in place of a group's first level: the number of levels at a position up to the last level, and
+# the quality of the file
+DEPTH = -1
+QUALITY = -2
+NUM_QUALITIES = 8
 FRAME = 4  # width in positions of the frame of a map, which is also the largest offset
 ZONES = 16  # per height and per width; the zone of a position is a feature
 STEPS_PER_OCTAVE = 64  # of a score; an octave halves the frequency
@@ -46,21 +52,25 @@ _AROUND_OFFSETS = tuple(product(range(-2, 3), range(-2, 3)))
 
 @dataclass(frozen=True)
 class Contexts:
-    """The features from which the codes of one level are predicted."""
+    """The features from which the codes of one level are predicted, or its flags."""
 
     symbols: tuple[int, ...]  # values per code of the coarser levels, then of this level
     groups: tuple[tuple[int, int], ...]  # first and last level of each group, both included
     features: tuple[tuple[int, int, int], ...]  # (group, dy, dx)
     selecting: int  # the group whose value at the position selects the output weights, or -1
+    of_flags: bool = False  # whether flags are predicted, which tell where a position stops
 
     def __post_init__(self) -> None:
-        """Check that each feature exists, is near and is decoded before the code. Raises
-        ValueError.
+        """Check that each feature exists, is near and is decoded before the code or the flag.
+        Raises ValueError.
         """
         level = len(self.symbols) - 1
         last_levels = [last for _, last in self.groups]
-        is_sound = all(0 <= first <= last <= level for first, last in self.groups)
+        is_sound = all(QUALITY <= first <= last <= level for first, last in self.groups)
+        is_sound &= min(last_levels, default=0) >= 0
         is_sound &= 0 < len(self.groups) > self.selecting >= -1
+        if self.of_flags:  # the codes of the level come after its flags
+            is_sound &= all(first < 0 or last < level for first, last in self.groups)
 
         # the selecting group is seen at the position itself
         places = [*self.features]
@@ -76,12 +86,20 @@ class Contexts:
     def count_values(self, group: int) -> int:
         """Return the number of values of a group. Positions outside the grid have one more."""
         first, last = self.groups[group]
-        return math.prod(self.symbols[first : last + 1])
+        if first == QUALITY:
+            return NUM_QUALITIES
+        return last + 2 if first == DEPTH else math.prod(self.symbols[first : last + 1])
+
+    @property
+    def num_symbols(self) -> int:
+        """The number of values of what is predicted."""
+        return 2 if self.of_flags else self.symbols[-1]
 
     @cached_property
     def arrays(self) -> tuple[Integers, Integers, int]:
-        """Groups (G, 2); group, dy, dx and first table row of each feature, and of the zones at the
-        end (F + 1, 4); the selecting group.
+        """First level, last level and number of values of each group (G, 3); group, dy, dx and
+        first table row of each feature, and of the zones at the end (F + 1, 4); the selecting
+        group.
         """
         features = []
         first_row = 0
@@ -89,7 +107,9 @@ class Contexts:
             features.append((group, dy, dx, first_row))
             first_row += self.count_values(group) + 1
         features.append((0, 0, 0, first_row))  # the zones
-        return np.array(self.groups, np.int64), np.array(features, np.int64), self.selecting
+        values = map(self.count_values, range(len(self.groups)))
+        groups = [(*group, count) for group, count in zip(self.groups, values, strict=True)]
+        return np.array(groups, np.int64), np.array(features, np.int64), self.selecting
 
     @property
     def rows(self) -> int:
@@ -110,6 +130,12 @@ def _find_families(symbols: Sequence[int]) -> list[int]:
         if math.prod(symbols[starts[-1] : level + 1]) > _FAMILY_VALUES:
             starts.append(level)
     return starts
+
+
+def find_parts(symbols: Sequence[int]) -> list[Levels]:
+    """Return the families of levels, which are the parts of a file."""
+    ends = pairwise([*_find_families(symbols), len(symbols)])
+    return [range(start, stop) for start, stop in ends]
 
 
 def _find_group(
@@ -168,6 +194,28 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
     return Contexts(tuple(symbols[: level + 1]), tuple(groups), features, selected)
 
 
+def usual_stop_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
+    """Return the usual contexts of a level's flags, on grids of one size.
+
+    The number of levels is seen at the twelve nearest earlier positions, and without this level at
+    the twelve nearest later ones. Codes of coarser levels are seen at the position, in groups of up
+    to 512 values in the next level's family and of up to 64 in others. The quality selects the
+    output weights.
+    """
+    starts = _find_families(symbols[:level])
+    placed = [((DEPTH, level), offset) for offset in _EARLIER_OFFSETS[:12]]
+    placed += [((DEPTH, level - 1), (-dy, -dx)) for dy, dx in _EARLIER_OFFSETS[:12]]
+    last = level - 1
+    while last >= 0:
+        most = _GROUP_VALUES if last >= starts[-1] else _SMALL_GROUP_VALUES
+        group = _find_group(last, symbols, starts, grids, most)
+        placed.append((group, (0, 0)))
+        last = group[0] - 1
+    groups = [*dict.fromkeys(group for group, _ in placed), (QUALITY, 0)]
+    features = tuple((groups.index(group), dy, dx) for group, (dy, dx) in placed)
+    return Contexts(tuple(symbols[: level + 1]), tuple(groups), features, len(groups) - 1, True)
+
+
 @dataclass(frozen=True)
 class EntropyNetwork:
     """The network of one level, with its weights."""
@@ -193,7 +241,7 @@ ABSENT: tuple[Any, ...] = (
     np.zeros(0, np.int32),
     np.zeros((0, 0, 0), np.int16),
     np.zeros((0, 0), np.int32),
-    np.zeros((0, 2), np.int64),
+    np.zeros((0, 3), np.int64),
     np.zeros((0, 4), np.int64),
     -1,
     0,

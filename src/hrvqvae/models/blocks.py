@@ -2,7 +2,7 @@
 appendix).
 
 Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride. A conditional decoder has
-cases, which are numbers of levels or classes.
+cases, which are numbers of levels of positions, or classes.
 """
 
 from itertools import pairwise
@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
         self.pointwise = nn.Conv2d(inner, hidden, 1)
 
     def forward(self, features: Tensor, case: Tensor | None = None) -> Tensor:
-        biased = features if case is None else features + self.case(case)[..., None, None]
+        biased = features if case is None else features + self.case(case).movedim(-1, 1)
         return features + self.pointwise(relu(self.spatial(relu(biased))))
 
 
@@ -111,7 +111,9 @@ class Refiner(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
-        """Refine latents by their case, int64: () for the whole batch, or (B,) per image."""
+        """Refine latents by the case of each position, int64, (B, H, W) or what can be broadcast
+        to it.
+        """
         features = self.inward(latents)
         for block in self.blocks:
             features = block(features, case)
@@ -125,7 +127,7 @@ class ConditionalDecoder(nn.Module):
 
     Args:
         num_classes: The cases are 0 without a class, and 1 + k for class k of so many; with None,
-            they are l - 1 for the first l levels.
+            they are l - 1 where a position has l levels.
     """
 
     def __init__(
@@ -137,10 +139,10 @@ class ConditionalDecoder(nn.Module):
         self.num_classes = num_classes
 
     def choose_case(self, levels: Tensor, classes: Tensor | None) -> Tensor:
-        """Return the case of latents.
+        """Return the case of each position.
 
         Args:
-            levels: Number of levels, () or (B,) int64.
+            levels: Number of levels of each position, (B, H, W) int64.
             classes: Of the images, (B,) int64, -1 without a class (None: all without).
         """
         if self.num_classes is None:
@@ -148,7 +150,8 @@ class ConditionalDecoder(nn.Module):
         if classes is None:
             return torch.zeros_like(levels)
         # a prior of other data may have more classes
-        return torch.where(classes < self.num_classes, classes + 1, 0).to(levels.device)
+        cases = torch.where(classes < self.num_classes, classes + 1, 0).to(levels.device)
+        return cases.view(-1, 1, 1)
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
         refined = self.refiner(latents, case)

@@ -44,9 +44,9 @@ def build_progressive_decoder(
     model: SingleGridAutoencoder, config: Config, num_classes: int | None = None
 ) -> ConditionalDecoder:
     """Build the untrained progressive decoder of a model: a refiner, on the CPU, then a copy of the
-    decoder. Its cases are the numbers of levels below all, or classes if their number is given.
+    decoder. Its cases are the numbers of levels of positions, or classes if their number is given.
     """
-    cases = len(model.prefixes) - 1 if num_classes is None else num_classes + 1
+    cases = len(model.prefixes) if num_classes is None else num_classes + 1
     refiner = Refiner(config.progressive.network, model.quantizer.config.dim, cases)
     decoder = copy.deepcopy(model.decoder).requires_grad_(True)
     return ConditionalDecoder(refiner, decoder, num_classes)

@@ -21,7 +21,7 @@ from hrvqvae.models.base import (
     to_unit_images,
 )
 from hrvqvae.models.blocks import ConditionalDecoder, Decoder, Encoder
-from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes
+from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes, count_levels
 from hrvqvae.quantize.planting import plant_tree
 
 
@@ -61,16 +61,12 @@ class SingleGridAutoencoder(Autoencoder):
         )
         return features.movedim(1, -1).float()
 
-    def prefix_latents(self, codes: Codes) -> Tensor:
-        """Return the sum of the codewords of every prefix of the levels, (L, B, H, W, D)."""
-        return torch.stack([self.quantizer.lookup(codes[:prefix]) for prefix in self.prefixes])
-
     def pixels(self, latents: Tensor, size: Grid, levels: Tensor | None = None) -> Tensor:
         """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from quantized latents
         (B, H, W, D).
 
-        `levels` tells how many levels the latents sum: all (None), or a number below L, as a tensor
-        () for the whole batch or (B,) per image. Without a progressive decoder it is ignored.
+        `levels` tells how many levels the latents sum: all (None), or a number per position,
+        (B, H, W) int64. Without a progressive decoder it is ignored.
         """
         features = latents.movedim(-1, 1)
         conditional = self.progressive_decoder
@@ -102,16 +98,23 @@ class SingleGridAutoencoder(Autoencoder):
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         codes = self.take_prefix(codes, levels)
         check_codes(codes, self.config.num_symbols)
-        is_whole = len(codes) == self.prefixes[-1]
+        is_whole = self.is_whole(codes)
 
         def decode_tile(codes: Codes, size: Grid) -> Tensor:
-            latents = self.quantizer.lookup(codes)
-            count = None if is_whole else torch.tensor(len(codes), device=latents.device)
-            return ((self.pixels(latents, size, count) + 1) / 2).clamp(0, 1)
+            counts = None if is_whole else count_levels(codes)
+            output = self.pixels(self.quantizer.lookup(codes), size, counts)
+            return ((output + 1) / 2).clamp(0, 1)
 
         # the width of the halo follows from the network that `pixels` runs
         network = self.decoder if is_whole else self.progressive_decoder or self.decoder
         return tiles.decode(decode_tile, codes, size, self.config, network)
+
+    def is_whole(self, codes: Codes) -> bool:
+        """Return whether codes have all levels at all positions. A traced graph supposes that no
+        position stops.
+        """
+        goes_on = torch.compiler.is_compiling() or bool((codes[-1] >= 0).all())
+        return goes_on and len(codes) == self.prefixes[-1]
 
     def codeword_indices(self, codes: Codes) -> Codes:
         return self.quantizer.codeword_indices(codes)

@@ -77,15 +77,15 @@ def index_area(area: Area, factor: int = 1) -> Any:
 
 
 def encode(
-    encode_tile: Callable[[Tensor], Codes],
+    encode_tile: Callable[[Tensor], tuple[Tensor, ...]],
     images: Tensor,
     config: NetworkConfig,
     networks: nn.Module,
-) -> Codes:
-    """Return the codes of images (B, C, Y, X).
+) -> tuple[Tensor, ...]:
+    """Return the codes of images (B, C, Y, X), or other maps of positions.
 
     Args:
-        encode_tile: Encodes the images of a tile, all levels or the first ones.
+        encode_tile: Encodes the images of a tile to maps (B, H, W) of any type.
         networks: The networks whose convolutions `encode_tile` uses.
     """
     # a traced graph can't depend on the size
@@ -94,16 +94,19 @@ def encode(
     grids = config.geometry.grids(*images.shape[-2:])
     factors = [grid[0] // grids[0][0] for grid in grids]  # codes per position, along an axis
     stride = config.stride * factors[-1]
-    codes = [
-        torch.empty(len(images), *grid, dtype=torch.long, device=images.device) for grid in grids
-    ]
+    maps = list[Tensor]()
     for core, extended, core_in_extended in _iterate_tiles(
         grids[0], stride, networks, config, "encode"
     ):
-        tile_codes = encode_tile(images[index_area(extended, stride)])
-        for level_codes, level_tile, factor in zip(codes, tile_codes, factors, strict=False):
-            level_codes[index_area(core, factor)] = level_tile[index_area(core_in_extended, factor)]
-    return tuple(codes[: len(tile_codes)])
+        tile_maps = encode_tile(images[index_area(extended, stride)])
+        for index, tile_map in enumerate(tile_maps):
+            # a map per level, or several of each
+            factor = factors[index % len(factors)]
+            if index == len(maps):
+                grid = grids[index % len(grids)]
+                maps.append(tile_map.new_empty(len(images), *grid))
+            maps[index][index_area(core, factor)] = tile_map[index_area(core_in_extended, factor)]
+    return tuple(maps)
 
 
 def decode(

@@ -15,8 +15,10 @@ linked levels the first level of each group has one codebook. The same in numpy,
 as the paper writes it: tests/quantize/oracle.py.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -126,20 +128,46 @@ class ResidualQuantizer(nn.Module):
 
     def lookup(self, codes: Codes) -> Tensor:
         """Return latents (B, H, W, D) for codes of the first levels, whose values are not checked:
-        the sum of the codewords.
+        the sum of the codewords at each position before it stops.
         """
+        return sum(self._codewords(codes), torch.zeros((), device=codes[0].device))
+
+    def prefix_latents(self, codes: Codes) -> Tensor:
+        """Return the latents of the first 1, 2, ... levels of codes, (levels, B, H, W, D)."""
+        return torch.stack([*accumulate(self._codewords(codes))])
+
+    def _codewords(self, codes: Codes) -> list[Tensor]:
+        """Return the codewords (B, H, W, D) of each level, 0 where a position has stopped."""
         pairs = zip(self.levels, self.codeword_indices(codes), strict=False)
-        codewords = [level.lookup(index) for level, index in pairs]
-        return sum(codewords, torch.zeros((), device=codes[0].device))
+        return [level.lookup(index) * (index >= 0).unsqueeze(-1) for level, index in pairs]
+
+    def prefix_distances(self, latents: Tensor, codes: Codes) -> Tensor:
+        """Return the squared distances of latents (B, H, W, D) from the first 1, 2, ... levels of
+        codes, (levels, B, H, W).
+        """
+        return (self.prefix_latents(codes) - latents).square().sum(-1)
+
+    def price_bits(self, bits: Tensor, quality: Tensor) -> Tensor:
+        """Return the squared distance that the first 1, 2, ... levels must save.
+
+        Args:
+            bits: Bits of each code, (levels, B, H, W) or what can be broadcast to it.
+            quality: From 0, the coarsest, on, (B,). Each step halves the price of a bit. With 0,
+                level 2 saves as much in the mean as it costs.
+        """
+        second = self.levels[1]
+        gain = (second.codewords.square().sum(-1) * second.count).sum() / second.count.sum()
+        price = gain / math.log2(second.size) * 0.5**quality
+        return bits.cumsum(0) * price.view(-1, 1, 1)
 
     def codeword_indices(self, codes: Codes) -> Codes:
         """Return, in the shapes of the codes, the index of each codeword among all codewords of its
-        level.
+        level; -1 where a position has stopped.
         """
         indices: list[Tensor] = []
         for code, codebooks in zip(codes, self.levels, strict=False):
             parent = indices[-1] if codebooks.num_books > 1 else 0
-            indices.append(parent * codebooks.size + code)
+            indices.append(torch.where(code < 0, -1, parent * codebooks.size + code))
         return tuple(indices)
 
     @torch.no_grad()

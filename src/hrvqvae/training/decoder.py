@@ -42,6 +42,7 @@ from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import draw_labels, sample_codes
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.quantize import QUALITIES, choose_depths, stop_at
 from hrvqvae.training.autoencoder import ImageTask
 from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.training.trainer import Outcome, Trainer, require_divisible
@@ -94,11 +95,13 @@ class DecoderTask(ImageTask):
 
 
 class PrefixTask(DecoderTask):
-    """Train a decoder of prefixes: image i of step s is decoded from one prefix of the levels,
-    number (i + s) modulo the number of prefixes.
+    """Train a decoder of prefixes: image i of step s is decoded at rate number (i + s) modulo the
+    number of rates.
 
-    The gradient is that of the sum of the logarithms of the prefixes' errors, so that all prefixes
-    weigh the same: this raises their mean PSNR.
+    The first rates are prefixes of the levels. At the others, which are qualities, each position
+    stops at a level of its own, and all codes of a level are taken to need equal bits. The gradient
+    is that of the sum of the logarithms of the rates' errors, so that all rates weigh the same:
+    this raises their mean PSNR.
     """
 
     kind = PROGRESSIVE
@@ -115,43 +118,51 @@ class PrefixTask(DecoderTask):
         self.model.use_progressive_decoder(decoder)  # an evaluation has set the averaged decoder
         placed = self.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)
+        quantizer = self.model.quantizer
         prefixes = self.model.prefixes[:-1]  # the autoencoder's own decoder decodes all levels
+        num_rates = len(prefixes) + QUALITIES
 
-        # Assign a prefix to each image by its position in the batch of all processes.
+        # Assign a rate to each image by its position in the batch of all processes.
         count = len(images)
         indices = torch.arange(count, device=images.device)
-        assigned = (indices + distributed.rank() * count + state.step) % len(prefixes)
-        num_levels = assigned + 1  # prefix i has i + 1 levels
+        rates = (indices + distributed.rank() * count + state.step) % num_rates
+        qualities = rates - len(prefixes)  # negative where the rate is a prefix
         with self.compute.autocast():
-            all_latents = self.model.prefix_latents(self.model.encode(placed))
-            latents = all_latents[assigned, indices]
-            decoded = self.model.pixels(latents, image_size(images), num_levels)
+            latents = self.model.latents(images)
+            codes = quantizer.encode(latents)
+            symbols = torch.tensor(self.model.config.num_symbols, device=images.device)
+            bits = symbols.log2().view(-1, 1, 1, 1)
+            prices = quantizer.price_bits(bits, qualities)
+            chosen = choose_depths(quantizer.prefix_distances(latents, codes), prices)
+            is_prefix = (qualities < 0).view(-1, 1, 1)
+            depths = torch.where(is_prefix, rates.view(-1, 1, 1) + 1, chosen)
+            decoded = self.model.pixels(
+                quantizer.lookup(stop_at(codes, depths)), image_size(images), depths
+            )
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
 
-        # minimize the sum of the logarithms of the prefixes' errors
-        relative, means = compute_relative_errors(errors, assigned, len(prefixes))
+        # minimize the sum of the logarithms of the rates' errors
+        relative, means = compute_relative_errors(errors, rates, num_rates)
         norm = state.minimize({MODEL: {"relative": relative.sum()}})["gradient_norm"]
         state.averaged.update_parameters(decoder)
         metrics = {f"reconstruction_{levels}": means[levels - 1] for levels in prefixes}
         return {
             **metrics,
-            "loss": sum(metrics.values()),
+            "loss": means.sum(),
             "gradient_norm": norm,
             "broken_images": float(len(batch.broken)),
         }
 
 
-def compute_relative_errors(
-    errors: Tensor, prefix_index: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """Return the relative and the mean error of each prefix, both (count,).
+def compute_relative_errors(errors: Tensor, rates: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the relative and the mean error of each rate, both (count,).
 
-    Image i has the error errors[i] (B,) and was decoded from prefix prefix_index[i]. A relative
-    error is 1 in the mean over the processes, and its gradient is that of the logarithm of the
-    prefix's error. Both are 0 for a prefix without images.
+    Image i has the error errors[i] (B,) and was decoded at rate rates[i]. A relative error is 1 in
+    the mean over the processes, and its gradient is that of the logarithm of the rate's error. Both
+    are 0 for a rate without images.
     """
-    # (count, B): whether the image was decoded from the prefix
-    chosen = prefix_index == torch.arange(count, device=errors.device).unsqueeze(1)
+    # (count, B): whether the image was decoded at the rate
+    chosen = rates == torch.arange(count, device=errors.device).unsqueeze(1)
     sums = (chosen * errors).sum(1)
     sizes = chosen.sum(1).to(errors)
     mean_sums, mean_sizes = distributed.all_reduce_mean([sums.detach(), sizes])
@@ -259,7 +270,7 @@ class SampleTask(DecoderTask):
         decoder = state.model
         placed = self.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)  # in [0, 1]; `decoded` in [-1, 1]
-        levels = torch.full((), settings.levels, device=images.device)
+        levels = torch.full((1, 1, 1), settings.levels, device=images.device)
         with self.compute.autocast():
             # codes and classes of the images, then of samples
             codes = torch.stack(self.model.encode(placed)[: settings.levels])
