@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.common import Row, as_script, options, read_images, show, side_by_side
 from hrvqvae.cli.console import print_json
 from hrvqvae.compression.hrv import read, write
-from hrvqvae.compression.images import decode_images, flat_codes
+from hrvqvae.compression.images import decode_images
+from hrvqvae.compression.levels import flat_codes
 from hrvqvae.compression.zips import open_zip, write_zip
 from hrvqvae.model import Model
 from hrvqvae.utils.progress import note

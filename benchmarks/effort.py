@@ -20,7 +20,7 @@ from benchmarks.common import (
 )
 from hrvqvae.compression.decoder_search import EFFORTS
 from hrvqvae.compression.hrv import write
-from hrvqvae.compression.images import flat_codes
+from hrvqvae.compression.levels import flat_codes
 from hrvqvae.model import Model
 from hrvqvae.utils.quantities import psnr
 

@@ -5,8 +5,8 @@ import torch
 
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, read, write
-from hrvqvae.compression.levels import decode_level
-from hrvqvae.compression.network import EntropyNetwork, usual_contexts
+from hrvqvae.compression.levels import PartCoder
+from hrvqvae.compression.network import EntropyNetwork, usual_contexts, usual_stop_contexts
 from hrvqvae.config import Geometry
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
@@ -20,7 +20,7 @@ WEIGHTS = "0123456789abcdef" * 2
 def made_network(contexts, hidden, random=None, strength=200):
     random = random or np.random.default_rng(0)
     sets = contexts.sets
-    symbols = contexts.symbols[-1]
+    symbols = contexts.num_symbols
     return EntropyNetwork(
         contexts,
         random.integers(-127, 128, (contexts.rows, hidden)).astype(np.int8),
@@ -56,17 +56,40 @@ def made_entropy_model(
     return EntropyModel("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
 
 
+def with_stops(entropy_model, seed=0):
+    """An entropy model of one grid, with random networks of flags."""
+    random = np.random.default_rng(seed)
+    grids = entropy_model.geometry.grids(1, 1)
+    symbols = entropy_model.symbols
+    contexts = [usual_stop_contexts(level, symbols, grids) for level in range(1, len(symbols))]
+    networks = [made_network(level_contexts, 4, random) for level_contexts in contexts]
+    return entropy_model.with_stops((None, *networks))
+
+
+def random_stops(entropy_model, size, count, seed=0):
+    """Random codes (count, all codes) whose positions stop at random levels."""
+    codes = random_codes(entropy_model, size, count, seed)
+    num_levels = len(entropy_model.symbols)
+    maps = codes.reshape(count, num_levels, -1)
+    random = np.random.default_rng(seed)
+    depths = random.integers(1, num_levels + 1, (count, 1, maps.shape[2]))
+    maps[np.arange(num_levels)[:, None] >= depths] = -1
+    return codes
+
+
 def random_codes(entropy_model, size, count, seed=0):
     layout = entropy_model.layout(size)
     codes = np.zeros((count, layout.begins[-1]), np.int32)
-    networks = entropy_model.networks or [None] * len(entropy_model.symbols)
-    for level, network in enumerate(networks):
+    absent = [None] * len(entropy_model.symbols)
+    networks = entropy_model.networks or absent
+    for level in range(len(networks)):
+        part = PartCoder(layout, range(level, level + 1), networks, absent)
         length = 5 * int(layout.begins[-1]) + 16
         content = np.frombuffer(
             np.random.default_rng([seed, level]).bytes(count * length), np.uint8
         )
         for row, stream in zip(codes, content.reshape(count, length), strict=True):
-            decode_level(stream, 0, row, layout, level, network)
+            part.decode(stream, 0, row)
     return codes
 
 
@@ -125,4 +148,6 @@ TREE = made_entropy_model((3, 3, 3), Geometry(2, 2, (1, 1, 1)), seed=1)
 GRIDS = made_entropy_model((5, 6), Geometry(4, 0, (1, 2)), seed=2)
 FLAT = made_entropy_model((7,), Geometry(2, 0, (1,)), hidden=3, seed=3)
 HALF = made_entropy_model((8, 4), Geometry(8, 0, (1, 1)), hidden=6, seed=4, alike=(1,))
-ALL = {"tree": TREE, "grids": GRIDS, "flat": FLAT, "half": HALF}
+# two parts in files of version 2
+DEEP = with_stops(made_entropy_model((8, 8, 8, 8, 8), Geometry(2, 0, (1,) * 5), seed=5))
+ALL = {"tree": TREE, "grids": GRIDS, "flat": FLAT, "half": HALF, "deep": DEEP}

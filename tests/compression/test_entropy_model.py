@@ -10,9 +10,9 @@ from hrvqvae.compression import entropy_model
 from hrvqvae.compression.entropy_model import read_entropy_model
 from hrvqvae.compression.hrv import read
 from hrvqvae.compression.learning import learn_level
-from hrvqvae.compression.levels import Layout, encode_level
-from hrvqvae.compression.network import Contexts
-from tests.compression.made import ALL, TREE, files_of
+from hrvqvae.compression.levels import Layout, PartCoder
+from hrvqvae.compression.network import DEPTH, QUALITY, Contexts
+from tests.compression.made import ALL, DEEP, TREE, files_of
 from tests.conftest import cells_of, damage_error, input_error, parametrize
 
 
@@ -21,7 +21,9 @@ def bits_of(codes, symbols, network):
     rows = [level_codes.reshape(len(level_codes), -1) for level_codes in codes]
     layout = Layout([level_codes.shape[1:] for level_codes in codes], symbols)
     flat_codes = np.concatenate(rows, 1).astype(np.int32)
-    streams = [encode_level(row, layout, len(codes) - 1, network) for row in flat_codes]
+    networks = [*[None] * (len(codes) - 1), network]
+    part = PartCoder(layout, range(len(codes) - 1, len(codes)), networks, [None] * len(codes))
+    streams = [part.encode(row) for row in flat_codes]
     return 8 * sum(map(len, streams)) / codes[-1].size
 
 
@@ -107,6 +109,40 @@ def test_the_fingerprint_is_that_of_the_file(monkeypatch):
     assert not any(image.fault for image in read(restored, files))
 
 
+def test_tables_with_stops_begin_with_those_without():
+    """So files of version 1 are read by both."""
+    plain = read_entropy_model(DEEP.first_content)
+    assert not plain.stops
+    assert plain.fingerprint == DEEP.fingerprint != DEEP.stop_fingerprint
+    restored = read_entropy_model(DEEP.content)
+    files = files_of(plain, (8, 8), 2)
+    for row, content in zip(read(plain, files), read(restored, files), strict=True):
+        assert np.array_equal(row.codes, content.codes)
+    for level, network in enumerate(restored.stops[1:], start=1):
+        assert np.array_equal(network.weights, DEEP.stops[level].weights)
+    content = DEEP.content
+    for damaged in (content[:-1], content[: 12 + len(plain.content)], content + b"x"):
+        with damage_error():
+            read_entropy_model(damaged)
+    for stops in ((None, None, *DEEP.stops[2:]), DEEP.stops[:4], DEEP.stops[:1] * 5):
+        with damage_error():
+            read_entropy_model(replace(DEEP, stops=stops).content)
+
+
+def test_where_positions_stop_is_learned():
+    """A position stops where its upper neighbour has stopped, at the level of the file's quality:
+    after the first row no flag tells anything new.
+    """
+    qualities = np.arange(200) % 2
+    depths = np.broadcast_to(1 + qualities[:, None, None], (200, 8, 8))
+    levels = [np.where(level < depths, 0, -1) for level in range(3)]
+    for level in (1, 2):
+        known = levels[: level + 1]
+        network, bits = learn_level(known, (3,) * (level + 1), 0.5, qualities=qualities)
+        assert bits < 0.02
+        assert network.contexts.of_flags
+
+
 def test_files_that_say_what_can_not_be_are_refused():
     content = TREE.content
     end = 12 + int.from_bytes(content[8:12], "little")
@@ -138,3 +174,7 @@ def test_contexts_that_look_ahead_are_refused():
             Contexts((3, 3), ((1, 1),), (feature,), -1)
     with pytest.raises(ValueError, match="level 2 are not sound"):
         Contexts((3, 3), ((0, 1),), (), 0)
+    # flags come before the codes of their level
+    for group in ((0, 1), (1, 1), (DEPTH, 2), (QUALITY - 1, 0), (DEPTH, -1)):
+        with pytest.raises(ValueError, match="level 2 are not sound"):
+            Contexts((3, 3), (group,), ((0, -1, 0),), -1, of_flags=True)

@@ -71,7 +71,7 @@ def test_what_it_refuses(model):
     calls = [((), None, "level"), *((codes, levels, "level") for levels in (0, -1, last + 1))]
     if last > 1:
         calls.append((codes[:1], model.prefixes[-1], "only 1$"))
-    for code in (-1, model.config.num_symbols[-1]):
+    for code in (-2, model.config.num_symbols[-1]):
         damaged = (*codes[:-1], torch.full_like(codes[-1], code))
         calls.append((damaged, None, f"level {last} has code {code}; codes lie in"))
     for given, levels, message in calls:

@@ -17,7 +17,8 @@ from benchmarks.common import fields
 from benchmarks.torture.bombs import BOMBS, write_bomb
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.compression import hrv
-from hrvqvae.compression.images import decode_images, flat_codes
+from hrvqvae.compression.images import decode_images
+from hrvqvae.compression.levels import flat_codes
 from hrvqvae.config.parsing import override
 from hrvqvae.export.web import export_web
 from hrvqvae.model import Model

@@ -90,6 +90,12 @@ class EntropyModel:
         """The first bytes of the SHA-256 of `content`, for files in which positions stop."""
         return hashlib.sha256(self.content).digest()[:FINGERPRINT_BYTES]
 
+    def with_stops(self, stops: tuple[EntropyNetwork | None, ...]) -> EntropyModel:
+        """Return this entropy model with networks of flags. The fingerprint of version 1 stays."""
+        model = replace(self, stops=stops)
+        vars(model)["first_content"] = self.first_content
+        return model
+
     def layout(self, size: Grid) -> Layout:
         """Return the layout of the codes of an image.
 
@@ -146,7 +152,7 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
     or a damaged one.
     """
     first = content
-    rest = b""
+    rest = None
     if content[:8] == MAGIC_2:
         end = 12 + int.from_bytes(content[8:12], "little")
         first = content[12:end]
@@ -155,19 +161,21 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
         raise DamagedFileError(f"{name} is no entropy model (tables.hrvt) of this version")
     try:
         entropy_model = _parse(*_unpack(first[8:]))
-        if rest:
+        # The cached properties are set: another zlib may write other bytes, with another
+        # fingerprint.
+        vars(entropy_model)["first_content"] = first
+        if rest is not None:
             header, body = _unpack(rest)
             networks = _parse_networks(header["levels"], body, entropy_model.symbols, True)
             if networks[0] or not all(networks[1:]):
                 raise ValueError("a level has no network of its flags")
             if len(set(entropy_model.geometry.times)) > 1:
                 raise ValueError("its levels have several grids")
-            entropy_model = replace(entropy_model, stops=networks)
+            entropy_model = entropy_model.with_stops(networks)
     except Exception as error:  # of many types
         raise DamagedFileError(f"{name} is damaged: {error}") from error
 
-    # The cached properties are set: another zlib may write other bytes, with another fingerprint.
-    vars(entropy_model).update(first_content=first, content=content)
+    vars(entropy_model)["content"] = content
     return entropy_model
 
 

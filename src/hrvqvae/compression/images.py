@@ -1,8 +1,8 @@
 """Make files of codes from images, with a limit of their size if wanted, and decode files.
 
 A file of a limited size has all levels if they fit. Otherwise each position stops at a level of its
-own, if the entropy model knows where positions stop, or all positions have the most levels that
-fit. VQVAE-2 decodes only all levels, so it writes all or none.
+own (stops.py), or, if the entropy model does not know where positions stop, all positions have the
+most levels that fit. VQVAE-2 decodes only all levels, so it writes all or none.
 """
 
 import math
@@ -10,33 +10,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae.compression.decoder_search import Rate, encode_with_distances, open_encoder
+from hrvqvae.compression.decoder_search import open_encoder
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, write
-from hrvqvae.compression.levels import measure_level
-from hrvqvae.config import Grid
+from hrvqvae.compression.levels import flat_codes
+from hrvqvae.compression.stops import fit_stopped_files
 from hrvqvae.models.base import Autoencoder, image_size
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.quantize import QUALITIES, Codes, choose_depths, stop_at
 from hrvqvae.utils.device import exact_float32
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.quantities import counted
 
 _MOST_PIXELS = 1 << 18  # of the images of one batch
-# the interval of qualities of a file of limited size, and how often it is halved
-_LEAST_QUALITY = -2.0
-_MOST_QUALITY = 9.0
-_HALVINGS = 8
-
-
-def flat_codes(codes: Codes) -> NDArray[np.int32]:
-    """Return codes as files hold them: (B, codes of all levels), level after level."""
-    rows = [level.cpu().numpy().reshape(len(level), -1) for level in codes]
-    return np.concatenate(rows, 1).astype(np.int32)
 
 
 @exact_float32()
@@ -68,7 +56,7 @@ def make_files(
         if entropy_model.stops and isinstance(model, SingleGridAutoencoder):
             contents = _fit_files(model, entropy_model, batch, [levels], most_bytes, effort)
             if max(map(len, contents)) > most_bytes:
-                stopped = _fit_depths(model, entropy_model, batch, levels, most_bytes, effort)
+                stopped = fit_stopped_files(model, entropy_model, batch, levels, most_bytes, effort)
                 pairs = zip(contents, stopped, strict=True)
                 contents = [whole if len(whole) <= most_bytes else cut for whole, cut in pairs]
         else:
@@ -107,79 +95,6 @@ def _fit_files(
         if max(map(len, files)) <= most_bytes:
             break
     return files
-
-
-def _fit_depths(
-    model: SingleGridAutoencoder,
-    entropy_model: EntropyModel,
-    images: Tensor,
-    levels: int,
-    most_bytes: float,
-    effort: int,
-) -> list[bytes]:
-    """Return the file of each image with the least error that fits, where each position stops at a
-    level of its own; of the first level if none fits.
-    """
-    size = image_size(images)
-    codes, distances = encode_with_distances(model, images, levels)
-    bits = _measure_bits(entropy_model, codes, size)
-    files, qualities = _fit_qualities(
-        model, entropy_model, codes, distances, bits, size, most_bytes
-    )
-    if effort:
-        rate = Rate(bits.mean((1, 2, 3)), qualities)
-        codes, distances = encode_with_distances(model, images, levels, effort, rate)
-        bits = _measure_bits(entropy_model, codes, size)
-        files, _ = _fit_qualities(model, entropy_model, codes, distances, bits, size, most_bytes)
-    return files
-
-
-def _fit_qualities(
-    model: SingleGridAutoencoder,
-    entropy_model: EntropyModel,
-    codes: Codes,
-    distances: Tensor,
-    bits: Tensor,
-    size: Grid,
-    most_bytes: float,
-) -> tuple[list[bytes], Tensor]:
-    """Find the highest quality of each image whose file fits, by halving an interval.
-
-    Arguments after the models are codes before positions stop, and the distances that remain and
-    the bits of each code, both (levels, B, H, W). Returns the files and the qualities (B,).
-    """
-    files = write(entropy_model, flat_codes(codes), size, 1)
-    absent = [torch.full_like(codes[0], -1)] * (len(entropy_model.symbols) - len(codes))
-    low = torch.full((len(files),), _LEAST_QUALITY, device=bits.device)
-    high = torch.full_like(low, _MOST_QUALITY)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        depths = choose_depths(distances, model.quantizer.price_bits(bits, middle))
-        stopped = flat_codes((*stop_at(codes, depths), *absent))
-        qualities = middle.round().long().clamp(0, QUALITIES - 1).tolist()
-        contents = write(entropy_model, stopped, size, qualities=qualities)
-        fits = [len(content) <= most_bytes for content in contents]
-        files = [
-            content if fit else file
-            for content, fit, file in zip(contents, fits, files, strict=True)
-        ]
-        is_within = torch.tensor(fits, device=bits.device)
-        low = torch.where(is_within, middle, low)
-        high = torch.where(is_within, high, middle)
-    return files, low
-
-
-def _measure_bits(entropy_model: EntropyModel, codes: Codes, size: Grid) -> Tensor:
-    """Return the ideal bits of each code (levels, B, H, W), where no position stops."""
-    layout = entropy_model.layout(size)
-    networks = entropy_model.networks
-    rows = flat_codes(codes)
-    bits = [
-        np.stack([measure_level(row, layout, level, networks[level]) for row in rows])
-        for level in range(len(codes))
-    ]
-    shape = len(codes), *codes[0].shape
-    return torch.from_numpy(np.stack(bits)).view(shape).to(codes[0].device)
 
 
 @torch.no_grad()

@@ -260,6 +260,26 @@ def learn_level(
     return _round_parameters(best, contexts), best_bits / all_positions.size
 
 
+def fit_stops(
+    entropy_model: EntropyModel,
+    levels: Sequence[NDArray[Any]],
+    qualities: Integers,
+    duration: float = 1.0,
+    say: Callable[[str], None] = print,
+) -> EntropyModel:
+    """Return an entropy model with networks of flags, fitted to codes (N, H, W) per level that are
+    -1 where positions have stopped, and to the quality of each image (N,).
+    """
+    stops: list[EntropyNetwork | None] = [None]
+    for level in range(1, len(levels)):
+        known = levels[: level + 1]
+        symbols = entropy_model.symbols[: level + 1]
+        network, bits = learn_level(known, symbols, duration, qualities=qualities)
+        say(f"level {level + 1}: {bits:.3f} bits per position tell where it stops")
+        stops.append(network)
+    return entropy_model.with_stops(tuple(stops))
+
+
 def fit(
     bare: EntropyModel,
     levels: Sequence[NDArray[Any]],

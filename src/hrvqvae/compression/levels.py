@@ -32,6 +32,7 @@ from hrvqvae.compression.network import (
 )
 from hrvqvae.compression.range_coder import Bytes, Integers
 from hrvqvae.config import Levels
+from hrvqvae.quantize import Codes
 from hrvqvae.utils.compiled import compiled, inlined
 
 CodeArray = NDArray[np.int32]
@@ -65,6 +66,12 @@ class Layout:
         levels = np.split(codes, self.begins[1:])
         pairs = zip(levels[:num_levels], self.grids, strict=False)
         return tuple(level.reshape(grid) for level, grid in pairs)
+
+
+def flat_codes(codes: Codes) -> CodeArray:
+    """Return codes as files hold them: (B, codes of all levels), level after level."""
+    rows = [level.cpu().numpy().reshape(len(level), -1) for level in codes]
+    return np.concatenate(rows, 1).astype(np.int32)
 
 
 @inlined

@@ -21,7 +21,7 @@ from torch import Tensor
 from hrvqvae.codes.maps import CodeMaps, CodeRecorder
 from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel
-from hrvqvae.compression.images import flat_codes
+from hrvqvae.compression.levels import flat_codes
 from hrvqvae.config import DataConfig, Grid, TrainingConfig, level_names
 from hrvqvae.config.parsing import OWN_IMAGES
 from hrvqvae.config.registry import DATASETS

@@ -12,7 +12,6 @@ from torch import nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder, open_run, save_model
-from hrvqvae.config import Config
 from hrvqvae.config.parsing import autoencoder_config
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.images import write_image
@@ -36,15 +35,11 @@ _NUM_PLOTTED = 8  # test images in the picture of reconstructions
 
 
 class ImageTask(Task):
-    """A task that trains on images and is evaluated as an autoencoder. Raises InputError if there
-    are no images.
-    """
+    """A task that trains on images and is evaluated as an autoencoder."""
 
-    def __init__(self, config: Config, *arguments: Any) -> None:
-        super().__init__(config, *arguments)
-        # missing images are reported before the folder is made
-        self.images = open_images(config.data, "train")
-        self.test_images = open_images(config.data, "test")
+    def open_data(self) -> None:
+        self.images = open_images(self.config.data, "train")
+        self.test_images = open_images(self.config.data, "test")
 
     @abstractmethod
     def averaged_model(self, state: TrainState) -> Autoencoder:

@@ -85,6 +85,9 @@ class Task(ABC):
         self.compute = Compute(self.training)
         require_divisible("batch", self.training.batch_size)
 
+    def open_data(self) -> None:  # noqa: B027
+        """Open the data before the folder is made. Raises InputError if there is none."""
+
     @abstractmethod
     def read_data(self) -> None:
         """Read the data, and set the attributes that describe it. Raises InputError if there is
@@ -243,6 +246,7 @@ class Trainer:
         task = self.task
         run = task.run
         training = task.training
+        task.open_data()
         is_new = distributed.on_rank_zero(self.prepare_folder)
         if training.threads:
             torch.set_num_threads(training.threads)
