@@ -19,7 +19,14 @@ from benchmarks.common import (
     read_images,
     show,
 )
-from benchmarks.files.curves import Curve, FileCodec, Images, compare_curve, measure
+from benchmarks.files.curves import (
+    Curve,
+    FileCodec,
+    Images,
+    compare_curve,
+    compare_fitted,
+    measure,
+)
 from benchmarks.files.formats import FORMATS
 from benchmarks.files.linear import Linear
 from benchmarks.files.trained import TrainedFiles
@@ -48,10 +55,11 @@ class FilesCompared:
 
     def rows(self) -> list[Row]:
         """Return a row per curve: file, title, whole, model_bytes, smallest (bytes of the smallest
-        setting), settings, within and fitted.
+        setting), settings, within, fitted and above.
 
-        The last two are the PSNR at each budget: within, if the budget holds for the mean over all
-        images; fitted, if it holds for each image, with a setting of its own.
+        Within and fitted are the PSNR at each budget: within, if the budget holds for the mean over
+        all images; fitted, if it holds for each image, with a setting of its own. Above are the
+        results of `compare_fitted` for a trained model, by rival.
         """
         return [
             {
@@ -66,6 +74,11 @@ class FilesCompared:
                 ],
                 "within": [curve.within(budget) for budget in self.budgets],
                 "fitted": [curve.fitted(budget) for budget in self.budgets],
+                "above": {
+                    rival.title: [compare_fitted(curve, rival, budget) for budget in self.budgets]
+                    for rival in self.curves
+                    if curve.learned and rival is not curve
+                },
             }
             for curve in self.curves
         ]
@@ -101,8 +114,9 @@ def compare_files(
     Raises:
         InputError: The data or a model is missing.
     """
+    budgets = LARGE_BUDGETS if max(config.image_size) >= _LARGE else BUDGETS
     codecs: list[FileCodec] = [
-        *(TrainedFiles(model) for model in models),
+        *(TrainedFiles(model, budgets) for model in models),
         *(FORMATS[name]() for name in names),
     ]
     images: Images = read_images(config, limit).numpy()
@@ -116,7 +130,6 @@ def compare_files(
             f" {len(images):,} images"
         )
         curves += measure(codec, images)
-    budgets = LARGE_BUDGETS if max(config.image_size) >= _LARGE else BUDGETS
     return FilesCompared(images, budgets, tuple(codecs), tuple(curves))
 
 

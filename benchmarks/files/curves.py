@@ -66,6 +66,7 @@ class FileCodec(ABC):
 Floats = NDArray[np.float64]
 _BATCH = 250
 _SSIM_WINDOW = 11
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,17 @@ class Curve:
         errors = np.where(self.sizes <= budget, self.errors, np.inf)
         return errors.argmin(0) if np.isfinite(errors.min(0)).all() else None
 
-    def fitted(self, budget: float) -> float | None:
-        """Return the PSNR of the settings that `chosen` returns; None if it returns None."""
+    def fitted_errors(self, budget: float) -> Floats | None:
+        """Return the error of each image (N,) with the setting that `chosen` returns; None if it
+        returns None.
+        """
         chosen = self.chosen(budget)
-        if chosen is None:
-            return None
-        return psnr(float(self.errors[chosen, np.arange(len(chosen))].mean()))
+        return None if chosen is None else self.errors[chosen, np.arange(len(chosen))]
+
+    def fitted(self, budget: float) -> float | None:
+        """Return the PSNR of `fitted_errors`; None if there are none."""
+        errors = self.fitted_errors(budget)
+        return None if errors is None else psnr(float(errors.mean()))
 
 
 def _slope(left: list[float], right: list[float]) -> float:
@@ -196,6 +202,22 @@ def _similarities(*pair: Images) -> Floats:
     ssim = structural_similarity_index_measure(preds, target, data_range=1.0, reduction="none")
     assert isinstance(ssim, torch.Tensor)
     return ssim.double().reshape(-1).numpy()
+
+
+def compare_fitted(curve: Curve, rival: Curve, budget: float) -> tuple[float, ...] | None:
+    """Return how far `Curve.fitted` is above that of a rival on the same images, in dB, and the
+    ends of its 95% interval (bootstrap over images); None if one has no file so small.
+    """
+    pair = curve.fitted_errors(budget), rival.fitted_errors(budget)
+    if pair[0] is None or pair[1] is None:
+        return None
+    errors = np.stack([pair[0], pair[1]])
+    count = errors.shape[1]
+    drawn = np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))
+    means = np.concatenate([errors.mean(1)[:, None], errors[:, drawn].mean(2)], 1)
+    above = 10 * np.log10(means[1] / means[0])
+    low, high = np.quantile(above[1:], (0.025, 0.975))
+    return float(above[0]), float(low), float(high)
 
 
 def compare_curve(curve: Curve, rivals: Sequence[Curve]) -> list[dict[str, Any]]:

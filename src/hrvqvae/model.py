@@ -244,7 +244,8 @@ class Model:
         Args:
             images: As for `encode`, but images of a sequence may have several sizes.
             levels: Number of levels to write, coarse first (default: all).
-            max_bytes: Largest size of a file, which has the most levels that fit.
+            max_bytes: Largest size of a file. It has all levels if they fit; else each position
+                stops at a level of its own, or all have the most levels that fit (docs/method.md).
             names: Names of the images in messages (default: image 1, image 2, ...).
             effort: As for `encode`, for the error of the written levels.
 

@@ -65,7 +65,8 @@ COMMANDS = (
         "--on-error",
         option(
             "--bytes N",
-            "write the most levels that fit in N bytes per image",
+            "write the least error that fits in N bytes per image: each position has levels of its"
+            " own if the entropy model knows where positions stop, else all have the most that fit",
             type=integer(1),
         ),
         "--beam",
