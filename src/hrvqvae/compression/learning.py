@@ -35,6 +35,7 @@ Parameters = tuple[Floats, Floats, Floats, Floats]
 
 _POSITIONS_PER_IMAGE = 64  # that are visited before the next image is drawn
 _HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # (largest number of table rows, hidden units)
+_HIDDEN_OF_FLAGS = 16
 # learning rate at the start and at the end, with exponential decay between them
 _FIRST_RATE = 0.02
 _LAST_RATE = 0.0002
@@ -209,6 +210,8 @@ def learn_level(
     # with small random numbers, all symbols are about equally likely
     rng = np.random.default_rng([0, level])
     hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
+    if is_flag:
+        hidden = _HIDDEN_OF_FLAGS
     num_symbols = contexts.num_symbols
     shape = contexts.sets, num_symbols, hidden
     parameters: Parameters = (
