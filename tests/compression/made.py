@@ -1,12 +1,14 @@
 """Entropy models of random numbers, and codes to go with them; systems and images for them."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, read, write
-from hrvqvae.compression.levels import decode_level
-from hrvqvae.compression.network import EntropyNetwork, usual_contexts
+from hrvqvae.compression.levels import PartCoder
+from hrvqvae.compression.network import EntropyNetwork, usual_contexts, usual_stop_contexts
 from hrvqvae.config import Geometry
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
@@ -20,7 +22,7 @@ WEIGHTS = "0123456789abcdef" * 2
 def made_network(contexts, hidden, random=None, strength=200):
     random = random or np.random.default_rng(0)
     sets = contexts.sets
-    symbols = contexts.symbols[-1]
+    symbols = contexts.num_symbols
     return EntropyNetwork(
         contexts,
         random.integers(-127, 128, (contexts.rows, hidden)).astype(np.int8),
@@ -41,8 +43,9 @@ def made_entropy_model(
     seed=0,
     alike=(),
     strength=200,
+    with_stops=False,
 ):
-    """An entropy model; levels in `alike` have no network."""
+    """An entropy model; levels in `alike` have no network. With stops, positions may stop."""
     random = np.random.default_rng(seed)
     grids = geometry.grids(1, 1)
     networks = [
@@ -53,20 +56,30 @@ def made_entropy_model(
         )
         for level in range(len(symbols))
     ]
-    return EntropyModel("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
+    made = EntropyModel("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
+    if not with_stops:
+        return made
+    stops = [
+        made_network(usual_stop_contexts(level, symbols, grids), hidden, random, strength // 8)
+        for level in range(1, len(symbols))
+    ]
+    return replace(made, stops=(None, *stops))
 
 
 def random_codes(entropy_model, size, count, seed=0):
     layout = entropy_model.layout(size)
     codes = np.zeros((count, layout.begins[-1]), np.int32)
-    networks = entropy_model.networks or [None] * len(entropy_model.symbols)
-    for level, network in enumerate(networks):
+    absent = [None] * len(entropy_model.symbols)
+    networks = entropy_model.networks or absent
+    stops = entropy_model.stops or absent
+    for level in range(len(entropy_model.symbols)):
+        coder = PartCoder(layout, range(level, level + 1), networks, stops)
         length = 5 * int(layout.begins[-1]) + 16
         content = np.frombuffer(
             np.random.default_rng([seed, level]).bytes(count * length), np.uint8
         )
         for row, stream in zip(codes, content.reshape(count, length), strict=True):
-            decode_level(stream, 0, row, layout, level, network)
+            coder.decode(stream, 0, row)
     return codes
 
 
@@ -76,7 +89,10 @@ def files_of(
     count=1,
     seed=0,
 ):
-    return write(entropy_model, random_codes(entropy_model, size, count, seed), size)
+    """Files of random codes; of version 2, of a quality each, if positions may stop."""
+    codes = random_codes(entropy_model, size, count, seed)
+    qualities = [row % 8 for row in range(count)] if entropy_model.stops else None
+    return write(entropy_model, codes, size, qualities=qualities)
 
 
 def read_one(entropy_model, content):
