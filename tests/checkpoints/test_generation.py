@@ -108,6 +108,7 @@ def test_samples_of_the_priors_are_drawn_and_looked_at(full_run):
     do(f"{line} {small} --generation.adversarial_start 1 --generation.redraw 0")
     meta = storage.read_meta(decoder_folder(full_run, GENERATION).model)
     task = SampleTask(full_run, config_of(meta, full_run))
+    task.open_data()
     task.read_data()
     codes, classes = task.samples
     assert [len(level) for level in codes] == [6, 6]

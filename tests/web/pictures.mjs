@@ -11,6 +11,9 @@ import { readFileSync, writeFileSync } from "node:fs";
 import process from "node:process";
 import { decode, encode, readBundle, Refused } from "../../src/hrvqvae/export/javascript/hrvqvae.js";
 
+// a page that is not served by https cannot compute hashes
+Object.defineProperty(globalThis, "crypto", { value: undefined });
+
 const [what, bundle, input, out] = process.argv.slice(2);
 const base64 = (bytes) => Buffer.from(bytes).toString("base64");
 const bytesOf = (text) => new Uint8Array(Buffer.from(text, "base64"));

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,14 +16,14 @@ from torch.nn.functional import interpolate
 
 from benchmarks.common import fields
 from benchmarks.torture.bombs import BOMBS, write_bomb
-from hrvqvae.checkpoints.folder import run_folder
+from hrvqvae.checkpoints.folder import RunFolder, run_folder
 from hrvqvae.compression import hrv
 from hrvqvae.compression.images import decode_images
 from hrvqvae.compression.levels import flat_codes
 from hrvqvae.config.parsing import override
 from hrvqvae.export.web import export_web
 from hrvqvae.model import Model
-from tests.compression.made import flip_bit
+from tests.compression.made import files_of, flip_bit, made_entropy_model, random_codes
 from tests.conftest import do, parametrize, read_json, refused, shared_fixture
 from tests.export import test_graphs
 from tests.format.test_javascript import DECODER, run_node
@@ -231,6 +232,25 @@ def test_models_of_other_shapes(system, changes, levels, tmp_path, monkeypatch):
     file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0], levels)
     results = run_module("decode", bundle, [file], tmp_path)
     check_pixels(model, entropy_model.bare, [file], results)
+
+
+@torch.inference_mode()
+def test_positions_that_stop_have_the_pixels_of_python(tmp_path):
+    run = RunFolder(test_graphs.saved("treevq", tmp_path))
+    config = run.read_config().model
+    made = made_entropy_model(config.num_symbols, config.geometry, with_stops=True)
+    run.tables.write_bytes(replace(made, model=run.digest).content)
+    bundle = write_bundle(run.path, tmp_path / "web")
+    model, entropy_model = read_bundle(bundle)
+    size = (21, 30)
+    files = files_of(entropy_model, size, 8)
+    assert all(image.codes[-1].min() < 0 for image in hrv.read(entropy_model, files))
+
+    # all levels everywhere
+    codes = random_codes(entropy_model, size, 1)
+    files += hrv.write(entropy_model, codes.clip(0), size, qualities=[7])
+    results = run_module("decode", bundle, files, tmp_path)
+    check_pixels(model, entropy_model, files, results)
 
 
 def test_the_module_beside_the_bundle_reads_it_and_is_small(bundle):

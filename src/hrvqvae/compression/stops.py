@@ -6,12 +6,8 @@ an image is found by halving an interval: its codes are encoded once, and its fi
 each trial.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.compression.decoder_search import Rate, encode_with_distances
@@ -22,14 +18,11 @@ from hrvqvae.config import Grid
 from hrvqvae.models.base import image_size
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import QUALITIES, Codes, choose_depths, stop_at
-from hrvqvae.utils.grouping import slices
 
 # the interval of qualities, and how often it is halved
 _LEAST_QUALITY = -2.0
 _MOST_QUALITY = 9.0
 _HALVINGS = 8
-_MOST_DRAWN = 20_000  # images from which it is learned where positions stop
-_DRAWN_AT_ONCE = 256
 
 
 def fit_stopped_files(
@@ -121,33 +114,3 @@ def measure_bits(entropy_model: EntropyModel, codes: Codes, size: Grid) -> Tenso
     ]
     shape = len(codes), *codes[0].shape
     return torch.from_numpy(np.stack(bits)).view(shape).to(codes[0].device)
-
-
-@torch.inference_mode()
-def draw_stops(
-    model: SingleGridAutoencoder,
-    entropy_model: EntropyModel,
-    levels: Sequence[NDArray[Any]],
-    size: Grid,
-) -> tuple[list[NDArray[np.int16]], NDArray[np.int64]]:
-    """Return codes of training images (n, H, W) per level, -1 where positions have stopped, and the
-    quality of each image (n,), to fit networks of flags.
-
-    `levels` are the codes (N, H, W) of each level, and `size` is that of the images. At most 20,000
-    images are taken. The sums of all their levels stand for the latents.
-    """
-    quantizer = model.quantizer
-    device = quantizer.levels[0].count.device
-    count = min(len(levels[0]), _MOST_DRAWN)
-    rows = np.arange(count) * len(levels[0]) // count
-    qualities = np.arange(count) % QUALITIES
-    drawn = []
-    for batch in slices(np.arange(count), _DRAWN_AT_ONCE):
-        arrays = [torch.from_numpy(level[rows[batch]].astype(np.int64)) for level in levels]
-        codes = tuple(array.to(device) for array in arrays)
-        quality = torch.from_numpy(qualities[batch]).to(device)
-        prices = quantizer.price_bits(measure_bits(entropy_model, codes, size), quality)
-        distances = quantizer.prefix_distances(quantizer.lookup(codes), codes)
-        stopped = torch.stack(stop_at(codes, choose_depths(distances, prices)))
-        drawn.append(stopped.cpu().numpy().astype(np.int16))
-    return list(np.concatenate(drawn, 1)), qualities

@@ -81,6 +81,8 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         "fingerprint": list(
             entropy_model.fingerprint if entropy_model.networks else bytes(FINGERPRINT_BYTES)
         ),
+        # of files whose positions stop at levels of their own
+        "stop_fingerprint": list(entropy_model.stop_fingerprint),
         "arrays": [[key, _KINDS[array.dtype], list(array.shape)] for key, array in arrays.items()],
     }
 

@@ -175,6 +175,7 @@ class Trainer:
         """
         task = self.task
         device = task.compute.device
+        task.open_data()
         with ExitStack() as stack:
             stack.enter_context(distributed.lock_on_rank_zero(task.run.path))
 
@@ -246,7 +247,6 @@ class Trainer:
         task = self.task
         run = task.run
         training = task.training
-        task.open_data()
         is_new = distributed.on_rank_zero(self.prepare_folder)
         if training.threads:
             torch.set_num_threads(training.threads)

@@ -9,26 +9,32 @@ const MAX_CODES = 2 ** 27;
 
 /**
  * Reads a .hrv: { height, width, grids, levels, ends, fault }. `levels` are the codes of the levels that are whole,
- * row after row; bytes.subarray(0, ends[l]) is the file of the first l + 1 levels; `fault` says what is wrong after them.
+ * row after row, -1 where a position has stopped; bytes.subarray(0, ends[p]) is the file of the first p + 1 parts (in
+ * version 1, levels); `fault` says what is wrong after them.
  */
 export function readImage(bytes, tables) {
-  refuseUnless(bytes.length > 0 && bytes[0] >= 0xd4 && bytes[0] <= 0xd7, "not a file of codes");
-  const [square, byTables] = [(bytes[0] >> 1) & 1, bytes[0] & 1];
+  const first = bytes[0];
+  const isSecond = first >= 0xe0 && first <= 0xef;
+  refuseUnless(isSecond || (first >= 0xd4 && first <= 0xd7), "not a file of codes");
+  const [kind, square, quality] = isSecond ? [2, first & 8, first & 7] : [first & 1, first & 2, 0];
   refuseUnless(tables, "no file of tables comes before it");
   const varints = new Varints(bytes, 4, 4);
   const height = varints.next() + 1;
   const width = square ? height : varints.next() + 1;
   refuseUnless(square || width !== height, "the width is written, though it is the height");
   refuseUnless(height * width <= MAX_PIXELS, `${height}x${width} pixels are more than ${MAX_PIXELS}`);
-  refuseUnless(tables.fingerprints[byTables].every((byte, i) => byte === bytes[1 + i]), "it is of another model");
+  refuseUnless(tables.fingerprints[kind]?.every((byte, i) => byte === bytes[1 + i]), "it is of another model");
   const cells = gridsOf(tables, height, width).reduce((sum, [rows, columns]) => sum + rows * columns, 0);
   refuseUnless(cells <= MAX_CODES, `an image of ${height}x${width} pixels has more than ${MAX_CODES} codes`);
-  const image = decodeLevels(tables, byTables, [height, width], bytes, varints.at);
+  const image = decodeLevels(tables, kind, quality, [height, width], bytes, varints.at);
   refuseUnless(image.levels.length > 0, `no level is whole: ${image.fault}`);
   return image;
 }
 
-/** Writes a .hrv of codes as `readImage` gives them; by tables where that makes it no larger. */
+/**
+ * Writes a .hrv of version 1, of codes as `readImage` gives them where no position has stopped; by tables where that
+ * makes it no larger.
+ */
 export function writeImage(tables, height, width, levels) {
   const files = [0, 1].map((byTables) => {
     const bytes = [0xd4 + 2 * (height === width) + byTables, ...tables.fingerprints[byTables]];

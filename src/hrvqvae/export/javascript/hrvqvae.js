@@ -37,7 +37,7 @@ export async function readBundle(bytes) {
   refuseUnless(uint32(body, body.length - 4) === crc32(bytes.subarray(12, end)), "the bundle's header is damaged");
   let at = 0;
   const take = (length) => body.slice(at, (at += length));
-  const tables = await readTables(take(header.tables), header.fingerprint);
+  const tables = await readTables(take(header.tables), header.fingerprint, header.stop_fingerprint);
   const stored = {};
   for (const [name, kind, shape] of header.arrays) {
     const size = shape.reduce((product, side) => product * side, 1);
@@ -109,8 +109,9 @@ export function decode(bytes, model, { strict = false, levels = Infinity } = {})
 /** Pixels in [-1, 1], with the padding, of codes on that grid. */
 function decodeCodes(codes, grid, { codebooks, decoder, prefixDecoder, refiner }) {
   const latents = codebooks.lookup(codes, grid);
-  if (!refiner || codes.length === codebooks.levels) return decoder(latents);
-  return prefixDecoder(refiner(latents, codes.length - 1));
+  const cases = Array.from(codes[0], (_, p) => codes.filter((level) => level[p] >= 0).length - 1);
+  if (!refiner || cases.every((index) => index === codebooks.levels - 1)) return decoder(latents);
+  return prefixDecoder(refiner(latents, cases));
 }
 
 /** Codes of an ImageData, an Int32Array for each level. */
@@ -145,7 +146,10 @@ export function encode(image, model, { bytes = Infinity, levels = Infinity } = {
   return file.slice(0, ends[ends.length - 1]);
 }
 
-/** Where each level ends: bytes.subarray(0, ends[l]) is a file of the first l + 1 levels. */
+/**
+ * Where each level ends: bytes.subarray(0, ends[l]) is a file of the first l + 1 levels. In a file whose positions stop
+ * at levels of their own, where each part ends, which has several levels.
+ */
 export function levelEnds(bytes, model) {
   return readImage(bytes, model.tables).ends;
 }

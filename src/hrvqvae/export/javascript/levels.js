@@ -1,32 +1,39 @@
 // The codes of levels: their frequencies, the range coder and the checks.
 
 import { crc8 } from "./bytes.js";
+import { DEPTH, QUALITY } from "./tables.js";
 
 const POWERS = Array.from({ length: 64 }, (_, i) => Math.round(2 ** (16 - i / 64)));
+const PART_VALUES = 4096; // of the levels of a part with stops together, at most
 
-/** The codes of one level of one image, predicted from the codes that are known. */
+/** The codes or flags of one level of one image, predicted from the codes that are known. */
 class Predicted {
-  constructor(entry, level, grids, codes) {
-    Object.assign(this, entry, { level, grids, codes });
+  constructor(entry, symbols, level, grids, codes, quality) {
+    Object.assign(this, entry, { symbols, level, grids, codes, quality });
     this.sums = new Float64Array(this.hidden);
     this.scores = new Float64Array(this.m);
     this.frequencies = new Float64Array(this.m);
-    this.maps = this.groups.map((group) => {
-      const [rows, columns] = grids[group[1]];
+    this.maps = this.groups.map(([, b], g) => {
+      const [rows, columns] = grids[b];
       const map = new Int32Array(rows * columns);
-      if (group[1] < level) for (let i = 0; i < map.length; i++) map[i] = this.groupValue(group, i);
+      if (b < level) for (let i = 0; i < map.length; i++) map[i] = this.groupValue(g, i);
       return map;
     });
   }
 
   /** The value of a group at place i of its grid, row after row. */
-  groupValue([a, b], i) {
+  groupValue(g, i) {
+    const [a, b] = this.groups[g];
+    if (a === QUALITY) return this.quality;
     const [rows, columns] = this.grids[b];
     const [y, x] = [Math.floor(i / columns), i % columns];
     let value = 0;
-    for (let j = a; j <= b; j++) {
+    for (let j = Math.max(a, 0); j <= b; j++) {
       const [r, c] = this.grids[j];
-      value = value * this.symbols[j] + this.codes[j][Math.floor((y * r) / rows) * c + Math.floor((x * c) / columns)];
+      const code = this.codes[j][Math.floor((y * r) / rows) * c + Math.floor((x * c) / columns)];
+      if (a === DEPTH) value += Number(code >= 0);
+      else if (code >= 0) value = value * this.symbols[j] + code;
+      else return this.values[g];
     }
     return value;
   }
@@ -88,8 +95,8 @@ class Predicted {
 
   /** Takes note of the code at place i, which codes[level] has. */
   known(i) {
-    this.groups.forEach((group, g) => {
-      if (group[1] === this.level) this.maps[g][i] = this.groupValue(group, i);
+    this.groups.forEach(([, b], g) => {
+      if (b === this.level) this.maps[g][i] = this.groupValue(g, i);
     });
   }
 }
@@ -116,16 +123,16 @@ class Alike {
 }
 
 class Decoder {
-  constructor(bytes, start, end) {
-    Object.assign(this, { bytes, start, end, low: 0, range: 2 ** 48, value: 0, used: 0 });
+  constructor(bytes, start) {
+    Object.assign(this, { bytes, start, low: 0, range: 2 ** 48, value: 0, used: 0 });
     for (let i = 0; i < 6; i++) this.value = this.value * 256 + this.byte(i);
   }
 
   byte(i) {
-    return this.start + i < this.end ? this.bytes[this.start + i] : 0;
+    return this.bytes[this.start + i] ?? 0;
   }
 
-  /** The next symbol by a model with that sum of frequencies; -1 where no encoder made these bytes. */
+  /** The next symbol by a model with that sum of frequencies; -1 where the bytes are cut short or damaged. */
   symbol(model, total) {
     const part = Math.floor(this.range / total);
     const place = Math.floor(this.value / part);
@@ -140,12 +147,12 @@ class Decoder {
       this.range *= 256;
       this.used++;
     }
-    return k;
+    return this.start + this.used > this.bytes.length ? -1 : k;
   }
 
-  /** Bytes of the level. */
-  length() {
-    return this.used + bytesToEnd(this.low, this.range);
+  /** Where the bytes of the part end, if nothing follows. */
+  end() {
+    return this.start + this.used + bytesToEnd(this.low, this.range);
   }
 }
 
@@ -195,18 +202,22 @@ class Encoder {
   }
 }
 
-/** Codes of one level and where its bytes end; or what is wrong with them. */
-function decodeLevel(model, codes, bytes, start, end) {
-  const decoder = new Decoder(bytes, start, end);
+/**
+ * Decodes symbols to `codes` where `coded`, which may be `codes`, is not -1; a flag becomes 0 or -1. Returns whether the
+ * bytes are whole.
+ */
+function decodeSymbols(decoder, model, coded, codes, ofFlags) {
   for (let i = 0; i < codes.length; i++) {
-    const symbol = decoder.symbol(model, model.predict(i));
-    if (symbol < 0) return { wrong: "is damaged" };
-    if (decoder.used > end - start) return { wrong: "is cut short or damaged" };
-    codes[i] = symbol;
+    if (coded[i] < 0) {
+      codes[i] = -1;
+    } else {
+      const symbol = decoder.symbol(model, model.predict(i));
+      if (symbol < 0) return false;
+      codes[i] = ofFlags ? -symbol : symbol;
+    }
     model.known(i);
   }
-  const stop = start + decoder.length();
-  return stop > end ? { wrong: "is cut short" } : { stop };
+  return true;
 }
 
 /** The grids [rows, columns] of all levels. */
@@ -215,51 +226,72 @@ export function gridsOf(tables, height, width) {
   return tables.times.map((times) => [cells(height, times), cells(width, times)]);
 }
 
-function modelOf(tables, byTables, level, grids, codes) {
-  const entry = byTables && tables.levels[level];
-  const symbols = tables.symbols;
-  return entry ? new Predicted({ ...entry, symbols }, level, grids, codes) : new Alike(symbols[level]);
+/** The levels of each part: as many as have at most so many values together, or one. */
+function partsOf(symbols, most) {
+  const parts = [];
+  let values = Infinity;
+  symbols.forEach((m, level) => {
+    values *= m;
+    if (values > most) {
+      parts.push([]);
+      values = m;
+    }
+    parts[parts.length - 1].push(level);
+  });
+  return parts;
+}
+
+/** The model of a level's codes or flags, by its entry in the tables; without an entry all symbols are alike. */
+function modelOf(entry, symbols, level, grids, codes, quality = 0) {
+  return entry ? new Predicted(entry, symbols, level, grids, codes, quality) : new Alike(symbols[level]);
 }
 
 /**
- * The levels of a .hrv whose header takes the first `start` bytes.
+ * The levels of a .hrv whose header takes the first `start` bytes. `kind`: 0 without tables, 1 by tables, 2 with stops.
  *
- * Returns { height, width, grids, levels, ends, fault }: codes of the levels that are whole, row after row; where each
- * ends; and what is wrong after them, or null.
+ * Returns { height, width, grids, levels, ends, fault }: codes of the levels that are whole, row after row, -1 where a
+ * position has stopped; where each part ends; and what is wrong after them, or null.
  */
-export function decodeLevels(tables, byTables, [height, width], bytes, start) {
+export function decodeLevels(tables, kind, quality, [height, width], bytes, start) {
+  const { symbols } = tables;
+  const stops = kind === 2 ? tables.stops : [];
+  const parts = partsOf(symbols, kind === 2 ? PART_VALUES : 0);
   const grids = gridsOf(tables, height, width);
   const levels = [];
   const ends = [];
   let fault = null;
   let at = start;
   let checked = 0; // the first check includes the header
-  for (let level = 0; level < grids.length && !fault; level++) {
-    if (level > 0 && at === bytes.length) break; // a file may end after any level
-    const codes = new Int32Array(grids[level][0] * grids[level][1]);
-    levels.push(codes);
-    const model = modelOf(tables, byTables, level, grids, levels);
-    let { wrong, stop } = decodeLevel(model, codes, bytes, at, bytes.length);
-    if (!wrong && stop === bytes.length) wrong = "is cut short";
-    if (!wrong && crc8(0xff, bytes, checked, stop + 1) !== 0) wrong = "is damaged";
-    if (wrong) {
-      fault = `level ${level + 1} ${wrong}`;
-      levels.pop();
-    } else {
-      at = checked = stop + 1;
-      ends.push(at);
+  for (const part of parts) {
+    if (ends.length > 0 && at === bytes.length) break; // a file may end after any part
+    const decoder = new Decoder(bytes, at);
+    const isWhole = part.every((level) => {
+      const codes = new Int32Array(grids[level][0] * grids[level][1]);
+      levels.push(codes);
+      const model = (entry) => modelOf(entry, symbols, level, grids, levels, quality);
+      const flags = stops[level];
+      if (flags && !decodeSymbols(decoder, model(flags), levels[level - 1], codes, true)) return false;
+      return decodeSymbols(decoder, model(kind && tables.levels[level]), codes, codes, false);
+    });
+    const stop = decoder.end();
+    if (!isWhole || stop >= bytes.length || crc8(0xff, bytes, checked, stop + 1) !== 0) {
+      fault = `from level ${part[0] + 1} on, it is cut short or damaged`;
+      levels.length = part[0];
+      break;
     }
+    at = checked = stop + 1;
+    ends.push(at);
   }
   if (!fault && at < bytes.length) fault = "bytes are left after the last level";
   return { height, width, grids, levels, ends, fault };
 }
 
-/** The bytes of each level, without checks, of codes as `decodeLevels` gives them. */
+/** The bytes of each level, without checks, of codes as `decodeLevels` gives them where no position has stopped. */
 export function encodeLevels(tables, byTables, [height, width], levels) {
   const grids = gridsOf(tables, height, width);
   return levels.map((codes, level) => {
     const encoder = new Encoder();
-    const model = modelOf(tables, byTables, level, grids, levels);
+    const model = modelOf(byTables && tables.levels[level], tables.symbols, level, grids, levels);
     codes.forEach((code, i) => {
       const total = model.predict(i);
       encoder.symbol(...model.share(code), total);

@@ -99,8 +99,15 @@ function padded({ height, width, channels, data }, border, relu) {
 
 function added(features, more) {
   const data = Float32Array.from(features.data);
-  for (let i = 0; i < data.length; i++) data[i] += more[more.length === data.length ? i : i % more.length];
+  for (let i = 0; i < data.length; i++) data[i] += more[i];
   return { ...features, data };
+}
+
+/** Features plus the bias of each position's case. */
+function biased(features, biases, cases) {
+  const { channels } = features;
+  const bias = (i) => biases[cases[Math.floor(i / channels)] * channels + (i % channels)];
+  return { ...features, data: features.data.map((value, i) => value + bias(i)) };
 }
 
 /** A convolution that keeps the size (padding by dilation * half of the kernel), or halves it (4x4, padding by 1). */
@@ -140,14 +147,14 @@ function doubling(kernel, weights, name) {
   };
 }
 
-/** x + conv1x1(relu(conv(relu(x)))); `biases` has a bias of x inside for each case. */
+/** x + conv1x1(relu(conv(relu(x + bias)))); blocks of a refiner have the bias of each position's case, others none. */
 function residualBlock(kernel, weights, name, dilation = 1) {
   const spatial = convolution(kernel, weights, `${name}.spatial`, { dilation, relu: true });
   const pointwise = convolution(kernel, weights, `${name}.pointwise`, { relu: true });
   const biases = weights[`${name}.case.weight`];
-  return (input, index) => {
-    const bias = biases?.data.subarray(index * input.channels, (index + 1) * input.channels);
-    return added(input, pointwise(spatial(bias ? added(input, bias) : input)).data);
+  return (input, cases) => {
+    const inside = biases ? biased(input, biases.data, cases) : input;
+    return added(input, pointwise(spatial(inside)).data);
   };
 }
 
@@ -162,12 +169,12 @@ export function buildDecoder(kernel, weights, name, { stride, residual_blocks: b
   return chain([convolution(kernel, weights, `${name}.0`), ...blocksOf(kernel, weights, `${name}.1`, blocks), ...doublings]);
 }
 
-/** The refiner of prefixes: latents and the number of levels less 1 to latents. */
+/** The refiner of prefixes: latents and the case of each position, its number of levels less 1, to latents. */
 export function buildRefiner(kernel, weights, name, blocks) {
   const inward = convolution(kernel, weights, `${name}.inward`);
   const outward = convolution(kernel, weights, `${name}.outward`, { relu: true });
   const stack = Array.from({ length: blocks }, (_, i) => residualBlock(kernel, weights, `${name}.blocks.${i}`, 2 ** (i >> 1)));
-  return (latents, index) => added(latents, outward(stack.reduce((input, block) => block(input, index), inward(latents))).data);
+  return (latents, cases) => added(latents, outward(stack.reduce((input, block) => block(input, cases), inward(latents))).data);
 }
 
 /** The encoder: pixels in [-1, 1] to latents. */
@@ -195,13 +202,14 @@ export class Codebooks {
     this.counts = this.books.map((book) => book.length / (codewords * dim)); // of codebooks
   }
 
-  /** The sum of the codewords of the first levels: latents. */
+  /** The sum of the codewords of the first levels, without those of -1, where a position has stopped: latents. */
   lookup(codes, [height, width]) {
     const { dim, size } = this;
     const data = new Float32Array(height * width * dim);
     for (let p = 0; p < height * width; p++) {
       let index = 0;
       codes.forEach((level, l) => {
+        if (level[p] < 0) return;
         index = (index % this.counts[l]) * size + level[p];
         for (let d = 0; d < dim; d++) data[p * dim + d] += this.books[l][index * dim + d];
       });
